@@ -1,0 +1,106 @@
+"""Files that are either whole or absent, and run folders stamped with the settings that made them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from regnet.errors import OutputError
+
+STAMP = "stamp.json"
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write a file or folder to, and rename it when the block ends well.
+
+    Whatever stood at `path` before is untouched until the rename, and stays if the block raises.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        yield partial
+        if path.is_dir():
+            remove(path)
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror}); free some space or choose another output_dir"
+            ) from error
+        raise
+    finally:
+        if partial.exists():
+            remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all; NaN and infinities become null, since JSON has none."""
+    write_text(path, json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that regnet wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(data: Any) -> str:
+    """Hash settings (anything JSON can hold) to 16 hexadecimal digits, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(_plain(data), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_stamp(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Mark a stage's folder as whole, with the settings that made it."""
+    write_json(folder / STAMP, {"digest": digest(settings), "settings": dict(settings)})
+
+
+def is_stamped(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Tell whether a stage's folder is whole and was made with just these settings."""
+    path = folder / STAMP
+    return path.is_file() and read_json(path)["digest"] == digest(settings)
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if hasattr(data, "item") and getattr(data, "ndim", 1) == 0:
+        data = data.item()
+    if hasattr(data, "tolist"):
+        return _plain(data.tolist())
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    return str(data) if isinstance(data, Path) else data

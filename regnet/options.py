@@ -1,0 +1,67 @@
+"""One way to declare an option: its default, unit, range and meaning beside the field.
+
+The rooms declare their options as frozen dataclasses whose fields are made by `option`; `regnet.config` composes them
+into the Hydra schema, checks them with `check_options` and prints them in `--help`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields, is_dataclass
+from typing import Any
+
+from regnet.errors import ConfigError
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """Declare a dataclass field with its meaning, unit and range of allowed values (both ends included)."""
+    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": tuple(choices) if choices else None}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_options(options: Any, prefix: str = "") -> None:
+    """Check every field of a dataclass tree against its declared range.
+
+    Args:
+        options: dataclass instance; nested dataclasses and lists of them are checked too.
+        prefix: dotted path of `options` in the configuration, for messages.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    for spec in fields(options):
+        value, key = getattr(options, spec.name), f"{prefix}{spec.name}"
+        if is_dataclass(value):
+            check_options(value, f"{key}.")
+        elif isinstance(value, list | tuple):
+            for position, item in enumerate(value):
+                if is_dataclass(item):
+                    check_options(item, f"{key}.{position}.")
+                else:
+                    _check_value(item, key, spec.metadata)
+        else:
+            _check_value(value, key, spec.metadata)
+
+
+def _check_value(value: Any, key: str, metadata: Any) -> None:
+    if value is None or not metadata:
+        return
+    unit = f" {metadata['unit']}" if metadata["unit"] else ""
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigError(f"{key}={value!r} is not known; choose one of {', '.join(metadata['choices'])}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high = metadata["low"], metadata["high"]
+    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+        span = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
+        raise ConfigError(f"{key}={value} is out of range; it must be {span}{unit}")
