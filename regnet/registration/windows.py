@@ -1,0 +1,160 @@
+"""Predict a displacement of any size by overlapping windows, in memory that the window and the raster's width bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from regnet.options import option
+
+# Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
+ALIGN_PX = 16
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How a raster is cut into windows for prediction."""
+
+    window_px: int = option(768, "side of a window", unit="px", low=32)
+    overlap_px: int = option(256, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
+
+
+class Patch(Protocol):
+    """A window of a pair: `fixed` (Cf, H, W), `moving` (Cm, H, W) and where each is valid (H, W)."""
+
+    @property
+    def fixed(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def moving(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def fixed_valid(self) -> NDArray[np.bool_]: ...  # noqa: D102
+    @property
+    def moving_valid(self) -> NDArray[np.bool_]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is known of a window's displacement.
+
+    Attributes:
+        displacement: (2, H, W) px.
+        quality: (K, H, W): how far to trust it; the first channel is the confidence in 0..1, what the others mean is
+            the matcher's own.
+    """
+
+    displacement: NDArray[np.float32]
+    quality: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished rows of a prediction: `displacement` (2, h, W) and `quality` (K, h, W), the first of them row `row`."""
+
+    row: int
+    displacement: NDArray[np.float32]
+    quality: NDArray[np.float32]
+
+
+Matcher = Callable[[Patch], Match]
+Reader = Callable[[int, int, int, int], Patch]
+
+
+def predict_strips(
+    matcher: Matcher,
+    read: Reader,
+    shape: tuple[int, int],
+    options: WindowOptions,
+    progress: str = "",
+    channels: int = 1,
+) -> Iterator[Strip]:
+    """Predict by overlapping windows, blended by raised cosines, and give the rows as they are finished.
+
+    The outer quarter of an overlap counts for nothing, since a window knows too little there: a matcher that looks no
+    farther than `overlap_px / 4` gives just what it gives on the whole raster at once.
+
+    Args:
+        matcher: maps a window of the pair to its displacement; windows without any pixel valid in both are skipped.
+        read: `read(row, col, height, width)`; windows may reach beyond the raster, where it gives invalid pixels.
+        shape: (H, W) of the raster, px.
+        options: size and overlap of the windows.
+        progress: what the progress bar says; none is shown if empty.
+        channels: K, how many channels of quality the matcher gives.
+
+    Yields:
+        Strips from top to bottom that make up the raster; displacement and quality are 0 where nothing is valid.
+    """
+    rows, height = layout(shape[0], options)
+    cols, width = layout(shape[1], options)
+    weight = np.outer(_ramp(height, options.overlap_px), _ramp(width, options.overlap_px)).astype(np.float32)
+    buffer = np.zeros((3 + channels, height, cols[-1] + width), np.float32)
+    bar = tqdm(total=len(rows) * len(cols), desc=progress, unit="window", disable=not progress)
+    for row, following in zip(rows, [*rows[1:], shape[0]], strict=True):
+        for col in cols:
+            patch = read(row, col, height, width)
+            if (patch.fixed_valid & patch.moving_valid).any():
+                match = matcher(patch)
+                target = buffer[:, :, col : col + width]
+                target[:2] += match.displacement * weight
+                target[2:-1] += match.quality * weight
+                target[-1] += weight
+            bar.update()
+        count = following - row
+        done = buffer[:-1, :count, : shape[1]] / np.maximum(buffer[-1, :count, : shape[1]], np.float32(1e-12))
+        yield Strip(row, done[:2], done[2:])
+        buffer[:, : height - count] = buffer[:, count:].copy()
+        buffer[:, height - count :] = 0
+    bar.close()
+
+
+def predict_field(
+    matcher: Matcher,
+    read: Reader,
+    shape: tuple[int, int],
+    options: WindowOptions,
+    progress: str = "",
+    channels: int = 1,
+) -> Match:
+    """Predict a whole raster as `predict_strips` does, for rasters whose displacement fits into memory."""
+    strips = list(predict_strips(matcher, read, shape, options, progress, channels))
+    return Match(
+        np.concatenate([strip.displacement for strip in strips], 1),
+        np.concatenate([strip.quality for strip in strips], 1),
+    )
+
+
+def layout(length: int, options: WindowOptions) -> tuple[list[int], int]:
+    """Place windows along one axis.
+
+    Args:
+        length: of the axis, px.
+        options: size and least overlap of the windows.
+
+    Returns:
+        The starts, evenly spaced multiples of `ALIGN_PX`, and the windows' common size; the last window may reach
+        beyond the axis.
+    """
+    size = min(_aligned(options.window_px), _aligned(length))
+    if size >= length:
+        return [0], size
+    longest = max(size - _aligned(options.overlap_px), ALIGN_PX)
+    count = 1 + -(-(length - size) // longest)
+    step = _aligned(-(-(length - size) // (count - 1)))
+    return [step * position for position in range(count)], size
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGN_PX) * ALIGN_PX
+
+
+def _ramp(size: int, overlap_px: int) -> NDArray[np.float64]:
+    """Weight along one axis of a window: next to nothing, a rising raised cosine, one, and the same backwards."""
+    ramp = max(overlap_px / 2, 1e-6)
+    inside = np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5)
+    rise = np.clip((inside - overlap_px / 4) / ramp, 0, 1)
+    # The outermost pixels keep a trace of weight: at the raster's own border no other window speaks for them.
+    return np.asarray(np.maximum(0.5 - 0.5 * np.cos(np.pi * rise), 1e-6))

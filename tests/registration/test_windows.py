@@ -1,0 +1,100 @@
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter
+
+from regnet.registration.windows import ALIGN_PX, Match, WindowOptions, layout, predict_field, predict_strips
+
+
+@dataclass
+class Pair:
+    fixed: np.ndarray
+    moving: np.ndarray
+    fixed_valid: np.ndarray
+    moving_valid: np.ndarray
+
+
+def reader(fixed, valid=None):
+    """Windows of an array, zero and invalid beyond it."""
+    valid = np.ones(fixed.shape[1:], bool) if valid is None else valid
+
+    def read(row, col, height, width):
+        part, ok = np.zeros((len(fixed), height, width), np.float32), np.zeros((height, width), bool)
+        inside = fixed[:, row : row + height, col : col + width]
+        part[:, : inside.shape[1], : inside.shape[2]] = inside
+        ok[: inside.shape[1], : inside.shape[2]] = valid[row : row + height, col : col + width]
+        return Pair(part, part, ok, ok)
+
+    return read
+
+
+def local_mean(size):
+    def match(patch):
+        mean = np.stack([uniform_filter(band, size, mode="constant") for band in patch.fixed[:2]])
+        return Match(mean, mean[:1] ** 2)
+
+    return match
+
+
+@given(st.integers(1, 900), st.integers(32, 400), st.integers(0, 200))
+@settings(max_examples=200, deadline=None)
+def test_windows_cover_the_axis_with_at_least_the_overlap(length, window_px, overlap_px):
+    starts, size = layout(length, WindowOptions(window_px, overlap_px))
+    assert starts[0] == 0
+    assert starts[-1] < length <= starts[-1] + size
+    for one, two in pairwise(starts):
+        assert two % ALIGN_PX == 0
+        assert two - one <= max(size - overlap_px, ALIGN_PX)
+
+
+@pytest.mark.parametrize("window_px", [96, 128, 208])
+def test_windows_give_what_one_window_gives(window_px):
+    image = np.random.default_rng(0).normal(size=(2, 300, 333)).astype(np.float32)
+    whole = local_mean(9)(reader(image)(0, 0, 300, 333))
+    field = predict_field(local_mean(9), reader(image), (300, 333), WindowOptions(window_px, 32))
+    np.testing.assert_allclose(field.displacement, whole.displacement, atol=1e-5)
+    np.testing.assert_allclose(field.quality, whole.quality, atol=1e-5)
+
+
+def test_a_matcher_that_looks_far_leaves_no_seams():
+    def corner_biased(patch):
+        ramp = np.linspace(0, 1, patch.fixed.shape[2], dtype=np.float32)
+        return Match(np.broadcast_to(ramp, (2, *patch.fixed.shape[1:])), np.ones((1, *patch.fixed.shape[1:])))
+
+    field = predict_field(corner_biased, reader(np.zeros((1, 64, 500))), (64, 500), WindowOptions(128, 64))
+    assert np.abs(np.diff(field.displacement[0], axis=1)).max() < 0.06
+
+
+def test_strips_come_in_order_and_keep_dx_and_dy_apart():
+    def constant(patch):
+        shape = patch.fixed.shape[1:]
+        return Match(np.stack([np.full(shape, 3.0), np.full(shape, -2.0)]), np.ones((1, *shape)))
+
+    strips = list(predict_strips(constant, reader(np.zeros((1, 250, 100))), (250, 100), WindowOptions(64, 16)))
+    assert [strip.row for strip in strips] == list(np.cumsum([0, *(s.displacement.shape[1] for s in strips)]))[:-1]
+    assert sum(strip.displacement.shape[1] for strip in strips) == 250
+    for strip in strips:
+        np.testing.assert_allclose(strip.displacement[0], 3, rtol=1e-5)
+        np.testing.assert_allclose(strip.displacement[1], -2, rtol=1e-5)
+
+
+def test_windows_without_a_valid_pixel_are_never_matched():
+    valid = np.zeros((256, 256), bool)
+    valid[:40, :40] = True
+    seen = []
+
+    def match(patch):
+        assert (patch.fixed_valid & patch.moving_valid).any()
+        seen.append(1)
+        shape = patch.fixed.shape[1:]
+        return Match(np.ones((2, *shape)), np.ones((1, *shape)))
+
+    field = predict_field(match, reader(np.zeros((1, 256, 256)), valid), (256, 256), WindowOptions(64, 16))
+    assert len(seen) == 1
+    assert field.quality[0, 10, 10] == pytest.approx(1)
+    assert not field.quality[0, 200, 200]
+    assert not field.displacement[:, 200, 200].any()
