@@ -104,7 +104,8 @@ def predict_strips(
                 target[-1] += weight
             bar.update()
         count = following - row
-        done = buffer[:-1, :count, : shape[1]] / np.maximum(buffer[-1, :count, : shape[1]], np.float32(1e-12))
+        done = np.empty((2 + channels, count, shape[1]), np.float32)
+        np.divide(buffer[:-1, :count, : shape[1]], np.maximum(buffer[-1, :count, : shape[1]], 1e-12), out=done)
         yield Strip(row, done[:2], done[2:])
         buffer[:, : height - count] = buffer[:, count:].copy()
         buffer[:, height - count :] = 0

@@ -1,0 +1,43 @@
+"""The registration methods that people have, by the name under which `evaluate` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet.baselines.phase import phase_correlation
+from regnet.errors import ConfigError
+
+# (fixed (Cf, H, W), moving (Cm, H, W), fixed_valid (H, W), moving_valid (H, W)) -> displacement (2, H, W) px.
+# A method that finds nothing raises InputError: it never answers with zeros.
+Method = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.float32]]
+
+
+def nothing(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],  # noqa: ARG001
+    fixed_valid: NDArray[np.bool_],  # noqa: ARG001
+    moving_valid: NDArray[np.bool_],  # noqa: ARG001
+) -> NDArray[np.float32]:
+    """Leave the pair as it is: the error before registration."""
+    return np.zeros((2, *fixed.shape[1:]), np.float32)
+
+
+METHODS: dict[str, Method] = {
+    "none": nothing,
+    "classical.phase": phase_correlation,
+}
+
+
+def find_method(name: str) -> Method:
+    """Find a method by its name.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise ConfigError(f"method {name!r} is not known; choose among {', '.join(METHODS)}") from None

@@ -1,0 +1,110 @@
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from regnet import displacement
+from regnet.baselines.grey import bytes_band, grey_band
+from regnet.baselines.grid import from_points
+from regnet.baselines.registry import METHODS, find_method
+from regnet.errors import ConfigError, InputError
+
+SHAPE = (320, 352)
+SHIFT = (4.0, -2.5)  # dx, dy: both signs and a different size, so that a swap or a sign cannot pass
+WANDERING = {"classical.phase": 0.3}
+
+
+def texture(channels, seed=0):
+    noise = np.random.default_rng(seed).normal(size=(1, *SHAPE))
+    band = gaussian_filter(noise, (0, 2, 2)) * 10 + gaussian_filter(noise, (0, 8, 8)) * 30
+    gains = np.linspace(1, 0.5, channels)[:, None, None]
+    return (band * gains).astype(np.float32)
+
+
+def pair(field):
+    """Fixed and moving whose true displacement is `field`: moving(x + field(x)) = fixed(x)."""
+    fixed = texture(3)
+    pull = displacement.invert(torch.from_numpy(field)[None])
+    moving = displacement.warp(torch.from_numpy(fixed[:2])[None], pull, "bicubic")[0].numpy()
+    valid = displacement.warp_valid(torch.ones(1, 1, *SHAPE, dtype=torch.bool), pull)[0, 0].numpy()
+    return fixed, moving, np.ones(SHAPE, bool), valid
+
+
+@cache
+def shifted_pair():
+    return pair(np.broadcast_to(np.float32(SHIFT)[:, None, None], (2, *SHAPE)).copy())
+
+
+@cache
+def bent_pair():
+    true = displacement.random_field(SHAPE, 6, 60, np.random.default_rng(3))
+    return pair(true), true
+
+
+@pytest.mark.parametrize("name", sorted(WANDERING))
+def test_a_constant_shift_comes_out_with_its_signs(name):
+    found = METHODS[name](*shifted_pair())
+    assert found.dtype == np.float32
+    assert found.shape == (2, *SHAPE)
+    inner = found[:, 40:-40, 40:-40]
+    assert abs(np.median(inner[0]) - SHIFT[0]) < 0.25
+    assert abs(np.median(inner[1]) - SHIFT[1]) < 0.25
+
+
+@pytest.mark.parametrize("name", sorted(WANDERING))
+def test_a_smooth_field_is_found_better_than_by_doing_nothing(name):
+    images, true = bent_pair()
+    found = METHODS[name](*images)
+    before = np.hypot(*true)[40:-40, 40:-40].mean()
+    after = np.hypot(*(found - true))[40:-40, 40:-40].mean()
+    assert after < WANDERING[name] * before
+
+
+@pytest.mark.parametrize("name", sorted(WANDERING))
+def test_garbage_in_masked_pixels_changes_little(name):
+    fixed, moving, fixed_valid, moving_valid = shifted_pair()
+    hole = np.s_[100:160, 120:200]
+    moving_valid = moving_valid.copy()
+    moving_valid[hole] = False
+    clean = METHODS[name](fixed, moving, fixed_valid, moving_valid)
+    moving = moving.copy()
+    moving[:, *hole] = 1e4
+    dirty = METHODS[name](fixed, moving, fixed_valid, moving_valid)
+    np.testing.assert_allclose(dirty, clean, atol=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(WANDERING))
+def test_a_constant_image_is_a_failure_and_not_a_zero(name):
+    _, moving, fixed_valid, moving_valid = shifted_pair()
+    with pytest.raises(InputError):
+        METHODS[name](np.ones((3, *SHAPE), np.float32), moving, fixed_valid, moving_valid)
+
+
+def test_nothing_is_zero_and_unknown_names_are_refused():
+    assert not METHODS["none"](*shifted_pair()).any()
+    with pytest.raises(ConfigError, match=r"classical\.phase"):
+        find_method("classical.fase")
+
+
+def test_grey_band_is_the_component_of_most_contrast_and_keeps_its_sign():
+    bright = texture(1)[0]
+    image = np.stack([bright, 3 * bright, np.random.default_rng(1).normal(size=SHAPE).astype(np.float32) * 0.01])
+    valid = np.ones(SHAPE, bool)
+    valid[:10] = False
+    band = grey_band(image, valid)
+    assert np.corrcoef(band[valid], bright[valid])[0, 1] > 0.999
+    assert band[valid].std() == pytest.approx(1, rel=1e-4)
+    assert not band[:10].any()
+    assert bytes_band(image, valid).dtype == np.uint8
+
+
+def test_points_spread_to_every_pixel():
+    points, shifts = np.array([[10.0, 20.0], [200.0, 250.0]]), np.array([[1.0, -1.0], [3.0, 2.0]])
+    field = from_points(points, shifts, SHAPE, 5.0)
+    assert field[:, 20, 10] == pytest.approx([1, -1], abs=1e-3)
+    assert field[:, 250, 200] == pytest.approx([3, 2], abs=1e-3)
+    assert np.isfinite(field).all()
+    assert field[0].min() >= 1 - 1e-4
+    assert field[0].max() <= 3 + 1e-4
