@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet.options import option
+from regnet.tiles.patch import Patch
 
 # Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
 ALIGN_PX = 16
@@ -22,19 +22,6 @@ class WindowOptions:
 
     window_px: int = option(768, "side of a window", unit="px", low=32)
     overlap_px: int = option(256, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
-
-
-class Patch(Protocol):
-    """A window of a pair: `fixed` (Cf, H, W), `moving` (Cm, H, W) and where each is valid (H, W)."""
-
-    @property
-    def fixed(self) -> NDArray[np.float32]: ...  # noqa: D102
-    @property
-    def moving(self) -> NDArray[np.float32]: ...  # noqa: D102
-    @property
-    def fixed_valid(self) -> NDArray[np.bool_]: ...  # noqa: D102
-    @property
-    def moving_valid(self) -> NDArray[np.bool_]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -159,3 +146,24 @@ def _ramp(size: int, overlap_px: int) -> NDArray[np.float64]:
     rise = np.clip((inside - overlap_px / 4) / ramp, 0, 1)
     # The outermost pixels keep a trace of weight: at the raster's own border no other window speaks for them.
     return np.asarray(np.maximum(0.5 - 0.5 * np.cos(np.pi * rise), 1e-6))
+
+
+class PatchReader:
+    """Reads windows of a pair in memory; beyond it they are zero and invalid."""
+
+    def __init__(self, patch: Patch) -> None:
+        self._patch = patch
+
+    def __call__(self, row: int, col: int, height: int, width: int) -> Patch:
+        """Cut out a window that starts inside the pair."""
+        patch = self._patch
+        full = patch.fixed_valid.shape
+        rows, cols = slice(row, min(row + height, full[0])), slice(col, min(col + width, full[1]))
+        pad = ((0, height - (rows.stop - row)), (0, width - (cols.stop - col)))
+        return Patch(
+            np.pad(patch.fixed[:, rows, cols], ((0, 0), *pad)),
+            np.pad(patch.moving[:, rows, cols], ((0, 0), *pad)),
+            np.pad(patch.fixed_valid[rows, cols], pad),
+            np.pad(patch.moving_valid[rows, cols], pad),
+            np.pad(patch.structure[rows, cols], pad),
+        )

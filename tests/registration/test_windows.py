@@ -1,4 +1,3 @@
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -7,29 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
-from regnet.registration.windows import ALIGN_PX, Match, WindowOptions, layout, predict_field, predict_strips
-
-
-@dataclass
-class Pair:
-    fixed: np.ndarray
-    moving: np.ndarray
-    fixed_valid: np.ndarray
-    moving_valid: np.ndarray
+from regnet.registration.windows import (
+    ALIGN_PX,
+    ArrayPatch,
+    Match,
+    PatchReader,
+    WindowOptions,
+    layout,
+    predict_field,
+    predict_strips,
+)
 
 
 def reader(fixed, valid=None):
-    """Windows of an array, zero and invalid beyond it."""
+    fixed = np.asarray(fixed, np.float32)
     valid = np.ones(fixed.shape[1:], bool) if valid is None else valid
-
-    def read(row, col, height, width):
-        part, ok = np.zeros((len(fixed), height, width), np.float32), np.zeros((height, width), bool)
-        inside = fixed[:, row : row + height, col : col + width]
-        part[:, : inside.shape[1], : inside.shape[2]] = inside
-        ok[: inside.shape[1], : inside.shape[2]] = valid[row : row + height, col : col + width]
-        return Pair(part, part, ok, ok)
-
-    return read
+    return PatchReader(Patch(fixed, fixed, valid, valid, valid))
 
 
 def local_mean(size):
