@@ -1,0 +1,212 @@
+"""The working grid: where its pixels lie on the ground, how large they are there, and blocks of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyproj
+import rasterio.warp
+from affine import Affine
+from pyproj.exceptions import ProjError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+
+from regnet.errors import InputError
+
+Bounds = tuple[float, float, float, float]
+"""Left, bottom, right, top."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Rectangle of pixels: rows `row` to `row + height`, columns `col` to `col + width`."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of the box in an array of (H, W)."""
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+    def slices_within(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Index, in an array of the box itself, of its part inside a grid of this shape."""
+        inside = self.clipped(shape)
+        row, col = inside.row - self.row, inside.col - self.col
+        return slice(row, row + inside.height), slice(col, col + inside.width)
+
+    def grown(self, margin_px: int) -> Box:
+        """The box with a margin on every side; it may reach beyond the grid."""
+        return Box(self.row - margin_px, self.col - margin_px, self.height + 2 * margin_px, self.width + 2 * margin_px)
+
+    def clipped(self, shape: tuple[int, int]) -> Box:
+        """The part of the box inside a grid of this shape; of zero size if there is none."""
+        row, col = min(max(self.row, 0), shape[0]), min(max(self.col, 0), shape[1])
+        bottom, right = min(self.row + self.height, shape[0]), min(self.col + self.width, shape[1])
+        return Box(row, col, max(bottom - row, 0), max(right - col, 0))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixels on the ground.
+
+    Attributes:
+        crs: coordinate reference system.
+        transform: from (column, row) to (x, y); whole numbers are the upper left corners of pixels.
+        height: rows.
+        width: columns.
+    """
+
+    crs: CRS
+    transform: Affine
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.height, self.width
+
+    @property
+    def bounds(self) -> Bounds:
+        """Left, bottom, right, top of all pixels."""
+        return self.box_bounds(Box(0, 0, self.height, self.width))
+
+    @property
+    def gsd_m(self) -> float:
+        """Side of a pixel in metres on the ground at the grid's centre, whatever the projection stretches."""
+        return ground_sampling_distance(self.crs, self.transform, self.height, self.width)
+
+    def box_transform(self, box: Box) -> Affine:
+        """Transform of a box of this grid."""
+        return self.transform * Affine.translation(box.col, box.row)
+
+    def box_bounds(self, box: Box) -> Bounds:
+        """Left, bottom, right, top of a box."""
+        corners = [(box.col, box.row), (box.col + box.width, box.row)]
+        corners += [(col, box.row + box.height) for col, _ in corners]
+        x, y = zip(*(self.transform * corner for corner in corners), strict=True)
+        return min(x), min(y), max(x), max(y)
+
+    def coarser(self, gsd_m: float | None) -> Grid:
+        """The same ground at a coarser ground sampling distance, from the same upper left corner.
+
+        Raises:
+            InputError: the distance asked for is finer than the grid's own, or wider than the whole grid.
+        """
+        if gsd_m is None:
+            return self
+        scale = gsd_m / self.gsd_m
+        if scale < 1 - 1e-3:
+            raise InputError(
+                f"gsd_m={gsd_m:g} is finer than fixed's own {self.gsd_m:.4g} m; "
+                "choose a coarser one, or null to keep fixed's"
+            )
+        height, width = int(self.height / scale + 1e-6), int(self.width / scale + 1e-6)
+        if height < 1 or width < 1:
+            raise InputError(f"gsd_m={gsd_m:g} leaves no pixel of fixed, which is {self.width} x {self.height} px")
+        return Grid(self.crs, self.transform * Affine.scale(scale), height, width)
+
+    def blocks(self, side_px: int) -> list[Box]:
+        """Cut the grid into boxes of at most this side, row by row."""
+        whole = [
+            Box(row, col, side_px, side_px)
+            for row in range(0, self.height, side_px)
+            for col in range(0, self.width, side_px)
+        ]
+        return [box.clipped(self.shape) for box in whole]
+
+
+def ground_sampling_distance(crs: CRS, transform: Affine, height: int, width: int) -> float:
+    """Geometric mean of a pixel's two sides in metres, along geodesics at the grid's centre.
+
+    Raises:
+        InputError: the coordinates have no place on the ellipsoid.
+    """
+    col, row = width / 2, height / 2
+    points = [transform * point for point in ((col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5))]
+    try:
+        source = pyproj.CRS.from_user_input(crs.to_wkt())
+        geodetic = source.geodetic_crs or pyproj.CRS.from_epsg(4326)
+        to_degrees = pyproj.Transformer.from_crs(source, geodetic, always_xy=True)
+        lon, lat = to_degrees.transform([x for x, _ in points], [y for _, y in points], errcheck=True)
+        geod = source.get_geod() or pyproj.Geod(ellps="WGS84")
+        _, _, sides = geod.inv([lon[0], lon[2]], [lat[0], lat[2]], [lon[1], lon[3]], [lat[1], lat[3]])
+    except ProjError as error:
+        raise InputError(f"the grid cannot be placed on the Earth ({_one_line(error)}); check its CRS") from error
+    gsd_m = math.sqrt(abs(sides[0] * sides[1]))
+    if not math.isfinite(gsd_m) or gsd_m == 0:
+        raise InputError("the grid has no size on the Earth; check its CRS and geotransform")
+    return gsd_m
+
+
+def reproject_bounds(bounds: Bounds, source: CRS, target: CRS, name: str) -> Bounds:
+    """Bounds in another CRS, their edges densified.
+
+    Raises:
+        InputError: the bounds have no place in the target CRS.
+    """
+    if source == target:
+        return bounds
+    try:
+        left, bottom, right, top = rasterio.warp.transform_bounds(source, target, *bounds)
+    except (RasterioError, CRSError) as error:
+        raise InputError(f"{name}: cannot be reprojected to {_crs_name(target)} ({_one_line(error)})") from error
+    if not all(map(math.isfinite, (left, bottom, right, top))):
+        raise InputError(f"{name}: its coordinates have no place in {_crs_name(target)}; check its CRS and axis order")
+    return left, bottom, right, top
+
+
+def check_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
+    """Refuse what does not lie on the grid, and say so if it would with its axes swapped.
+
+    Raises:
+        InputError: no overlap.
+    """
+    try:
+        if _overlaps(reproject_bounds(bounds, crs, grid.crs, name), grid.bounds):
+            return
+        trouble = "does not overlap the fixed image"
+    except InputError:
+        trouble = f"has coordinates outside its own CRS {_crs_name(crs)}"
+    left, bottom, right, top = bounds
+    try:
+        swapped = _overlaps(reproject_bounds((bottom, left, top, right), crs, grid.crs, name), grid.bounds)
+    except InputError:
+        swapped = False
+    remedy = (
+        "its axes look swapped (latitude before longitude, or northing before easting): swap them"
+        if swapped
+        else "check that both show the same place and that their CRS are right"
+    )
+    raise InputError(f"{name}: {trouble}; {remedy}")
+
+
+def densify(box: Box, step_px: float = 64) -> Iterator[tuple[float, float]]:
+    """Points (column, row) along the outline of a box, at most `step_px` apart."""
+    cols = np.linspace(box.col, box.col + box.width, 2 + int(box.width / step_px))
+    rows = np.linspace(box.row, box.row + box.height, 2 + int(box.height / step_px))
+    for col in cols:
+        yield float(col), float(rows[0])
+        yield float(col), float(rows[-1])
+    for row in rows:
+        yield float(cols[0]), float(row)
+        yield float(cols[-1]), float(row)
+
+
+def _overlaps(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _crs_name(crs: CRS) -> str:
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else "its CRS"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,239 @@
+"""Rasters read by window on the working grid, with their validity.
+
+Every way of saying "no data here" (nodata value, alpha band, mask band, NaN, infinities) becomes one: invalid. That is
+why a window is read from the file, masked and warped in memory, and not through a `WarpedVRT`, which ignores mask bands
+and takes infinities for values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import rasterio
+import rasterio.warp
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from regnet.errors import InputError
+from regnet.geo.grid import Box, Grid, check_overlap, densify
+
+AVERAGE_BELOW = 0.7
+"""Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
+
+MAX_SOURCE_VALUES = 32_000_000
+"""Values of the source read at once; a window that needs more is read in two halves."""
+
+WARP_TOLERANCE_PX = 0.01
+"""GDAL's approximation of the coordinate transform may be off by this much."""
+
+
+def raster_sources(path: str) -> list[str]:
+    """Files of a raster: several single files joined by | are stacked as bands."""
+    return [part.strip() for part in str(path).split("|") if part.strip()]
+
+
+def is_vector(path: str) -> bool:
+    """Tell a vector file from a raster by its name."""
+    suffixes = (".geojson", ".json", ".shp", ".gpkg", ".fgb", ".kml", ".gml", ".sqlite")
+    return Path(path).suffix.lower() in suffixes
+
+
+def open_raster(path: str) -> DatasetReader:
+    """Open one raster file that has bands, a CRS and a geotransform.
+
+    Raises:
+        InputError: missing, not a raster, without bands, CRS or geotransform.
+    """
+    if "://" not in path and not path.startswith("/vsi") and not Path(path).exists():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        dataset = rasterio.open(path)
+    except RasterioError as error:
+        raise InputError(f"{path}: not a raster that GDAL can read; give a GeoTIFF, JPEG 2000 or the like") from error
+    trouble = ""
+    if dataset.count == 0:
+        trouble = "has no bands; name one of its subdatasets"
+    elif dataset.crs is None:
+        trouble = "has no CRS; assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
+    elif dataset.transform.is_identity or dataset.transform.is_degenerate:
+        trouble = "has no geotransform; georeference it first, for example with gdalwarp"
+    if trouble:
+        dataset.close()
+        raise InputError(f"{path}: {trouble}")
+    return dataset
+
+
+def raster_grid(path: str) -> Grid:
+    """Grid of a raster; of the first file if several are joined.
+
+    Raises:
+        InputError: as `open_raster`, or the path is empty.
+    """
+    sources = raster_sources(path)
+    if not sources:
+        raise InputError("the path of a raster is empty; name a file")
+    with open_raster(sources[0]) as dataset:
+        return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
+
+
+class GridRaster:
+    """A raster, or several stacked as bands, seen on a grid: reads any box of the grid with its validity.
+
+    Args:
+        path: raster file, or several joined by |; each may have its own grid and CRS.
+        grid: the grid to read on.
+        bands: bands to read of the stack, counted from 1; empty for all. An alpha band is validity, not a band.
+
+    Raises:
+        InputError: as `open_raster`, a band that does not exist, or no overlap with the grid.
+    """
+
+    def __init__(self, path: str, grid: Grid, bands: Sequence[int] = ()) -> None:
+        self.path, self.grid = path, grid
+        self._stack = ExitStack()
+        try:
+            datasets = [self._stack.enter_context(open_raster(source)) for source in raster_sources(path)]
+            self._bands = _choose_bands(path, datasets, bands)
+            for dataset in {dataset.name: dataset for dataset, _ in self._bands}.values():
+                check_overlap(tuple(dataset.bounds), dataset.crs, grid, dataset.name)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> GridRaster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def count(self) -> int:
+        """Number of bands."""
+        return len(self._bands)
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each band: its description, or file stem and number."""
+        return [
+            dataset.descriptions[band - 1] or (Path(dataset.name).stem + (f"_{band}" if dataset.count > 1 else ""))
+            for dataset, band in self._bands
+        ]
+
+    def read(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read a box of the grid; it may reach beyond the grid and the raster.
+
+        Returns:
+            values: (C, height, width), 0 where invalid.
+            valid: (height, width), true where every band has a finite value.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        values = np.empty((self.count, box.height, box.width), np.float32)
+        for dataset in dict.fromkeys(dataset for dataset, _ in self._bands):
+            places = [place for place, (owner, _) in enumerate(self._bands) if owner is dataset]
+            values[places] = _read_warped(dataset, [self._bands[place][1] for place in places], self.grid, box)
+        valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
+        values[:, ~valid] = 0
+        return values, valid
+
+
+def _choose_bands(
+    path: str, datasets: Sequence[DatasetReader], bands: Sequence[int]
+) -> list[tuple[DatasetReader, int]]:
+    every = [
+        (dataset, band)
+        for dataset in datasets
+        for band, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
+        if meaning != ColorInterp.alpha
+    ]
+    if not every:
+        raise InputError(f"{path}: has no bands beside alpha")
+    missing = [band for band in bands if not 1 <= band <= len(every)]
+    if missing:
+        raise InputError(f"{path}: has no band {missing[0]}; it has {len(every)}, counted from 1")
+    return [every[band - 1] for band in bands] if bands else every
+
+
+def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: Box) -> NDArray[np.float32]:
+    """Read bands of one file on a box of the grid; NaN where invalid."""
+    same = dataset.crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
+    if same:
+        return _read_source(dataset, bands, box)
+    needed, ratio = _source_box(dataset, grid, box)
+    if needed.height * needed.width * len(bands) > MAX_SOURCE_VALUES and box.height * box.width > 1:
+        tall = box.height >= box.width
+        half = (box.height if tall else box.width) // 2
+        parts = (
+            (Box(box.row, box.col, half, box.width), Box(box.row + half, box.col, box.height - half, box.width))
+            if tall
+            else (Box(box.row, box.col, box.height, half), Box(box.row, box.col + half, box.height, box.width - half))
+        )
+        return np.concatenate([_read_warped(dataset, bands, grid, part) for part in parts], axis=1 if tall else 2)
+    result = np.full((len(bands), box.height, box.width), np.nan, np.float32)
+    if needed.height == 0 or needed.width == 0:
+        return result
+    rasterio.warp.reproject(
+        _read_source(dataset, bands, needed),
+        result,
+        src_transform=dataset.transform * Affine.translation(needed.col, needed.row),
+        src_crs=dataset.crs,
+        src_nodata=np.nan,
+        dst_transform=grid.box_transform(box),
+        dst_crs=grid.crs,
+        dst_nodata=np.nan,
+        resampling=Resampling.average if ratio < AVERAGE_BELOW else Resampling.cubic,
+        tolerance=WARP_TOLERANCE_PX,
+    )
+    return result
+
+
+def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDArray[np.float32]:
+    """Read a box of a file's own pixels; NaN where invalid or outside."""
+    result = np.full((len(bands), box.height, box.width), np.nan, np.float32)
+    inside = box.clipped(dataset.shape)
+    if inside.height == 0 or inside.width == 0:
+        return result
+    window = Window(inside.col, inside.row, inside.width, inside.height)
+    try:
+        values = dataset.read(list(bands), window=window).astype(np.float32)
+        valid = dataset.dataset_mask(window=window) > 0
+    except RasterioError as error:
+        raise InputError(f"{dataset.name}: damaged or cut short, it cannot be read at {inside}") from error
+    values[:, ~valid] = np.nan
+    values[~np.isfinite(values)] = np.nan
+    row, col = inside.row - box.row, inside.col - box.col
+    result[:, row : row + inside.height, col : col + inside.width] = values
+    return result
+
+
+def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, float]:
+    """Pixels of a file that a box of the grid needs, and the size of a source pixel in grid pixels."""
+    points = [grid.transform * point for point in densify(box)]
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    if dataset.crs != grid.crs:
+        try:
+            x, y = rasterio.warp.transform(grid.crs, dataset.crs, x, y)
+        except RasterioError as error:
+            raise InputError(f"{dataset.name}: cannot be reprojected onto the fixed image; check its CRS") from error
+    source = np.array([~dataset.transform * point for point in zip(x, y, strict=True)])
+    source = source[np.isfinite(source).all(axis=1)]
+    if len(source) == 0:
+        return Box(0, 0, 0, 0), 1.0
+    low, high = source.min(axis=0), source.max(axis=0)
+    ratio = math.sqrt(box.height * box.width / max(float(np.prod(high - low)), 1e-12))
+    margin = 4 + math.ceil(2 / ratio)
+    col, row = (int(value) for value in np.floor(low) - margin)
+    right, bottom = (int(value) for value in np.ceil(high) + margin)
+    return Box(row, col, bottom - row, right - col).clipped(dataset.shape), ratio

@@ -1,0 +1,242 @@
+"""A pair on its working grid: fixed and moving opened, scaled by their own percentiles, read by window."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from regnet.displacement import smooth
+from regnet.errors import InputError
+from regnet.geo.grid import Box, Grid
+from regnet.geo.raster import GridRaster, is_vector, raster_grid
+from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
+from regnet.tiles.options import PairOptions
+from regnet.tiles.patch import Patch
+
+SAMPLE_PIXELS = 1_000_000
+CLIP = 3.0
+
+Arrays = tuple[NDArray[np.float32], NDArray[np.bool_]]
+
+
+class Image(Protocol):
+    """Anything that has bands and is read by box of the working grid, with its validity."""
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each band."""
+
+    def read(self, box: Box) -> Arrays:
+        """(C, H, W) values and (H, W) validity of a box."""
+
+
+class _PolygonImage:
+    """Polygons as an image that is valid everywhere."""
+
+    def __init__(self, polygons: Polygons) -> None:
+        self.names = list(CHANNELS)
+        self._raster = PolygonRaster(polygons.outlines)
+
+    def read(self, box: Box) -> Arrays:
+        return self._raster.read(box), np.ones((box.height, box.width), np.bool_)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the bands of one image become comparable numbers.
+
+    Attributes:
+        floor: smallest value that the logarithm is taken of; None for no logarithm.
+        low, median, high: (C,) 2nd, 50th and 98th percentile of the valid pixels (after the logarithm).
+    """
+
+    floor: float | None
+    low: NDArray[np.float32]
+    median: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    def values(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the logarithm if asked. (C, ...) to (C, ...)."""
+        return raw if self.floor is None else np.log(np.maximum(raw, np.float32(self.floor)))
+
+    def normalise(self, raw: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(C, H, W) to (x - median) / (high - low), clipped, 0 where invalid."""
+        spread = (self.high - self.low)[:, None, None]
+        scaled = np.clip((self.values(raw) - self.median[:, None, None]) / spread, -CLIP, CLIP)
+        return np.where(valid, scaled, np.float32(0))
+
+    def brightness(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(C, H, W) to (H, W): mean of the bands, low = 0 and high = 1, clipped."""
+        spread = (self.high - self.low)[:, None, None]
+        return np.asarray(np.clip((self.values(raw) - self.low[:, None, None]) / spread, 0, 1).mean(axis=0))
+
+
+@dataclass(frozen=True)
+class StructureRule:
+    """Structure is where the local standard deviation of fixed's brightness exceeds a threshold.
+
+    Attributes:
+        sigma_px: Gaussian window, px.
+        threshold: least deviation; brightness is 0 at the 2nd and 1 at the 98th percentile.
+    """
+
+    sigma_px: float = 8.0
+    threshold: float = 0.04
+
+    @property
+    def margin_px(self) -> int:
+        """How far around a window the rule looks, px."""
+        return 16 * math.ceil(3.5 * self.sigma_px / 16)
+
+    def mask(self, brightness: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(H, W) brightness and validity to (H, W) structure."""
+        weight = torch.from_numpy(valid.astype(np.float32))[None, None]
+        light = torch.from_numpy(brightness)[None, None]
+        moments = smooth(torch.cat((light, light * light), 1), self.sigma_px, weight)[0]
+        deviation = (moments[1] - moments[0] ** 2).clamp_min(0).sqrt().numpy()
+        return np.asarray((deviation > self.threshold) & valid)
+
+
+class PairReader:
+    """A pair opened on its working grid.
+
+    Args:
+        options: the files and how to read them.
+        gsd_m: ground sampling distance of the working grid, m; None for fixed's own.
+        rule: what counts as structure.
+        block_px: side of the blocks in which the images are gone through for their percentiles, px.
+
+    Raises:
+        InputError: a file cannot be used; the message names it and what to do.
+    """
+
+    def __init__(
+        self, options: PairOptions, gsd_m: float | None = None, rule: StructureRule | None = None, block_px: int = 1024
+    ) -> None:
+        self.options = options
+        self.rule = rule or StructureRule()
+        self.polygons: Polygons | None = None
+        if is_vector(options.fixed):
+            raise InputError(f"{options.fixed}: fixed must be a raster; give the vector layer as moving")
+        self.grid: Grid = raster_grid(options.fixed).coarser(gsd_m)
+        self._stack = ExitStack()
+        try:
+            self._fixed: Image = self._stack.enter_context(GridRaster(options.fixed, self.grid, options.fixed_bands))
+            self._moving: Image = self._open_moving()
+            self.fixed_scaling = measure(
+                self._fixed, self.grid, options.fixed, options.fixed_transform == "log", block_px
+            )
+            self.moving_scaling = (
+                measure(self._moving, self.grid, options.moving, options.moving_transform == "log", block_px)
+                if self.polygons is None
+                else None
+            )
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open_moving(self) -> Image:
+        options = self.options
+        if not is_vector(options.moving):
+            return self._stack.enter_context(GridRaster(options.moving, self.grid, options.moving_bands))
+        self.polygons = read_polygons(options.moving, self.grid, options.layer, options.where)
+        return _PolygonImage(self.polygons)
+
+    def __enter__(self) -> PairReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the working grid."""
+        return self.grid.shape
+
+    @property
+    def crs(self) -> CRS:
+        """CRS of the working grid."""
+        return self.grid.crs
+
+    @property
+    def transform(self) -> Affine:
+        """Transform of the working grid."""
+        return self.grid.transform
+
+    @property
+    def gsd_m(self) -> float:
+        """Ground sampling distance of the working grid, m on the ground."""
+        return self.grid.gsd_m
+
+    @property
+    def fixed_channels(self) -> list[str]:
+        """Names of fixed's channels."""
+        return self._fixed.names
+
+    @property
+    def moving_channels(self) -> list[str]:
+        """Names of moving's channels."""
+        return self._moving.names
+
+    def read(self, row: int, col: int, height: int, width: int) -> Patch:
+        """Read a window of the working grid; it may reach beyond the scene.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        box, margin = Box(row, col, height, width), self.rule.margin_px
+        around, around_valid = self._fixed.read(box.grown(margin))
+        inner = (slice(margin, margin + height), slice(margin, margin + width))
+        structure = self.rule.mask(self.fixed_scaling.brightness(around), around_valid)[inner]
+        fixed_valid = around_valid[inner]
+        moving, moving_valid = self._moving.read(box)
+        outside = np.ones((height, width), np.bool_)
+        outside[box.slices_within(self.grid.shape)] = False
+        moving[:, outside], moving_valid[outside] = 0, False
+        if self.moving_scaling is not None:
+            moving = self.moving_scaling.normalise(moving, moving_valid)
+        fixed = self.fixed_scaling.normalise(around[:, *inner], fixed_valid)
+        return Patch(fixed, moving, fixed_valid, moving_valid, structure)
+
+
+def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int) -> Scaling:
+    """Find the percentiles of an image's bands from at most about a million valid pixels, evenly spread.
+
+    Raises:
+        InputError: no valid pixel, a constant band, or a logarithm of values that are never positive.
+    """
+    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / SAMPLE_PIXELS)))
+    samples = []
+    for box in grid.blocks(max(block_px // step, 1) * step):
+        values, valid = image.read(box)
+        samples.append(values[:, ::step, ::step][:, valid[::step, ::step]])
+    sample = np.concatenate(samples, axis=1)
+    if sample.shape[1] == 0:
+        raise InputError(f"{name}: has no valid pixel on the fixed image's grid; check its nodata value and mask")
+    for band, values in zip(image.names, sample, strict=True):
+        if values.min() == values.max():
+            raise InputError(
+                f"{name}: band {band} is constant ({values[0]:g}); leave it out by fixed_bands/moving_bands"
+            )
+    floor = None
+    if logarithm:
+        positive = sample[sample > 0]
+        if positive.size == 0:
+            raise InputError(f"{name}: has no positive value to take the logarithm of; set its transform to none")
+        floor = float(np.percentile(positive, 1))
+        sample = np.log(np.maximum(sample, floor))
+    low, median, high = np.percentile(sample, [2, 50, 98], axis=1).astype(np.float32)
+    flat = high <= low
+    low[flat], high[flat] = sample.min(axis=1)[flat], sample.max(axis=1)[flat]
+    return Scaling(floor, low, median, high)
