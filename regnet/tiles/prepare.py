@@ -10,7 +10,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import rasterio
 import shapely
 import zarr
@@ -205,15 +204,16 @@ def _write_labels(
 
 def _frame(rows: list[dict[str, Any]], boxes: list[Box], scenes: dict[str, Scene]) -> gpd.GeoDataFrame:
     """A table with footprints, in the scenes' CRS if they share one, else in longitude and latitude."""
-    shared = len({scene.crs.to_wkt() for scene in scenes.values()}) == 1
-    frames = []
+    crs = {scene.crs.to_wkt() for scene in scenes.values()}
+    shapes = [_footprint(box, scenes[row["pair"]].transform) for row, box in zip(rows, boxes, strict=True)]
+    if len(crs) == 1:
+        return gpd.GeoDataFrame(rows, geometry=shapes, crs=crs.pop())
     for name, scene in scenes.items():
         here = [place for place, row in enumerate(rows) if row["pair"] == name]
-        shapes = [_footprint(boxes[place], scene.transform) for place in here]
-        frame = gpd.GeoDataFrame([rows[place] for place in here], geometry=shapes, crs=scene.crs.to_wkt())
-        if here:
-            frames.append(frame if shared else frame.to_crs("EPSG:4326"))
-    return gpd.GeoDataFrame(pd.concat(frames, ignore_index=True))
+        degrees = gpd.GeoSeries([shapes[place] for place in here], crs=scene.crs.to_wkt()).to_crs("EPSG:4326")
+        for place, shape in zip(here, degrees, strict=True):
+            shapes[place] = shape
+    return gpd.GeoDataFrame(rows, geometry=shapes, crs="EPSG:4326")
 
 
 def _footprint(box: Box, transform: Affine) -> shapely.Polygon:
