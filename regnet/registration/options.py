@@ -1,0 +1,35 @@
+"""What `register` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regnet.options import option
+from regnet.registration.windows import WindowOptions
+
+
+@dataclass(frozen=True)
+class RegisterOptions:
+    """Everything that a registration depends on."""
+
+    fixed: str = option(help="raster that stays; several files joined by | are stacked as bands")
+    moving: str = option(help="raster that moves onto fixed (files joined by | are stacked), or vector file of polygons")
+    model: str | None = option(None, "checkpoint of a trained model (model.safetensors); null: training-free")
+    descriptor: str = option("mind", "training-free descriptor, used when no model is given", choices=("mind", "ngf"))
+    fixed_bands: list[int] = option([], "bands of fixed to match by, counted from 1; empty: all", low=1)
+    moving_bands: list[int] = option([], "bands of moving to match by, counted from 1; empty: all", low=1)
+    fixed_transform: str = option("none", "log: match by the logarithm, for SAR amplitude", choices=("none", "log"))
+    moving_transform: str = option("none", "log: match by the logarithm, for SAR amplitude", choices=("none", "log"))
+    layer: str | None = option(None, "layer of a vector file; null: its only or first one")
+    where: str | None = option(None, "filter of the vector's features, as in SQL's WHERE")
+    gsd_m: float | None = option(None, "ground sampling distance of the working grid; null: fixed's", unit="m", low=0)
+    polygons: str = option(
+        "rigid",
+        "rigid: each polygon moves as a whole by its own robust offset; vertices: every vertex by the field",
+        choices=("rigid", "vertices"),
+    )
+    max_error_px: float = option(
+        2.0, "greatest expected error at which a place counts as registered", unit="px", low=0.05, high=100
+    )
+    tie_spacing_px: int = option(64, "distance of the tie points that are written", unit="px", low=4)
+    windows: WindowOptions = option(WindowOptions(), "windows of the prediction; smaller ones take less memory")
