@@ -1,0 +1,210 @@
+"""The configuration: the rooms' options composed to one schema a command, which Hydra fills from `conf/`.
+
+Typed schemas refuse a misspelt key or a value of the wrong type at once; `explain` says so in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import OverrideParseException
+from omegaconf import Container, DictConfig, OmegaConf
+
+from regnet.denoising.options import DenoiseOptions
+from regnet.evaluation.options import EvaluateOptions
+from regnet.models.options import ModelOptions
+from regnet.options import check_options, option
+from regnet.registration.options import RegisterOptions
+from regnet.report.options import ReportOptions
+from regnet.similarity.options import SimilarityOptions
+from regnet.tiles.options import PrepareOptions
+from regnet.training.options import TrainingOptions
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def conf_folder() -> Path:
+    """Folder of the YAML files: inside an installed package, beside the package in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def default_data_root() -> str:
+    """Folder of the data sets: REGNET_DATA, else `../shared/data` seen from the checkout or the current folder."""
+    start = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
+    return os.environ.get("REGNET_DATA") or str(start.parent / "shared" / "data")
+
+
+def default_cache() -> str:
+    """Folder of what is fetched once: REGNET_CACHE, else the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return os.environ.get("REGNET_CACHE") or str(Path(home) / "regnet")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where data lie."""
+
+    root: str = option(default_data_root(), "folder of the data sets (environment variable REGNET_DATA)")
+    cache: str = option(default_cache(), "folder of fetched samples (environment variable REGNET_CACHE)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """What every command takes."""
+
+    output_dir: str = option(help="folder that the outputs land in")
+    seed: int = option(0, "seed of everything random", low=0)
+    threads: int = option(0, "processor threads to use; 0: all, or as OMP_NUM_THREADS says", low=0, high=1024)
+    data: DataOptions = option(DataOptions(), "where data lie")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(CommonConfig):
+    """Settings of `run` and of its stages."""
+
+    prepare: PrepareOptions = option(PrepareOptions(), "tiles and labels")
+    model: ModelOptions = option(ModelOptions(), "network")
+    training: TrainingOptions = option(TrainingOptions(), "training")
+    similarity: SimilarityOptions = option(SimilarityOptions(), "which tiles the network takes for the same")
+    denoise: DenoiseOptions = option(DenoiseOptions(), "how much label noise was averaged away")
+    evaluate: EvaluateOptions = option(EvaluateOptions(), "accuracy beside other methods")
+    report: ReportOptions = option(ReportOptions(), "figures and HTML report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig(RegisterOptions, CommonConfig):
+    """Settings of `register`: its options stand at the top level."""
+
+
+class Key(NamedTuple):
+    """One key of a schema: dotted path, type and default as text, and the option's metadata."""
+
+    path: str
+    kind: str
+    default: str
+    metadata: dict[str, Any]
+
+
+def keys(schema: type, prefix: str = "") -> Iterator[Key]:
+    """List the keys of a schema, sections opened; the keys of a list's items come as `list[].key`."""
+    hints = get_type_hints(schema)
+    for spec in fields(schema):
+        path, hint = f"{prefix}{spec.name}", hints[spec.name]
+        if is_dataclass(hint):
+            yield from keys(cast(type, hint), f"{path}.")
+            continue
+        yield Key(path, _kind(hint), _default(spec), dict(spec.metadata))
+        if get_origin(hint) is list and is_dataclass(get_args(hint)[0]):
+            yield from keys(get_args(hint)[0], f"{path}[].")
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra, under the names that `conf/run.yaml` and `conf/register.yaml` start from."""
+    store = ConfigStore.instance()
+    for name, schema in (("run_schema", RunConfig), ("register_schema", RegisterConfig)):
+        store.store(name=name, node=_thaw(OmegaConf.structured(schema)))
+
+
+def typed(config: DictConfig) -> Any:
+    """Turn a composed configuration into its dataclass, with all values in range.
+
+    Raises:
+        ConfigError: a value is out of range.
+        omegaconf.errors.OmegaConfBaseException: a mandatory key is missing or an interpolation fails.
+    """
+    settings = OmegaConf.to_object(config)
+    check_options(settings)
+    return settings
+
+
+def _thaw(node: Container) -> Container:
+    # OmegaConf takes a frozen dataclass for a read-only node, which nothing could be composed onto.
+    node._set_flag("readonly", None)
+    if isinstance(node, DictConfig):
+        for key in node:
+            child = node._get_node(key)
+            if isinstance(child, Container) and not child._is_none() and not child._is_missing():
+                _thaw(child)
+    return node
+
+
+def explain(error: BaseException, schema: type) -> str:
+    """Say in one line what is wrong with a configuration that Hydra or OmegaConf refused.
+
+    Args:
+        error: what was raised.
+        schema: schema of the command, for the nearest key.
+    """
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read as key=value; put a value with spaces, = or , in quotes: 'key=\"a=b\"'"
+        )
+    text = "\n".join(str(link) for link in _chain(error))
+    place = f"{found[1]}: " if (found := re.search(r"In '([^']+)'", text)) else ""
+    key = found[1] if (found := re.search(r"full_key: (\S+)", text)) else ""
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\n\t\S+)+)", text):
+        group, name = found[2], found[1].rpartition("/")[2]
+        return f"{group}={name} is not known; choose one of {', '.join(found[3].split())}"
+    if found := re.search(r"Could not find '([^']+)'", text):
+        return f"{place}there is no {found[1]} in {conf_folder()}"
+    if re.search(r"Key '[^']*' (is )?not in |Could not override", text):
+        key = key or re.search(r"Could not override '([^']+)'", text)[1]  # type: ignore[index]
+        return f"{place}{key} is not a key; {_nearest(key, schema)}"
+    if found := re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", text):
+        return f"{place}{key}={found[1]} is not of the right type: it must be {_TYPES.get(found[3], found[3])}"
+    if "missing mandatory value" in text.lower():
+        return f"{place}{key} is missing; give {key}=... on the command line or in an experiment file"
+    return f"{place}{' '.join(str(error).split())}"
+
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _nearest(key: str, schema: type) -> str:
+    known = [item.path for item in keys(schema)]
+    known += sorted({path.rpartition(".")[0] for path in known if "." in path and "[]" not in path})
+    sought = re.sub(r"\[\d+\]", "[]", key)
+    if near := difflib.get_close_matches(sought, known, n=1, cutoff=0.75):
+        return f"did you mean {near[0]}?"
+    last = {path.rpartition(".")[2]: path for path in reversed(known)}
+    if near := difflib.get_close_matches(sought.rpartition(".")[2], last, n=1, cutoff=0.7):
+        return f"did you mean {last[near[0]]}?"
+    section = sought.rpartition(".")[0]
+    inside = sorted({path[len(section) :].lstrip(".").partition(".")[0] for path in known if path.startswith(section)})
+    return f"known here: {', '.join(inside)}"
+
+
+def _kind(hint: Any) -> str:
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    if get_origin(hint) is list:
+        return f"list of {names.get(get_args(hint)[0], 'sections')}"
+    members = [names.get(member, str(member)) for member in get_args(hint) if member is not type(None)]
+    return names.get(hint) or " or ".join(members)
+
+
+def _default(spec: Field[Any]) -> str:
+    if spec.default is MISSING and spec.default_factory is MISSING:
+        return "required"
+    value = spec.default if spec.default is not MISSING else cast(Any, spec.default_factory)()
+    plain = (
+        [asdict(cast(Any, item)) if is_dataclass(item) else item for item in value]
+        if isinstance(value, list)
+        else value
+    )
+    text: str = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=1000)
+    return text.removesuffix("...\n").strip()

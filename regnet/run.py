@@ -1,0 +1,196 @@
+"""The stages of a run: which depends on which, and which are skipped because their outputs are there already.
+
+A stage's folder is stamped, once it is whole, with the stage's settings, the stamps of the stages before it, and the
+size and time of its input files. A stage is skipped when it would be stamped alike. A stage that runs takes away the
+stamps of all stages after it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from regnet.config import RunConfig
+from regnet.denoising.stage import denoise_stage
+from regnet.errors import StoreError
+from regnet.evaluation.stage import evaluate_stage
+from regnet.files import STAMP, is_stamped, read_json, write_json, write_stamp, write_text
+from regnet.report.build import build_report
+from regnet.report.summary import collect_summary
+from regnet.similarity.stage import similarity_stage
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
+from regnet.training.fit import train
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: of the command.
+        folder: what it fills, inside the run's folder.
+        needs: stages whose outputs must be there.
+        reads: stages whose outputs it reads if they are there.
+        settings: those of the run's settings that it depends on.
+        work: fills the folder, given the run's settings and the run's folder.
+    """
+
+    name: str
+    folder: str
+    needs: tuple[str, ...]
+    reads: tuple[str, ...]
+    settings: Callable[[RunConfig], Mapping[str, Any]]
+    work: Callable[[RunConfig, Path], None]
+
+
+def _model(run: Path) -> Path:
+    return run / "train" / "model.safetensors"
+
+
+def _prepare(config: RunConfig, run: Path) -> None:
+    prepare(config.prepare, run / "prepare")
+
+
+def _train(config: RunConfig, run: Path) -> None:
+    train(TileStore.open(run / "prepare"), config.model, config.training, run / "train")
+
+
+def _similarity(config: RunConfig, run: Path) -> None:
+    similarity_stage(TileStore.open(run / "prepare"), _model(run), config.similarity, run / "similarity")
+
+
+def _denoise(config: RunConfig, run: Path) -> None:
+    store = TileStore.open(run / "prepare")
+    denoise_stage(store, _model(run), run / "similarity", config.denoise, run / "denoise")
+
+
+def _evaluate(config: RunConfig, run: Path) -> None:
+    evaluate_stage(TileStore.open(run / "prepare"), _model(run), config.evaluate, run / "evaluate", config.seed)
+
+
+def _report(config: RunConfig, run: Path) -> None:
+    build_report(run, config.report)
+
+
+def _train_settings(config: RunConfig) -> Mapping[str, Any]:
+    return {"model": asdict(config.model), "training": asdict(config.training), "seed": config.seed}
+
+
+def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
+    return {**asdict(config.evaluate), "seed": config.seed}
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare),
+        Stage("train", "train", ("prepare",), (), _train_settings, _train),
+        Stage(
+            "similarity", "similarity", ("prepare", "train"), (), lambda config: asdict(config.similarity), _similarity
+        ),
+        Stage(
+            "denoise",
+            "denoise",
+            ("prepare", "train", "similarity"),
+            (),
+            lambda config: asdict(config.denoise),
+            _denoise,
+        ),
+        Stage("evaluate", "evaluate", ("prepare", "train"), (), _evaluate_settings, _evaluate),
+        Stage(
+            "report",
+            "figures",
+            ("prepare",),
+            ("train", "similarity", "denoise", "evaluate"),
+            lambda config: asdict(config.report),
+            _report,
+        ),
+    )
+}
+
+
+def run_stages(config: RunConfig, names: Sequence[str] = tuple(STAGES)) -> list[str]:
+    """Run stages in their order, each unless its outputs are there and were made alike.
+
+    Args:
+        config: the run's settings.
+        names: stages to run; what they need of others must be there already.
+
+    Returns:
+        Names of the stages that ran.
+
+    Raises:
+        StoreError: a stage that another needs has not run in this folder.
+    """
+    run = Path(config.output_dir)
+    ran = []
+    for name in STAGES:
+        if name in names and _run_stage(STAGES[name], config, run):
+            ran.append(name)
+            write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+            write_json(run / "summary.json", collect_summary(run))
+    return ran
+
+
+def seed_everything(seed: int, threads: int) -> None:
+    """Make what follows the same at every run on one machine: seeds, deterministic kernels, number of threads."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the libraries below may draw from numpy's old global state
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _run_stage(stage: Stage, config: RunConfig, run: Path) -> bool:
+    folder, stamp = run / stage.folder, _stamp(stage, config, run)
+    if is_stamped(folder, stamp):
+        print(f"{stage.name}: skipped, {folder} was made with these settings", flush=True)
+        return False
+    print(f"{stage.name}: writing {folder}", flush=True)
+    for name in (stage.name, *_after(stage)):
+        (run / STAGES[name].folder / STAMP).unlink(missing_ok=True)
+    seed_everything(config.seed, config.threads)
+    stage.work(config, run)
+    write_stamp(folder, stamp)
+    return True
+
+
+def _stamp(stage: Stage, config: RunConfig, run: Path) -> dict[str, Any]:
+    before = {name: _digest(run, name) for name in (*stage.needs, *stage.reads)}
+    for name in stage.needs:
+        if before[name] is None:
+            raise StoreError(
+                f"{run / STAGES[name].folder}: missing or not whole; run `regnet {name} output_dir={run}` first"
+            )
+    inputs = _input_files(config) if stage.name == "prepare" else {}
+    return {"settings": stage.settings(config), "before": before, "inputs": inputs}
+
+
+def _digest(run: Path, name: str) -> str | None:
+    path = run / STAGES[name].folder / STAMP
+    return str(read_json(path)["digest"]) if path.is_file() else None
+
+
+def _after(stage: Stage) -> list[str]:
+    """Stages that read this one's outputs, directly or through others."""
+    readers = [other for other in STAGES.values() if stage.name in (*other.needs, *other.reads)]
+    return list(dict.fromkeys(name for other in readers for name in (other.name, *_after(other))))
+
+
+def _input_files(config: RunConfig) -> dict[str, list[int] | None]:
+    names = [part for pair in config.prepare.pairs for name in (pair.fixed, pair.moving) for part in name.split("|")]
+    files: dict[str, list[int] | None] = {}
+    for name in names:
+        path = Path(name)
+        files[name] = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+    return files
