@@ -1,0 +1,156 @@
+"""The linearised network as a smoother of its labels: `prediction = S label` near the solution.
+
+With ridge lambda (weight decay, early stopping) `S = K (K + lambda I)^-1`; after a time t of gradient flow
+`S = I - exp(-K t)`. Both share K's eigenvectors, so that everything is a sum over the spectrum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from regnet.denoising.operators import Array, Operator
+
+KINDS = ("ridge", "flow")
+RULES = ("residuals", "likelihood", "gcv")
+_STEPS = np.logspace(-9, 2, 111)  # candidates of lambda, or of 1 / t, relative to the largest eigenvalue
+
+
+@dataclass(frozen=True)
+class Smoother:
+    """S of n tiles with d outputs, by its spectrum.
+
+    Attributes:
+        vectors: (n, d, r) eigenvectors of K.
+        shares: (r,) eigenvalues of S, in 0..1; 0 for what is orthogonal to the vectors.
+        strength: lambda (ridge) or 1 / t (flow), relative to the largest eigenvalue of K.
+    """
+
+    vectors: Array
+    shares: Array
+    strength: float
+
+    def apply(self, values: Array) -> Array:
+        """S v, (n, d)."""
+        inner = np.einsum("iar,ia->r", self.vectors, values)
+        result: Array = self.vectors @ (self.shares * inner)
+        return result
+
+    def blocks(self) -> Array:
+        """S_ii, (n, d, d): how much a tile's own label moves its prediction."""
+        result: Array = (self.vectors * self.shares) @ self.vectors.transpose(0, 2, 1)
+        return result
+
+    def noise_blocks(self, correlation: Array | None = None) -> Array:
+        """(S C S^T)_ii, (n, d, d): covariance of the noise left in the predictions, for label noise of unit size.
+
+        Args:
+            correlation: (n, n) of the noise between tiles, the identity if None.
+        """
+        weighted = self.vectors * self.shares
+        if correlation is None:
+            plain: Array = weighted @ weighted.transpose(0, 2, 1)
+            return plain
+        mixed = np.tensordot(correlation, self.vectors, 1)
+        inner = np.einsum("iar,ias->rs", self.vectors, mixed, optimize=True)
+        result: Array = weighted @ inner @ weighted.transpose(0, 2, 1)
+        return result
+
+    def factor(self, correlation: Array | None = None) -> Array:
+        """Share of the label noise (standard deviation) left in every prediction, (n,)."""
+        blocks = self.noise_blocks(correlation)
+        result: Array = np.sqrt(np.maximum(np.trace(blocks, axis1=1, axis2=2), 0) / blocks.shape[1])
+        return result
+
+    @property
+    def effective_parameters(self) -> float:
+        """Tr S."""
+        return float(self.shares.sum())
+
+    def residual_freedom(self) -> float:
+        """Tr((I - S)(I - S)^T): the expected squared residual of pure noise of unit size."""
+        n, d, rank = self.vectors.shape
+        return float(((1 - self.shares) ** 2).sum() + n * d - rank)
+
+    def residual_blocks(self) -> Array:
+        """((I - S)(I - S)^T)_ii, (n, d, d): covariance of the residuals of pure noise of unit size."""
+        blocks: Array = np.eye(self.vectors.shape[1]) - 2 * self.blocks() + self.noise_blocks()
+        return blocks
+
+
+def smoother(kernel: Operator, strength: float, kind: str = "ridge") -> Smoother:
+    """Make S for one strength (see `Smoother.strength`)."""
+    values, vectors = kernel.spectrum
+    return Smoother(vectors.reshape(kernel.n, kernel.d, -1), _shares(values, strength, kind), strength)
+
+
+def choose_smoother(
+    kernel: Operator, labels: Array, predictions: Array, kind: str = "ridge", rule: str = "residuals"
+) -> Smoother:
+    """Find how strongly the network smooths, without the truth.
+
+    Args:
+        kernel: K among n tiles.
+        labels: (n, d) px, less what the network predicted before training if that is known.
+        predictions: (n, d) px, less the same.
+        kind: ridge or flow.
+        rule: `residuals` takes the S whose S label is closest to the predictions; `likelihood` maximises the marginal
+            likelihood of the labels; `gcv` minimises the generalised cross-validation of the labels.
+
+    Returns:
+        The best of 111 strengths from 1e-9 to 100.
+    """
+    values, vectors = kernel.spectrum
+    y, seen = labels.reshape(-1), predictions.reshape(-1)
+    z, w = vectors.T @ y, vectors.T @ seen
+    outside = float(y @ y - z @ z)
+    scores = [_score(rule, kind, values, z, w, max(outside, 0.0), y.size, strength) for strength in _STEPS]
+    return smoother(kernel, float(_STEPS[int(np.argmin(scores))]), kind)
+
+
+def leave_one_out(found: Smoother, labels: Array, predictions: Array) -> Array:
+    """Residual of every label against what the network would predict had it not seen it, (n, d) px.
+
+    Closed form `(I - S_ii)^-1 (label_i - prediction_i)`.
+    """
+    return np.linalg.solve(_own_rest(found), (labels - predictions)[..., None])[..., 0]
+
+
+def leave_one_out_covariance(found: Smoother) -> Array:
+    """Covariance of the leave-one-out residuals for label noise of unit size, (n, d, d)."""
+    inverse = np.linalg.inv(_own_rest(found))
+    return inverse @ found.residual_blocks() @ inverse.transpose(0, 2, 1)
+
+
+def estimate_noise(found: Smoother, labels: Array, predictions: Array) -> float:
+    """Size of the label noise a component from the residuals, px: `|label - prediction|^2 / Tr((I - S)(I - S)^T)`."""
+    return float(np.sqrt(((labels - predictions) ** 2).sum() / max(found.residual_freedom(), 1e-9)))
+
+
+def _own_rest(found: Smoother) -> Array:
+    rest: Array = np.eye(found.vectors.shape[1]) - found.blocks()
+    values, vectors = np.linalg.eigh(rest)
+    result: Array = (vectors * np.maximum(values, 1e-6)[:, None]) @ vectors.transpose(0, 2, 1)
+    return result
+
+
+def _shares(values: Array, strength: float, kind: str) -> Array:
+    largest = float(values.max(initial=0.0)) or 1.0
+    relative = values / (largest * strength)
+    return relative / (relative + 1) if kind == "ridge" else -np.expm1(-relative)
+
+
+def _score(
+    rule: str, kind: str, values: Array, z: Array, w: Array, outside: float, size: int, strength: float
+) -> float:
+    shares = _shares(values, strength, kind)
+    if rule == "residuals":
+        return float(((shares * z - w) ** 2).sum())
+    rest = float((((1 - shares) * z) ** 2).sum() + outside)
+    if rule == "gcv":
+        return rest / max(size - float(shares.sum()), 1e-9) ** 2
+    # labels ~ N(0, tau^2 (I - S)^-1) up to scale: for the ridge this is K / lambda + I
+    remaining = np.maximum(1 - shares, 1e-12)
+    quadratic = float((remaining * z**2).sum() + outside)
+    return float(size * np.log(max(quadratic, 1e-300)) - np.log(remaining).sum())

@@ -1,0 +1,197 @@
+"""The denoising stage: how much label noise was averaged away, tile by tile and region by region, without the truth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+
+from regnet.denoising.audit import Audit, audit
+from regnet.denoising.consistency import neighbour_shift, stationarity_residual
+from regnet.denoising.factor import denoising_factor, kernel_mean, spatial_correlation
+from regnet.denoising.maps import (
+    QUANTITIES,
+    cell_polygons,
+    grid_cells,
+    rasterise,
+    read_regions,
+    summarise_regions,
+    write_map,
+)
+from regnet.denoising.operators import Array, operator_of
+from regnet.denoising.options import DenoiseOptions
+from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
+from regnet.errors import StoreError
+from regnet.files import whole_path, write_json
+from regnet.similarity.result import StoredKernel, load_kernel
+from regnet.tiles.store import TileStore
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the estimators say of n tiles; arrays are (n,) or (n, 2) in px."""
+
+    factor: Array
+    shift: Array
+    residual: Array
+    mean_label: Array
+    found: Smoother
+    smoother_factor: Array
+    audit: Audit
+    sigma: float
+    sigma_source: str
+
+
+def denoise_stage(
+    store: TileStore, model_path: Path, similarity_folder: Path, options: DenoiseOptions, folder: Path
+) -> None:
+    """Estimate the denoising of the reference tiles of the similarity stage.
+
+    Writes `tiles.parquet`, `regions.parquet`, `audit.parquet` (doubtful labels, worst first), `factor.tif` with a QGIS
+    style (`factor_<pair>.tif` if there are several pairs), and `summary.json`.
+
+    Args:
+        store: the prepared tiles, with their labels.
+        model_path: the model whose kernel it is; only named in the summary.
+        similarity_folder: what the similarity stage wrote.
+        options: the noise and the smoother.
+        folder: where to write.
+
+    Raises:
+        StoreError: no kernel, or one of other tiles.
+        InputError: `regions` cannot be used.
+    """
+    stored = load_kernel(similarity_folder / "kernel.zarr")
+    rows = _rows_of(store, stored, similarity_folder)
+    labels = rows[["label_dx_px", "label_dy_px"]].to_numpy(dtype=np.float64)
+    estimates = estimate(stored, labels, _correlation(rows, store.tile_px, options), options)
+    tiles = _tile_table(rows, labels, stored, estimates, options)
+    regions, column = _regions(store, tiles, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in {
+        "tiles": tiles,
+        "regions": summarise_regions(tiles, regions, column),
+        "audit": tiles.iloc[estimates.audit.order][lambda table: table["doubtful"]].reset_index(drop=True),
+    }.items():
+        with whole_path(folder / f"{name}.parquet") as partial:
+            table.to_parquet(partial)
+    maps = _write_maps(store, tiles, folder)
+    write_json(folder / "summary.json", {**_summary(estimates, tiles, options), "model": model_path.name, "maps": maps})
+
+
+def estimate(stored: StoredKernel, labels: Array, correlation: Array | None, options: DenoiseOptions) -> Estimates:
+    """Run every estimator on a kernel, its readouts and the labels, (n, 2) px."""
+    kernel = operator_of(stored)
+    predictions = stored.values.astype(np.float64)
+    found = choose_smoother(kernel, labels, predictions, options.smoothing, options.choose)
+    given = options.noise_sigma_px
+    return Estimates(
+        factor=denoising_factor(kernel, correlation),
+        shift=neighbour_shift(kernel, predictions),
+        residual=stationarity_residual(kernel, predictions, labels),
+        mean_label=kernel_mean(kernel, labels),
+        found=found,
+        smoother_factor=found.factor(correlation),
+        audit=audit(found, labels, predictions),
+        sigma=estimate_noise(found, labels, predictions) if given is None else given,
+        sigma_source="estimated from the residuals" if given is None else "given",
+    )
+
+
+def _rows_of(store: TileStore, stored: StoredKernel, similarity_folder: Path) -> gpd.GeoDataFrame:
+    index = store.index.set_index("tile_id", drop=False)
+    if not set(stored.tile_id.tolist()) <= set(index.index.tolist()):
+        raise StoreError(f"{similarity_folder}: was made from other tiles than these; run `regnet similarity` again")
+    return index.loc[stored.tile_id].reset_index(drop=True)
+
+
+def _correlation(rows: gpd.GeoDataFrame, tile_px: int, options: DenoiseOptions) -> Array | None:
+    if options.noise_range_px == 0:
+        return None
+    place = np.unique(rows["pair"].to_numpy(dtype=str), return_inverse=True)[1].astype(np.float64)
+    x, y = (rows[name].to_numpy(dtype=np.float64) + tile_px // 2 for name in ("col", "row"))
+    return spatial_correlation(x, y, place, options.noise_range_px)
+
+
+def _tile_table(
+    rows: gpd.GeoDataFrame, labels: Array, stored: StoredKernel, estimates: Estimates, options: DenoiseOptions
+) -> gpd.GeoDataFrame:
+    found = estimates.audit
+    vectors = {
+        "label": labels,
+        "predicted": stored.values,
+        "kernel_mean": estimates.mean_label,
+        "loo_residual": found.residual,
+        "suggested": found.suggested,
+    }
+    columns = {
+        "factor": estimates.factor,
+        "shift_px": estimates.shift,
+        "residual_px": estimates.residual,
+        "smoother_factor": estimates.smoother_factor,
+        "smoother_noise_px": estimates.smoother_factor * estimates.sigma,
+        "own_weight": np.trace(estimates.found.blocks(), axis1=1, axis2=2) / labels.shape[1],
+        "audit_score": found.score,
+        "doubtful": found.score >= options.audit_score,
+        **{
+            f"{name}_{axis}_px": values[:, k] for name, values in vectors.items() for k, axis in enumerate(("dx", "dy"))
+        },
+    }
+    kept = rows[["tile_id", "pair", "part", "region", "row", "col", "true_dx_px", "true_dy_px", "geometry"]]
+    return kept.assign(**columns)
+
+
+def _regions(store: TileStore, tiles: gpd.GeoDataFrame, options: DenoiseOptions) -> tuple[gpd.GeoDataFrame, str]:
+    if options.regions is not None:
+        regions, names = read_regions(Path(options.regions), tiles)
+        tiles["cell"] = names
+        return regions.rename(columns={"region": "cell"}), "cell"
+    if options.region_px > 0:
+        tiles["cell"] = grid_cells(tiles, options.region_px, store.tile_px)
+        return cell_polygons(tiles, {pair: store.scene(pair) for pair in store.pairs}, options.region_px), "cell"
+    return store.blocks.rename(columns={"block_id": "region"})[["region", "geometry"]], "region"
+
+
+def _write_maps(store: TileStore, tiles: gpd.GeoDataFrame, folder: Path) -> list[str]:
+    names = []
+    cell_px = max(1, store.tile_px // 2)
+    for pair in store.pairs:
+        own, scene = tiles[tiles["pair"] == pair], store.scene(pair)
+        if own.empty:
+            continue
+        name = "factor.tif" if len(store.pairs) == 1 else f"factor_{pair}.tif"
+        values = rasterise(own, QUANTITIES, scene.shape, store.tile_px, cell_px)
+        write_map(folder / name, values, QUANTITIES, scene.crs, scene.transform, cell_px)
+        names.append(name)
+    return names
+
+
+def _summary(estimates: Estimates, tiles: gpd.GeoDataFrame, options: DenoiseOptions) -> dict[str, Any]:
+    """Sum up; `spearman`, `slope` and `noise_transfer` need replicas and are null here."""
+    spatial = (
+        f"Gaussian correlation, range {options.noise_range_px:g} px" if options.noise_range_px else "independent tiles"
+    )
+    return {
+        "tiles": len(tiles),
+        "noise_sigma_px": estimates.sigma,
+        "noise_sigma_source": estimates.sigma_source,
+        "noise_model": spatial,
+        "factor_mean": float(np.nanmean(estimates.factor)),
+        "smoother_factor_mean": float(estimates.smoother_factor.mean()),
+        "smoother_strength": estimates.found.strength,
+        "smoother_rule": f"{options.smoothing}, {options.choose}",
+        "effective_parameters": estimates.found.effective_parameters,
+        "shift_mean_px": float(np.nanmean(estimates.shift)),
+        "stationarity_residual_px": float(np.nanmean(estimates.residual)),
+        "without_kernel_mean": int(np.isnan(estimates.factor).sum()),
+        "doubtful_labels": int(tiles["doubtful"].sum()),
+        "mean_label_px": [float(tiles[f"label_{axis}_px"].mean()) for axis in ("dx", "dy")],
+        "mean_prediction_px": [float(tiles[f"predicted_{axis}_px"].mean()) for axis in ("dx", "dy")],
+        "spearman": None,
+        "slope": None,
+        "noise_transfer": None,
+        "settings": asdict(options),
+    }

@@ -1,0 +1,118 @@
+"""Watch a forward pass: which layer was used on what, and where its outputs stand in the graph."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from regnet.errors import InputError
+from regnet.similarity.layers import Route, routes_of
+
+
+@dataclass
+class Call:
+    """One use of one module within a forward pass."""
+
+    module: nn.Module
+    names: dict[str, list[str]]  # parameter of the module -> its names among the chosen parameters
+    x: Tensor
+    edge: GradientEdge
+    shape: torch.Size
+
+
+@contextmanager
+def recorded(model: nn.Module, names: Sequence[str], calls: list[Call]) -> Iterator[None]:
+    """Append every use of a layer with one of the named parameters to `calls` while the block runs."""
+    owners: dict[nn.Module, dict[str, list[str]]] = defaultdict(dict)
+    same = defaultdict(list)
+    named = dict(model.named_parameters())
+    for name in names:
+        same[id(named[name])].append(name)
+    for module in model.modules():
+        if routes_of(module):
+            own = {name: same[id(value)] for name, value in module.named_parameters(recurse=False)}
+            owners[module] = {name: shared for name, shared in own.items() if shared}
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            return
+        if output.requires_grad:
+            calls.append(Call(module, owners[module], args[0].detach(), get_gradient_edge(output), output.shape))
+
+    handles = [module.register_forward_hook(record) for module, own in owners.items() if own]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layouts_of(values: Tensor, calls: list[Call]) -> list[str]:
+    """Find by the gradients of the first and the last sample which rows of every call belong to which sample.
+
+    A module may see several rows a sample, as when both images of a pair go through one network stacked in the batch.
+    """
+    if not calls:
+        return []
+    n, edges = len(values), [call.edge for call in calls]
+    first, last = (
+        torch.autograd.grad(values[i].sum(), edges, retain_graph=True, allow_unused=True) for i in (0, n - 1)
+    )
+    layouts = []
+    for call, gradient, other in zip(calls, first, last, strict=True):
+        rows = call.shape[0] if call.shape else 0
+        if rows == 0 or rows % n or call.x.shape[:1] != call.shape[:1]:
+            layouts.append("unknown")
+        else:
+            layouts.append(_layout(_touched(gradient), _touched(other), n, rows // n))
+    return layouts
+
+
+def _touched(gradient: Tensor | None) -> set[int]:
+    return set() if gradient is None else set(gradient.flatten(1).ne(0).any(1).nonzero()[:, 0].tolist())
+
+
+def _layout(first: set[int], last: set[int], n: int, uses: int) -> str:
+    rows = n * uses
+    if uses == 1 and not (first <= {0} and last <= {n - 1}):
+        raise InputError(
+            "model: the prediction for a tile depends on the other tiles of its batch; normalise each alone"
+        )
+    if uses > 1 and not (first and last):
+        return "unknown"
+    if first <= set(range(0, rows, n)) and last <= set(range(n - 1, rows, n)):
+        return "stacked"
+    if first <= set(range(uses)) and last <= set(range(rows - uses, rows)):
+        return "interleaved"
+    return "unknown"
+
+
+def uses_of(x: Tensor, g: Tensor, n: int, layout: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split the rows of one call into uses of n samples each: input (n, ...) and output gradients (n, d, ...)."""
+    uses = len(x) // n
+    for use in range(uses if layout != "unknown" else 0):
+        rows = slice(use * n, (use + 1) * n) if layout == "stacked" else slice(use, None, uses)
+        yield x[rows], g[rows]
+
+
+def quickest_route(module: nn.Module, uses: list[tuple[Tensor, Tensor]]) -> tuple[str, Route]:
+    """Time every route of a layer on its own data and keep the quickest."""
+    routes = routes_of(module)
+    if len(routes) == 1 or not uses:
+        return next(iter(routes.items()))
+    times = {}
+    for name, route in routes.items():
+        route(module, *uses[0])
+        start = time.perf_counter()
+        route(module, *uses[0])
+        times[name] = time.perf_counter() - start
+    name = min(times, key=times.__getitem__)
+    return name, routes[name]

@@ -1,0 +1,105 @@
+"""The exact backend: all pairs of tiles by streamed blocks of matrix products, the upper triangle only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from regnet.similarity.kernel import products
+
+
+class Rows(Protocol):
+    """Jacobians of n tiles that can be read by runs: a tensor (n, d, p), or a store behind `FunctionRows`."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, d, p)."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Read (m, d, p)."""
+
+
+class FunctionRows:
+    """Rows read by a function, for Jacobians that do not fit in memory."""
+
+    def __init__(self, shape: tuple[int, int, int], read: Callable[[slice], Tensor]) -> None:
+        self.shape, self._read = torch.Size(shape), read
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._read(rows)
+
+
+def block_rows(shape: torch.Size, memory_mb: float, itemsize: int) -> int:
+    """Tiles a block so that two blocks and their product stay within `memory_mb`; at least one."""
+    n, d, p = shape
+    budget = memory_mb * 2**20
+    size = int(budget / (2 * d * p * itemsize))
+    while size > 1 and 2 * size * d * p * itemsize + size * size * d * d * itemsize > budget:
+        size -= max(1, size // 16)
+    return max(1, min(n, size))
+
+
+def kernel_blocks(
+    rows: Rows,
+    others: Rows | None = None,
+    *,
+    memory_mb: float = 1024,
+    dtype: torch.dtype | None = None,
+    scalar: bool = False,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Multiply all pairs of two sets, or of one set with itself (upper triangle of blocks only).
+
+    Args:
+        rows: (n, d, p).
+        others: (m, d, p), or None for `rows` themselves; then only blocks on and above the diagonal come.
+        memory_mb: bound of what is held beyond the caller's own: two blocks of rows and their product.
+        dtype: precision of the products: float32, bfloat16 or float64; the rows' own by default.
+        scalar: give the traces only, (a, b), at 1/d of the work, instead of K (a, d, b, d).
+
+    Yields:
+        Positions in `rows`, positions in `others`, and the block.
+    """
+    kind = dtype or rows[0:1].dtype
+    itemsize = max(torch.empty(0, dtype=kind).element_size(), rows[0:1].element_size())
+    own, second = rows.shape, (others or rows).shape
+    size = block_rows(torch.Size((max(own[0], second[0]), *own[1:])), memory_mb, itemsize)
+    for start in range(0, own[0], size):
+        left = slice(start, min(start + size, own[0]))
+        a = rows[left].to(kind)
+        for other in range(start if others is None else 0, second[0], size):
+            right = slice(other, min(other + size, second[0]))
+            b = a if others is None and other == start else (others or rows)[right].to(kind)
+            yield left, right, (a.flatten(1) @ b.flatten(1).T if scalar else products(a, b))
+
+
+def gram(rows: Rows, *, memory_mb: float = 1024, dtype: torch.dtype | None = None, scalar: bool = False) -> Tensor:
+    """All pairs within one set: (n, d, n, d), or (n, n) traces with `scalar`; exactly symmetric."""
+    n, d, _ = rows.shape
+    result: Tensor | None = None
+    for left, right, block in kernel_blocks(rows, memory_mb=memory_mb, dtype=dtype, scalar=scalar):
+        if result is None:
+            result = block.new_empty((n, n) if scalar else (n, d, n, d))
+        if scalar:
+            result[left, right] = block
+            result[right, left] = block.T
+        else:
+            result[left, :, right] = block
+            result[right, :, left] = block.permute(2, 3, 0, 1)
+    if result is None:
+        raise ValueError("no tiles")
+    return result
+
+
+def cross(rows: Rows, others: Rows, *, memory_mb: float = 1024, dtype: torch.dtype | None = None) -> Tensor:
+    """K between two sets, (n, d, m, d)."""
+    result: Tensor | None = None
+    for left, right, block in kernel_blocks(rows, others, memory_mb=memory_mb, dtype=dtype):
+        if result is None:
+            result = block.new_empty(rows.shape[0], rows.shape[1], others.shape[0], others.shape[1])
+        result[left, :, right] = block
+    if result is None:
+        raise ValueError("no tiles")
+    return result

@@ -1,0 +1,160 @@
+"""Per-sample Jacobians of a readout in the parameters of any torch module.
+
+One forward and d backward passes a batch: forward hooks keep the input of every layer and the place of its output in
+the graph, the backward passes stop at those outputs, and the rules of `layers` turn both into per-sample gradients.
+Parameters that these rules do not cover go through torch.func. On the first batch everything is checked against the
+ordinary gradient of the batch, and each layer's quickest route is found by measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from regnet.similarity.capture import Call, layouts_of, quickest_route, recorded, uses_of
+from regnet.similarity.checks import check_inputs, check_readout, chosen_parameters, prepared
+from regnet.similarity.layers import Route
+from regnet.similarity.readouts import Readout, centre_offset
+from regnet.similarity.reference import reference_jacobians
+
+_ROOT = "torch.func on the whole model"
+
+
+@dataclass
+class _Plan:
+    """What the first batch taught: how the rows of every call belong to samples, and which route is quickest."""
+
+    layouts: list[str] = field(default_factory=list)  # of every call in order: "stacked" or "interleaved"
+    routes: list[tuple[str, Route]] = field(default_factory=list)
+    root: list[str] = field(default_factory=list)  # parameters left to torch.func on the whole model
+
+
+class Jacobians:
+    """Compute J(x), (n, d, p), for batches of tiles; the model is put in eval mode meanwhile and left as it came.
+
+    Args:
+        model: any torch module; its prediction for a sample must not depend on the rest of the batch.
+        readout: (model, *inputs) -> (n, d).
+        parameters: glob patterns of the parameter names to differentiate in.
+
+    Raises:
+        InputError: no such parameter, half precision or non-finite weights.
+
+    Example:
+        >>> engine = Jacobians(nn.Linear(3, 2), readout=forward)
+        >>> values, jacobians = engine(torch.randn(5, 3))
+        >>> jacobians.shape
+        torch.Size([5, 2, 8])
+    """
+
+    def __init__(self, model: nn.Module, readout: Readout = centre_offset, parameters: Sequence[str] = ("*",)) -> None:
+        self.model, self.readout = model, readout
+        self.names = chosen_parameters(model, parameters)
+        self.slices: dict[str, slice] = {}
+        start = 0
+        named = dict(model.named_parameters())
+        for name in self.names:
+            self.slices[name] = slice(start, start + named[name].numel())
+            start += named[name].numel()
+        self.size = start
+        self._plans: dict[bool, _Plan] = {}
+        self._route_names: dict[str, str] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the readout (n, d) and its Jacobians (n, d, p) of one batch, both detached.
+
+        Raises:
+            InputError: a non-finite input (named), a readout of the wrong shape or without gradient, or samples that
+                depend on each other.
+        """
+        check_inputs(inputs)
+        with prepared(self.model, self.names):
+            calls: list[Call] = []
+            with recorded(self.model, self.names, calls), torch.enable_grad():
+                values = self.readout(self.model, *inputs)
+            check_readout(values, len(inputs[0]))
+            plan = self._plans.get(len(inputs[0]) > 1)
+            if plan is None or len(plan.layouts) != len(calls):
+                plan = self._plans[len(inputs[0]) > 1] = self._make_plan(values, calls)
+            jacobians = self._assemble(values, calls, plan)
+            self._add_root(jacobians, inputs, plan)
+        return values.detach(), jacobians
+
+    def routes(self) -> dict[str, str]:
+        """Tell which route each parameter takes, once a batch has been seen."""
+        return dict(self._route_names)
+
+    def _assemble(self, values: Tensor, calls: list[Call], plan: _Plan) -> Tensor:
+        n, d = values.shape
+        jacobians = torch.zeros(n, d, self.size, dtype=values.dtype, device=values.device)
+        for call, layout, (_, route), gradients in zip(
+            calls, plan.layouts, plan.routes, self._output_gradients(values, calls), strict=True
+        ):
+            if gradients is None or layout == "unknown":
+                continue
+            for x, g in uses_of(call.x, gradients, n, layout):
+                for own, gradient in route(call.module, x, g).items():
+                    for name in call.names.get(own, []):
+                        if name not in plan.root:
+                            jacobians[:, :, self.slices[name]] += gradient.reshape(*gradient.shape[:2], -1)
+        return jacobians
+
+    def _output_gradients(self, values: Tensor, calls: list[Call]) -> Iterator[Tensor | None]:
+        """Gradients of the d outputs, summed over samples, at the output of every call: (rows, d, ...)."""
+        if not calls:
+            return
+        edges = [call.edge for call in calls]
+        d = values.shape[1]
+        passes: list[list[Tensor | None]] = [
+            list(torch.autograd.grad(values[:, k].sum(), edges, retain_graph=True, allow_unused=True)) for k in range(d)
+        ]
+        for position in range(len(calls)):
+            parts = [single[position] for single in passes]
+            for single in passes:
+                single[position] = None
+            zero = next((torch.zeros_like(part) for part in parts if part is not None), None)
+            yield None if zero is None else torch.stack([zero if part is None else part for part in parts], 1)
+
+    def _make_plan(self, values: Tensor, calls: list[Call]) -> _Plan:
+        plan = _Plan(layouts=layouts_of(values, calls))
+        quickest: dict[tuple[int, torch.Size], tuple[str, Route]] = {}
+        for call, layout, gradients in zip(calls, plan.layouts, self._output_gradients(values, calls), strict=True):
+            key = (id(call.module), call.shape)
+            if key not in quickest:
+                uses = [] if gradients is None else list(uses_of(call.x, gradients, len(values), layout))
+                quickest[key] = quickest_route(call.module, uses[:1])
+            plan.routes.append(quickest[key])
+        plan.root = self._uncovered(values, self._assemble(values, calls, plan))
+        self._route_names = {
+            name: route[0]
+            for call, route in zip(calls, plan.routes, strict=True)
+            for x in call.names.values()
+            for name in x
+        } | dict.fromkeys(plan.root, _ROOT)
+        return plan
+
+    def _uncovered(self, values: Tensor, jacobians: Tensor) -> list[str]:
+        """Find the parameters whose per-sample gradients do not add up to the gradient of the batch."""
+        named = dict(self.model.named_parameters())
+        wrong = set()
+        for k in range(values.shape[1]):
+            total = torch.autograd.grad(
+                values[:, k].sum(), [named[name] for name in self.names], retain_graph=True, allow_unused=True
+            )
+            for name, gradient in zip(self.names, total, strict=True):
+                rows = jacobians[:, k, self.slices[name]]
+                expected = torch.zeros_like(rows[0]) if gradient is None else gradient.flatten()
+                scale = max(float(rows.norm()), float(expected.norm()))
+                if float((rows.sum(0) - expected).norm()) > 1e-3 * scale:
+                    wrong.add(name)
+        return [name for name in self.names if name in wrong]
+
+    def _add_root(self, jacobians: Tensor, inputs: tuple[Tensor, ...], plan: _Plan) -> None:
+        if not plan.root:
+            return
+        gradients = reference_jacobians(self.model, self.readout, plan.root, inputs)
+        for name, gradient in gradients.items():
+            jacobians[:, :, self.slices[name]] = gradient.reshape(*gradient.shape[:2], -1)

@@ -1,0 +1,87 @@
+"""How many neighbours a tile has in the network's eyes, and which.
+
+Source: Charpiat et al. 2019, section 4: `N_S(x) = sum_x' kC(x, x')`, `N_tau(x) = #{x': kC(x, x') >= tau}`,
+`N_alpha(x) = sum_x' max(kC(x, x'), 0)^alpha`. A tile counts as its own neighbour, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Neighbour counts and the k nearest of n tiles.
+
+    Attributes:
+        n_soft: (n,) N_S.
+        n_tau: (n,) N_tau.
+        n_alpha: (n,) N_alpha.
+        nearest: (n, k) positions of the most similar tiles, best first, the tile itself left out.
+        similarity: (n, k) their kC.
+    """
+
+    n_soft: NDArray[np.float64]
+    n_tau: NDArray[np.int64]
+    n_alpha: NDArray[np.float64]
+    nearest: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+
+def count(
+    similarities: NDArray[np.floating], tau: float, alpha: float, k: int, self_columns: NDArray[np.int64] | None = None
+) -> Neighbours:
+    """Count and rank neighbours from kC.
+
+    Args:
+        similarities: (n, m) kC of n tiles to m tiles of the set.
+        tau: least similarity of a hard neighbour.
+        alpha: exponent of N_alpha.
+        k: number of nearest neighbours.
+        self_columns: (n,) where each tile stands in the set, -1 if it is new: not listed among its own nearest.
+    """
+    values = np.asarray(similarities, dtype=np.float64)
+    ranked = values.copy()
+    if self_columns is not None:
+        inside = self_columns >= 0
+        ranked[np.nonzero(inside)[0], self_columns[inside]] = -np.inf
+    k = min(k, values.shape[1] - (0 if self_columns is None or not inside.any() else 1))
+    nearest = np.argsort(-ranked, axis=1, kind="stable")[:, :k]
+    return Neighbours(
+        n_soft=values.sum(1),
+        n_tau=(values >= tau).sum(1),
+        n_alpha=(np.maximum(values, 0) ** alpha).sum(1),
+        nearest=nearest,
+        similarity=np.take_along_axis(values, nearest, 1),
+    )
+
+
+def nearest_faiss(
+    features: NDArray[np.float32], queries: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Nearest tiles by scalar product through faiss (extra `knn`), for sets too large for all pairs.
+
+    Args:
+        features: (n, q) normalised sketches flattened and divided by sqrt(d), so that their product is kC.
+        queries: (m, q).
+        k: how many.
+
+    Returns:
+        Positions (m, k) and kC (m, k), best first; a tile of the set finds itself too.
+
+    Raises:
+        InputError: faiss is not installed.
+    """
+    try:
+        import faiss  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError("similarity.search=faiss: faiss is not installed; pip install 'regnet[knn]'") from error
+    index = faiss.IndexFlatIP(features.shape[1])
+    index.add(np.ascontiguousarray(features, dtype=np.float32))
+    similarity, nearest = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+    return nearest, similarity

@@ -1,0 +1,50 @@
+"""Per-sample Jacobians by torch.func: general and slow, for what the fast route does not cover, and to test it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from regnet.similarity.readouts import Readout
+
+
+class _Whole(nn.Module):
+    """A model and its readout as one module, so that torch.func can swap the parameters."""
+
+    def __init__(self, model: nn.Module, readout: Readout) -> None:
+        super().__init__()
+        self.model, self.readout = model, readout
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.readout(self.model, *inputs)
+
+
+def reference_jacobians(
+    model: nn.Module, readout: Readout, names: Sequence[str], inputs: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Jacobians in the named parameters by vmap(jacrev): slow, general, and the reference of the fast route.
+
+    Args:
+        model: in eval mode.
+        readout: (model, *inputs) -> (n, d).
+        names: parameter names.
+        inputs: (n, ...) each.
+
+    Returns:
+        (n, d, *parameter.shape) by name.
+    """
+    named = dict(model.named_parameters())
+    whole = _Whole(model, readout)
+
+    def one_sample(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+        swapped = {f"model.{name}": value for name, value in parameters.items()}
+        values: Tensor = functional_call(whole, swapped, tuple(x[None] for x in sample))
+        return values[0]
+
+    chosen = {name: named[name].detach() for name in names}
+    one: Callable[..., Any] = jacrev(one_sample)
+    gradients: dict[str, Tensor] = vmap(one, in_dims=(None, *(0 for _ in inputs)))(chosen, *inputs)
+    return {name: gradient.detach() for name, gradient in gradients.items()}
