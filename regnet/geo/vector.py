@@ -56,7 +56,7 @@ def read_polygons(path: str, grid: Grid, layer: str | None = None, where: str | 
     Raises:
         InputError: missing file, not a vector file, unknown layer, bad filter, no CRS, no polygons, no overlap.
     """
-    frame = _read_frame(path, layer, where)
+    frame = read_features(path, layer, where)
     if frame.crs is None:
         raise InputError(f"{path}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
     geometry = frame.geometry.values
@@ -143,7 +143,17 @@ def _to_pixels(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     return np.stack((inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f), axis=1)
 
 
-def _read_frame(path: str, layer: str | None, where: str | None) -> gpd.GeoDataFrame:
+def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDataFrame:
+    """Read all features of a layer as they are, in their own CRS.
+
+    Args:
+        path: vector file.
+        layer: layer name; None for the only or first one.
+        where: filter as in SQL's WHERE.
+
+    Raises:
+        InputError: missing file, not a vector file, unknown layer, bad filter, no geometries.
+    """
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
     try:
