@@ -101,7 +101,7 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several:
             config.output_dir = HydraConfig.get().runtime.output_dir
-        code = _guarded(lambda: command.work(typed(config)), command.schema)
+        code = _guarded(lambda: command.work(typed(config, command.schema)), command.schema)
         if several and code:
             raise JobError(code)
         codes.append(code)

@@ -9,14 +9,15 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import OverrideParseException
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from regnet.denoising.options import DenoiseOptions
 from regnet.evaluation.options import EvaluateOptions
@@ -27,6 +28,8 @@ from regnet.report.options import ReportOptions
 from regnet.similarity.options import SimilarityOptions
 from regnet.tiles.options import PrepareOptions
 from regnet.training.options import TrainingOptions
+
+Config = TypeVar("Config")
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -102,39 +105,69 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
         if is_dataclass(hint):
             yield from keys(cast(type, hint), f"{path}.")
             continue
-        yield Key(path, _kind(hint), _default(spec), dict(spec.metadata))
-        if get_origin(hint) is list and is_dataclass(get_args(hint)[0]):
-            yield from keys(get_args(hint)[0], f"{path}[].")
+        yield Key(path, _kind(hint), _shown(spec), dict(spec.metadata))
+        if (item := _item(hint)) is not None:
+            yield from keys(item, f"{path}[].")
 
 
 def register_schemas() -> None:
     """Make the schemas known to Hydra, under the names that `conf/run.yaml` and `conf/register.yaml` start from."""
     store = ConfigStore.instance()
-    for name, schema in (("run_schema", RunConfig), ("register_schema", RegisterConfig)):
-        store.store(name=name, node=_thaw(OmegaConf.structured(schema)))
+    store.store(name="run_schema", node=_open_twin(RunConfig))
+    store.store(name="register_schema", node=_open_twin(RegisterConfig))
 
 
-def typed(config: DictConfig) -> Any:
+def typed(config: DictConfig, schema: type[Config]) -> Config:
     """Turn a composed configuration into its dataclass, with all values in range.
 
     Raises:
         ConfigError: a value is out of range.
         omegaconf.errors.OmegaConfBaseException: a mandatory key is missing or an interpolation fails.
     """
-    settings = OmegaConf.to_object(config)
+    settings = _built(schema, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     check_options(settings)
-    return settings
+    return cast(Config, settings)
 
 
-def _thaw(node: Container) -> Container:
-    # OmegaConf takes a frozen dataclass for a read-only node, which nothing could be composed onto.
-    node._set_flag("readonly", None)
-    if isinstance(node, DictConfig):
-        for key in node:
-            child = node._get_node(key)
-            if isinstance(child, Container) and not child._is_none() and not child._is_missing():
-                _thaw(child)
-    return node
+@cache
+def _open_twin(schema: type) -> type:
+    """The same dataclass, not frozen: OmegaConf makes a frozen one read-only, so that nothing composes onto it."""
+    hints, twins = get_type_hints(schema), []
+    for spec in fields(schema):
+        hint, required = hints[spec.name], spec.default is MISSING and spec.default_factory is MISSING
+        item = _item(hint)
+        if is_dataclass(hint):
+            twin = _open_twin(cast(type, hint))
+            twins.append((spec.name, twin, field(default_factory=twin)))
+        elif item is not None:
+            twin, default = _open_twin(item), _default(spec)
+            twins.append((spec.name, list[twin], field(default_factory=partial(_copies, twin, default))))  # type: ignore[valid-type]
+        elif spec.default_factory is not MISSING:
+            twins.append((spec.name, hint, field(default_factory=spec.default_factory)))
+        else:
+            twins.append((spec.name, hint, field(default="???" if required else spec.default)))
+    return make_dataclass(schema.__name__, twins)
+
+
+def _copies(twin: type, items: list[Any]) -> list[Any]:
+    return [twin(**asdict(item)) for item in items]
+
+
+def _built(schema: type, values: Any) -> Any:
+    hints, known = get_type_hints(schema), {}
+    for name, value in values.items():
+        hint, item = hints[name], _item(hints[name])
+        if is_dataclass(hint):
+            known[name] = _built(cast(type, hint), value)
+        else:
+            known[name] = [_built(item, one) for one in value] if item is not None else value
+    return schema(**known)
+
+
+def _item(hint: Any) -> type | None:
+    """Dataclass of a list's items, if that is what the type is."""
+    inside = get_args(hint)[0] if get_origin(hint) is list else None
+    return cast(type, inside) if is_dataclass(inside) else None
 
 
 def explain(error: BaseException, schema: type) -> str:
@@ -197,10 +230,14 @@ def _kind(hint: Any) -> str:
     return names.get(hint) or " or ".join(members)
 
 
-def _default(spec: Field[Any]) -> str:
-    if spec.default is MISSING and spec.default_factory is MISSING:
+def _default(spec: Field[Any]) -> Any:
+    return spec.default_factory() if spec.default_factory is not MISSING else spec.default
+
+
+def _shown(spec: Field[Any]) -> str:
+    value = _default(spec)
+    if value is MISSING:
         return "required"
-    value = spec.default if spec.default is not MISSING else cast(Any, spec.default_factory)()
     plain = (
         [asdict(cast(Any, item)) if is_dataclass(item) else item for item in value]
         if isinstance(value, list)
