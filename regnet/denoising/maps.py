@@ -30,8 +30,8 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
         column: the regions' name.
 
     Returns:
-        regions that hold tiles (column `region`), with their number, the mean of every quantity, the share of doubtful labels, and the
-        mean label and prediction: a mean label far from the mean prediction is a shift that did not average out.
+        regions that hold tiles (column `region`), with their number, the mean of every quantity, the share of doubtful
+        labels, and the mean label and prediction: where these two differ, a shift did not average out.
     """
     means = [*QUANTITIES, *(f"{kind}_{axis}_px" for kind in ("label", "predicted") for axis in ("dx", "dy"))]
     grouped = tiles.groupby(column)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from regnet.errors import InputError
 from regnet.similarity.layers import Route, routes_of
+from regnet.similarity.plain import PlainParameters, PlainUse, plain_gradients
 
 
 @dataclass
 class Call:
-    """One use of one module within a forward pass."""
+    """One use of one layer, or of plain parameters, within a forward pass."""
 
-    module: nn.Module
-    names: dict[str, list[str]]  # parameter of the module -> its names among the chosen parameters
+    owner: Any  # the layer, or a PlainUse
+    routes: Mapping[str, Route]
+    names: dict[str, list[str]]  # parameter of the owner -> its names among the chosen parameters
     x: Tensor
     edge: GradientEdge
     shape: torch.Size
@@ -30,26 +30,34 @@ class Call:
 
 @contextmanager
 def recorded(model: nn.Module, names: Sequence[str], calls: list[Call]) -> Iterator[None]:
-    """Append every use of a layer with one of the named parameters to `calls` while the block runs."""
-    owners: dict[nn.Module, dict[str, list[str]]] = defaultdict(dict)
-    same = defaultdict(list)
+    """Append every use of the named parameters, by a layer or plainly, to `calls` while the block runs."""
     named = dict(model.named_parameters())
-    for name in names:
-        same[id(named[name])].append(name)
+    chosen = {id(named[name]): name for name in names}
+    owners: dict[nn.Module, dict[str, list[str]]] = {}
+    plain = dict.fromkeys(names)
     for module in model.modules():
-        if routes_of(module):
-            own = {name: same[id(value)] for name, value in module.named_parameters(recurse=False)}
-            owners[module] = {name: shared for name, shared in own.items() if shared}
+        own = {own: [chosen[id(value)]] for own, value in module._parameters.items() if id(value) in chosen}
+        if own and routes_of(module):
+            owners[module] = own
+            for shared in own.values():
+                plain.pop(shared[0], None)
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
         if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
         if output.requires_grad:
-            calls.append(Call(module, owners[module], args[0].detach(), get_gradient_edge(output), output.shape))
+            x, edge = args[0].detach(), get_gradient_edge(output)
+            calls.append(Call(module, routes_of(module), owners[module], x, edge, output.shape))
 
-    handles = [module.register_forward_hook(record) for module, own in owners.items() if own]
+    def record_plain(use: PlainUse, copy: Tensor) -> None:
+        shared = {name: [name] for name in use.parameters}
+        edge = get_gradient_edge(copy)
+        calls.append(Call(use, {"repeated": plain_gradients}, shared, copy.detach(), edge, copy.shape))
+
+    handles = [module.register_forward_hook(record) for module in owners]
     try:
-        yield
+        with PlainParameters({name: named[name] for name in plain}, record_plain) if plain else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -82,10 +90,6 @@ def _touched(gradient: Tensor | None) -> set[int]:
 
 def _layout(first: set[int], last: set[int], n: int, uses: int) -> str:
     rows = n * uses
-    if uses == 1 and not (first <= {0} and last <= {n - 1}):
-        raise InputError(
-            "model: the prediction for a tile depends on the other tiles of its batch; normalise each alone"
-        )
     if uses > 1 and not (first and last):
         return "unknown"
     if first <= set(range(0, rows, n)) and last <= set(range(n - 1, rows, n)):
@@ -103,16 +107,15 @@ def uses_of(x: Tensor, g: Tensor, n: int, layout: str) -> Iterator[tuple[Tensor,
         yield x[rows], g[rows]
 
 
-def quickest_route(module: nn.Module, uses: list[tuple[Tensor, Tensor]]) -> tuple[str, Route]:
-    """Time every route of a layer on its own data and keep the quickest."""
-    routes = routes_of(module)
-    if len(routes) == 1 or not uses:
-        return next(iter(routes.items()))
+def quickest_route(call: Call, uses: list[tuple[Tensor, Tensor]]) -> tuple[str, Route]:
+    """Time every route of a call on its own data and keep the quickest."""
+    if len(call.routes) == 1 or not uses:
+        return next(iter(call.routes.items()))
     times = {}
-    for name, route in routes.items():
-        route(module, *uses[0])
+    for name, route in call.routes.items():
+        route(call.owner, *uses[0])
         start = time.perf_counter()
-        route(module, *uses[0])
+        route(call.owner, *uses[0])
         times[name] = time.perf_counter() - start
     name = min(times, key=times.__getitem__)
-    return name, routes[name]
+    return name, call.routes[name]

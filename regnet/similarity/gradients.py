@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from regnet.errors import InputError
 from regnet.similarity.capture import Call, layouts_of, quickest_route, recorded, uses_of
 from regnet.similarity.checks import check_inputs, check_readout, chosen_parameters, prepared
 from regnet.similarity.layers import Route
@@ -79,6 +80,7 @@ class Jacobians:
             plan = self._plans.get(len(inputs[0]) > 1)
             if plan is None or len(plan.layouts) != len(calls):
                 plan = self._plans[len(inputs[0]) > 1] = self._make_plan(values, calls)
+                self._check_alone(values, inputs)
             jacobians = self._assemble(values, calls, plan)
             self._add_root(jacobians, inputs, plan)
         return values.detach(), jacobians
@@ -86,6 +88,15 @@ class Jacobians:
     def routes(self) -> dict[str, str]:
         """Tell which route each parameter takes, once a batch has been seen."""
         return dict(self._route_names)
+
+    def _check_alone(self, values: Tensor, inputs: tuple[Tensor, ...]) -> None:
+        """Refuse models that mix the samples of a batch."""
+        with torch.no_grad():
+            alone = self.readout(self.model, *(x[:1] for x in inputs))
+        if not torch.allclose(
+            alone, values[:1].detach(), rtol=0, atol=1e-3 * float(values.detach().abs().max()) + 1e-6
+        ):
+            raise InputError("model: the prediction for a tile depends on the rest of its batch; normalise each alone")
 
     def _assemble(self, values: Tensor, calls: list[Call], plan: _Plan) -> Tensor:
         n, d = values.shape
@@ -96,7 +107,7 @@ class Jacobians:
             if gradients is None or layout == "unknown":
                 continue
             for x, g in uses_of(call.x, gradients, n, layout):
-                for own, gradient in route(call.module, x, g).items():
+                for own, gradient in route(call.owner, x, g).items():
                     for name in call.names.get(own, []):
                         if name not in plan.root:
                             jacobians[:, :, self.slices[name]] += gradient.reshape(*gradient.shape[:2], -1)
@@ -122,12 +133,12 @@ class Jacobians:
         plan = _Plan(layouts=layouts_of(values, calls))
         quickest: dict[tuple[int, torch.Size], tuple[str, Route]] = {}
         for call, layout, gradients in zip(calls, plan.layouts, self._output_gradients(values, calls), strict=True):
-            key = (id(call.module), call.shape)
+            key = (id(call.owner), call.shape)
             if key not in quickest:
                 uses = [] if gradients is None else list(uses_of(call.x, gradients, len(values), layout))
-                quickest[key] = quickest_route(call.module, uses[:1])
+                quickest[key] = quickest_route(call, uses[:1])
             plan.routes.append(quickest[key])
-        plan.root = self._uncovered(values, self._assemble(values, calls, plan))
+        plan.root = self._uncovered(values, calls, plan)
         self._route_names = {
             name: route[0]
             for call, route in zip(calls, plan.routes, strict=True)
@@ -136,10 +147,12 @@ class Jacobians:
         } | dict.fromkeys(plan.root, _ROOT)
         return plan
 
-    def _uncovered(self, values: Tensor, jacobians: Tensor) -> list[str]:
+    def _uncovered(self, values: Tensor, calls: list[Call], plan: _Plan) -> list[str]:
         """Find the parameters whose per-sample gradients do not add up to the gradient of the batch."""
+        jacobians = self._assemble(values, calls, plan)
         named = dict(self.model.named_parameters())
-        wrong = set()
+        unknown = [call for call, layout in zip(calls, plan.layouts, strict=True) if layout == "unknown"]
+        wrong = {name for call in unknown for shared in call.names.values() for name in shared}
         for k in range(values.shape[1]):
             total = torch.autograd.grad(
                 values[:, k].sum(), [named[name] for name in self.names], retain_graph=True, allow_unused=True

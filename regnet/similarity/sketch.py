@@ -1,0 +1,83 @@
+"""The sketch backend: a few hundred numbers a tile whose products approximate the normalised kernel.
+
+A sketch has two parts. The first holds the coordinates of the normalised Jacobian in the span of those of some landmark
+tiles (Nystrom); a few directions hold most of the spectrum, so this is most of the kernel. The second folds the rest:
+entries get random signs and are added up modulo the number of buckets, which keeps scalar products in the mean (feature
+hashing, Weinberger et al. 2009). Folding is linear, so that the rest itself is never formed. Tiles outside the set are
+sketched the same way.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regnet.errors import ConfigError
+
+_RANK = (
+    1e-14  # directions with a smaller share of the largest eigenvalue are left out (float64); float32: its square root
+)
+
+
+class Sketcher:
+    """Sketch normalised Jacobians (n, d, p) to (n, d, k).
+
+    Args:
+        landmarks: (m, d, p) normalised Jacobians of the landmark tiles (`kernel.normalised`).
+        floats: numbers a tile, d x k; landmarks use at most m d of every k.
+        seed: of the random signs.
+
+    Raises:
+        ConfigError: fewer numbers than outputs.
+    """
+
+    def __init__(self, landmarks: Tensor, floats: int = 1024, seed: int = 0) -> None:
+        self.d, self.p = landmarks.shape[1:]
+        self.k = floats // self.d
+        if self.k < 1:
+            raise ConfigError(f"similarity.sketch_floats={floats} is less than one number for each of {self.d} outputs")
+        self.basis = _orthonormal(landmarks.flatten(0, 1), self.k)
+        self.buckets = self.k - len(self.basis)
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (self.p,), generator=generator, dtype=torch.int8) * 2 - 1
+        self.signs = signs.to(landmarks.dtype).to(landmarks.device)
+        self._folded_basis = self._fold(self.basis) if self.buckets else None
+
+    def __call__(self, jacobians: Tensor) -> Tensor:
+        """Sketch normalised Jacobians: (n, d, k) from (n, d, p)."""
+        coordinates = jacobians @ self.basis.T
+        if self._folded_basis is None:
+            return F.pad(coordinates, (0, self.k - coordinates.shape[-1]))
+        rest = self._fold(jacobians) - coordinates @ self._folded_basis
+        return torch.cat((coordinates, rest), -1)
+
+    def _fold(self, rows: Tensor) -> Tensor:
+        whole = self.p // self.buckets * self.buckets
+        folded: Tensor = rows[..., :whole] * self.signs[:whole]
+        folded = folded.reshape(*rows.shape[:-1], -1, self.buckets).sum(-2)
+        folded[..., : self.p - whole] += rows[..., whole:] * self.signs[whole:]
+        return folded
+
+
+def sketched_kc(sketches: Tensor, others: Tensor) -> Tensor:
+    """Scalar kC between sketches: (n, m) from (n, d, k) and (m, d, k)."""
+    return sketches.flatten(1) @ others.flatten(1).T / sketches.shape[1]
+
+
+def _orthonormal(rows: Tensor, most: int) -> Tensor:
+    """Orthonormal basis (r, p) of the span of rows (m, p), its strongest directions first, at most `most` of them."""
+    product = rows @ rows.T if rows.dtype == torch.float64 else _product64(rows)
+    values, vectors = torch.linalg.eigh(product)
+    tolerance = _RANK if rows.dtype == torch.float64 else _RANK**0.5
+    keep = torch.nonzero(values > tolerance * values[-1])[:, 0].flip(0)[:most]
+    basis: Tensor = (vectors[:, keep] / values[keep].sqrt()).T.to(rows.dtype) @ rows
+    return basis
+
+
+def _product64(rows: Tensor, columns: int = 65536) -> Tensor:
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for start in range(0, rows.shape[1], columns):
+        part = rows[:, start : start + columns].double()
+        total += part @ part.T
+    return total
