@@ -1,0 +1,48 @@
+"""Local correlation volumes: how well each cell of fixed fits moving at every offset within +-R px."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CELL = 4
+"""Side of the cells over which the correlation is summed, px: the smallest window of any matcher."""
+
+
+def correlation_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
+    """Correlate cells of fixed with moving at every offset: `sum over x in cell of <fixed(x), moving(x + o)>`.
+
+    One small matrix product a cell gives all products of its pixels with all pixels in reach; those of equal offset lie
+    on the diagonals of the product and are summed through a strided view, so nothing is copied and no loop runs over
+    offsets.
+
+    Args:
+        fixed: (B, C, H, W), H and W multiples of `CELL`.
+        moving: (B, C, H, W); zero beyond its border.
+        radius: greatest offset R, px.
+
+    Returns:
+        (B, K * K, H / CELL, W / CELL) with K = 2 R + 1; offsets in row-major order: (dy, dx) from (-R, -R) to (R, R).
+    """
+    batch, channels, height, width = fixed.shape
+    reach, offsets = CELL + 2 * radius, 2 * radius + 1
+    rows, columns = height // CELL, width // CELL
+    cells = fixed.reshape(batch, channels, rows, CELL, columns, CELL).permute(0, 2, 4, 3, 5, 1)
+    cells = cells.reshape(-1, CELL * CELL, channels)
+    padded = F.pad(moving, (radius,) * 4)
+    around = padded.unfold(2, reach, CELL).unfold(3, reach, CELL).permute(0, 2, 3, 1, 4, 5)
+    products = torch.bmm(cells, around.reshape(-1, channels, reach * reach)).contiguous()
+    diagonals = products.as_strided(
+        (products.shape[0], CELL, CELL, offsets, offsets),
+        (CELL * CELL * reach * reach, CELL * reach * reach + reach, reach * reach + 1, reach, 1),
+    )
+    volume = diagonals.sum((1, 2))
+    return volume.reshape(batch, rows, columns, offsets * offsets).permute(0, 3, 1, 2)
+
+
+def offset_grid(radius: int, device: torch.device | None = None) -> Tensor:
+    """Offsets (dx, dy) in the order of the volume: (2, K * K), px."""
+    steps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=device)
+    dy, dx = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.stack((dx.reshape(-1), dy.reshape(-1)))

@@ -1,0 +1,78 @@
+"""Fixed descriptors: what a pixel's neighbourhood looks like, whatever the sensor's grey values."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regnet.displacement import gaussian
+
+MIND_STEPS_PX = (1, 2, 4)
+_EIGHT = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+
+
+def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_px: float = 0.8) -> Tensor:
+    """Modality-independent neighbourhood descriptor (Heinrich et al., Medical Image Analysis 2012, equations 3 to 5).
+
+    Distance of the patch around a pixel to the patches around its eight neighbours, at several distances of neighbour,
+    divided by their mean, through exp(-d). Bands are summed before the division.
+
+    Args:
+        image: (B, C, H, W).
+        steps_px: distances of the neighbours.
+        patch_sigma_px: Gaussian window of the patch.
+
+    Returns:
+        (B, 8 * len(steps_px), H, W), each pixel's vector centred and of unit length (zero where the image is flat).
+    """
+    channels = [_normalise(_self_similarity(image, step, patch_sigma_px)) for step in steps_px]
+    return torch.cat(channels, 1) / len(steps_px) ** 0.5
+
+
+def _self_similarity(image: Tensor, step: int, sigma: float) -> Tensor:
+    kernel = image.new_zeros(len(_EIGHT), 1, 3, 3)
+    kernel[:, 0, 1, 1] = 1
+    for index, (dy, dx) in enumerate(_EIGHT):
+        kernel[index, 0, 1 + dy, 1 + dx] = -1
+    batch, bands, height, width = image.shape
+    padded = F.pad(image, (step,) * 4, mode="replicate").reshape(batch * bands, 1, height + 2 * step, width + 2 * step)
+    difference = F.conv2d(padded, kernel, dilation=step)
+    distance = difference.square().reshape(batch, bands, len(_EIGHT), height, width).sum(1)
+    distance = gaussian(distance, sigma * step)
+    spread = distance.mean(1, keepdim=True)
+    similarity: Tensor = torch.exp(-distance / spread.clamp_min(1e-6))
+    return similarity
+
+
+def _normalise(channels: Tensor) -> Tensor:
+    centred = channels - channels.mean(1, keepdim=True)
+    return F.normalize(centred, dim=1, eps=1e-3)
+
+
+def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
+    """Normalised gradient field up to its sign (Haber and Modersitzki 2006): the structure tensor's orientation.
+
+    The inner product of two such descriptors is the squared cosine between the gradients less one half, so a bright
+    field on a dark one fits a dark field on a bright one.
+
+    Args:
+        image: (B, C, H, W); the gradients of the bands add up as outer products (Di Zenzo).
+        sigma_px: Gaussian window before the gradient.
+
+    Returns:
+        (B, 2, H, W): (cos 2a, sin 2a) times the edge strength relative to the image's own, in 0..1.
+    """
+    padded = F.pad(gaussian_replicate(image, sigma_px), (1, 1, 1, 1), mode="replicate")
+    gx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    gy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    double = torch.cat(((gx.square() - gy.square()).sum(1, keepdim=True), (2 * gx * gy).sum(1, keepdim=True)), 1)
+    energy = (gx.square() + gy.square()).sum(1, keepdim=True)
+    noise = energy.mean((2, 3), keepdim=True).clamp_min(1e-12)
+    return double / (energy + noise)
+
+
+def gaussian_replicate(image: Tensor, sigma_px: float) -> Tensor:
+    """Gaussian smoothing with the border value repeated outward."""
+    pad = int(3.5 * sigma_px) + 1
+    return gaussian(F.pad(image, (pad,) * 4, mode="replicate"), sigma_px)[..., pad:-pad, pad:-pad]

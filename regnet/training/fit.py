@@ -1,0 +1,218 @@
+"""The fit loop: one-cycle Adam on noisy labels, validation, early stopping, best checkpoint, resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from regnet.errors import InputError
+from regnet.files import digest, remove, whole_path, write_json, write_text
+from regnet.models import ModelOptions, build_model, save_checkpoint
+from regnet.models.matcher import Matcher
+from regnet.models.unet import UNet
+from regnet.tiles.store import TileStore
+from regnet.training.curve import draw_curve
+from regnet.training.loss import supervised_loss
+from regnet.training.options import TrainingOptions
+from regnet.training.samples import Batch, TileCache, draw_batches
+
+MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS = (
+    "model.safetensors",
+    "log.csv",
+    "loss.png",
+    "last.pt",
+    "summary.json",
+    "checkpoints",
+)
+
+
+@dataclass
+class Progress:
+    """What a fit has come to, saved after every epoch so that a killed one goes on from there."""
+
+    epoch: int = 0
+    best_epe_px: float = float("inf")
+    best_epoch: int = -1
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Fit:
+    """One training run in one folder; `run` goes to its end, from the beginning or from where it was killed."""
+
+    def __init__(self, store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.train_tiles, self.validation_tiles = store.tiles("train"), store.tiles("validation")
+        if not len(self.train_tiles) or not len(self.validation_tiles):
+            raise InputError(
+                f"{store.folder}: {len(self.train_tiles)} train and {len(self.validation_tiles)} validation tiles; "
+                "both are needed: make the blocks or tiles smaller, or the shares larger"
+            )
+        torch.manual_seed(options.seed)
+        self.model = build_model(model_options, len(store.fixed_channels), len(store.moving_channels))
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise InputError(f"model.descriptor={model_options.descriptor}: has nothing to train; choose learned")
+        self.optimiser = torch.optim.AdamW(
+            parameters, lr=options.learning_rate, weight_decay=options.weight_decay, eps=1e-8
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, options.learning_rate, total_steps=options.epochs * options.steps + 1, pct_start=0.15
+        )
+        self.mean = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.cache = TileCache(store, options.cache_mb)
+        self.settings = digest([asdict(model_options), asdict(options), store.manifest])
+        self.progress = Progress()
+
+    def run(self) -> None:
+        """Train to the end, write model, log, curve and summary, and drop the resume state."""
+        self._resume()
+        epochs = tqdm(range(self.progress.epoch, self.options.epochs), desc="train", unit="epoch")
+        epochs.update(self.progress.epoch)
+        for epoch in range(self.progress.epoch, self.options.epochs):
+            row = self._epoch(epoch)
+            epochs.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
+            epochs.update(1)
+            if epoch - self.progress.best_epoch >= self.options.patience:
+                break
+        epochs.close()
+        draw_curve(self.progress.rows, self.folder / CURVE)
+        seconds = [row["seconds"] for row in self.progress.rows]
+        summary = {
+            "epochs": self.progress.epoch,
+            "best_epoch": self.progress.best_epoch,
+            "validation_epe_px": self.progress.best_epe_px,
+            "train_tiles": len(self.train_tiles),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "step_seconds": sum(seconds) / (len(seconds) * self.options.steps),
+            "seconds": sum(seconds),
+        }
+        write_json(self.folder / SUMMARY, summary)
+        remove(self.folder / STATE)
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        totals = {"loss": 0.0, "draw_seconds": 0.0, "step_seconds": 0.0}
+        begin = mark = time.perf_counter()
+        batches = draw_batches(
+            self.cache, self.train_tiles, self.options, self.options.steps, (self.options.seed, epoch)
+        )
+        self.model.train()
+        for batch in tqdm(batches, total=self.options.steps, desc=f"epoch {epoch}", unit="step", leave=False):
+            drawn = time.perf_counter()
+            totals["draw_seconds"] += drawn - mark
+            totals["loss"] += self._step(batch) / self.options.steps
+            mark = time.perf_counter()
+            totals["step_seconds"] += mark - drawn
+        epe_px = self._validate()
+        row = {"epoch": epoch, **totals, "validation_epe_px": epe_px, "seconds": time.perf_counter() - begin}
+        self._keep(row)
+        return row
+
+    def _step(self, batch: Batch) -> float:
+        prediction = self.model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid)
+        loss = supervised_loss(prediction, batch, self.options)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"training.learning_rate={self.options.learning_rate}: the loss is not finite; choose a smaller one"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        step = self.schedule.last_epoch
+        decay = min(self.options.average, step / (step + 10))
+        with torch.no_grad():
+            for key, value in self.model.state_dict().items():
+                self.mean[key].lerp_(value, 1 - decay)
+        return float(loss)
+
+    def _validate(self) -> float:
+        """Mean end-point error against the labels of the validation tiles, under displacements that never change."""
+        own = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.mean)
+        epe_px = validation_epe(self.model, self.cache, self.validation_tiles, self.options)
+        self.model.load_state_dict(own)
+        return epe_px
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        progress, epoch = self.progress, row["epoch"]
+        progress.rows.append(row)
+        progress.epoch = epoch + 1
+        if row["validation_epe_px"] < progress.best_epe_px:
+            progress.best_epe_px, progress.best_epoch = row["validation_epe_px"], epoch
+            save_checkpoint(self.folder / MODEL, self.model, self.mean)
+        every = max(1, self.options.epochs // self.options.checkpoints)
+        if (epoch + 1) % every == 0:
+            save_checkpoint(self.folder / CHECKPOINTS / f"epoch_{epoch:03d}.safetensors", self.model)
+            moments = self.optimiser.state_dict()["state"]
+            names = [name for name, _ in self.model.named_parameters()]
+            second = {name: moments[index]["exp_avg_sq"] for index, name in enumerate(names) if index in moments}
+            save_checkpoint(self.folder / CHECKPOINTS / f"adam_v_{epoch:03d}.safetensors", self.model, second)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, row.keys())
+        writer.writeheader()
+        writer.writerows(progress.rows)
+        write_text(self.folder / LOG, text.getvalue())
+        state = {
+            "settings": self.settings,
+            "progress": asdict(progress),
+            "model": self.model.state_dict(),
+            "mean": self.mean,
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        with whole_path(self.folder / STATE) as partial:
+            torch.save(state, partial)
+
+    def _resume(self) -> None:
+        path = self.folder / STATE
+        if path.is_file():
+            state = torch.load(path, weights_only=True)
+            if state["settings"] == self.settings:
+                self.progress = Progress(**state["progress"])
+                self.model.load_state_dict(state["model"])
+                self.mean = state["mean"]
+                self.optimiser.load_state_dict(state["optimiser"])
+                self.schedule.load_state_dict(state["schedule"])
+                return
+        for name in (MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS):
+            remove(self.folder / name)
+
+
+@torch.no_grad()
+def validation_epe(
+    model: Matcher | UNet, cache: TileCache, positions: NDArray[np.integer], options: TrainingOptions
+) -> float:
+    """Mean end-point error against the labels, px, under one fixed draw of displacements and no augmentation."""
+    plain = TrainingOptions(**{**asdict(options), "flips": False, "photometric": 0.0})
+    model.eval()
+    total, weight = torch.zeros(()), torch.zeros(())
+    steps = -(-len(positions) // options.batch)
+    for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003)):
+        predicted: Tensor = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
+        error = (predicted - batch.target).norm(dim=1, keepdim=True)
+        total += (error * batch.target_valid).sum()
+        weight += batch.target_valid.sum()
+    return float(total / weight.clamp_min(1))
+
+
+def train(store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
+    """Train a model on the labels of a tile store.
+
+    Writes into `folder`: model.safetensors (best validation error, running mean of the weights), checkpoints/ (weights
+    and Adam's second moments along the way), log.csv, loss.png, summary.json. A killed run goes on from its last epoch.
+
+    Raises:
+        InputError: no tiles to train or validate on, nothing to train, or a loss that is no longer finite.
+    """
+    Fit(store, model_options, options, folder).run()

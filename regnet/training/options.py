@@ -1,0 +1,32 @@
+"""Options of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regnet.options import option
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the network is fitted to the noisy labels."""
+
+    epochs: int = option(10, "passes at the end of which the validation error is measured", low=1)
+    steps: int = option(60, "optimiser steps an epoch", low=1)
+    batch: int = option(8, "tiles a step", low=1)
+    learning_rate: float = option(2e-3, "peak of the one-cycle schedule (Adam)", low=1e-6, high=1)
+    weight_decay: float = option(1e-4, "decoupled weight decay", low=0, high=1)
+    cross_entropy: float = option(1.0, "weight of the cross-entropy of the offset distribution (matcher)", low=0)
+    squared: float = option(0.3, "weight of the squared error", unit="1/px^2", low=0)
+    segmentation: float = option(0.0, "weight of the auxiliary segmentation of moving's first band (unet)", low=0)
+    patience: int = option(4, "epochs without a better validation error after which training stops", low=1)
+    average: float = option(0.98, "decay of the running mean of the weights, a step", low=0, high=0.9999)
+    peak_px: float = option(10.0, "greatest random displacement drawn on the fly", unit="px", low=0, high=200)
+    shift_px: float = option(3.0, "greatest constant shift drawn beside it, a component", unit="px", low=0, high=200)
+    sigma_low_px: float = option(12.0, "roughest random displacement (sigma of its Gaussian)", unit="px", low=1)
+    sigma_high_px: float = option(120.0, "smoothest random displacement", unit="px", low=1)
+    photometric: float = option(0.2, "spread of random gain and offset a band; 0: none", low=0, high=1)
+    flips: bool = option(True, "draw flips and quarter turns")
+    checkpoints: int = option(5, "checkpoints kept along the training, for the trajectory kernel", low=1, high=100)
+    cache_mb: int = option(1024, "memory for tiles kept decoded; beyond it they are read again", unit="MB", low=16)
+    seed: int = option(0, "seed of weights, order, displacements and augmentation", low=0)

@@ -1,0 +1,133 @@
+"""Training samples drawn on the fly from stored tiles: random displacement, flips, photometric change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regnet.displacement import compose, invert, random_field, warp, warp_valid
+from regnet.tiles.store import Tile, TileStore
+from regnet.training.options import TrainingOptions
+
+_MEGA = 1_000_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles with a known random displacement on top of their labels.
+
+    Attributes:
+        fixed: (B, Cf, S, S).
+        moving: (B, Cm, S, S).
+        fixed_valid: (B, 1, S, S) bool.
+        moving_valid: (B, 1, S, S) bool.
+        target: (B, 2, S, S) px, what the labels say after the random displacement.
+        target_valid: (B, 1, S, S) bool, where fixed and the moving pixel that the target points to are valid.
+        undisplaced: (B, Cm, S, S) moving before the random displacement.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_valid: Tensor
+    moving_valid: Tensor
+    target: Tensor
+    target_valid: Tensor
+    undisplaced: Tensor
+
+
+class TileCache:
+    """Tiles of a store by position, kept decoded while they fit into the memory allowed."""
+
+    def __init__(self, store: TileStore, megabytes: int) -> None:
+        self._store, self._room = store, megabytes * _MEGA
+        self._kept: dict[int, Tile] = {}
+
+    def __getitem__(self, position: int) -> Tile:
+        tile = self._kept.get(position)
+        if tile is None:
+            tile = self._store.tile(position)
+            size = sum(array.nbytes for array in vars(tile).values() if isinstance(array, np.ndarray))
+            if self._room >= size:
+                self._room -= size
+                self._kept[position] = tile
+        return tile
+
+
+def draw_batches(
+    cache: TileCache, positions: NDArray[np.integer], options: TrainingOptions, steps: int, seed: tuple[int, ...]
+) -> Iterator[Batch]:
+    """Draw `steps` batches; the same seed gives the same batches.
+
+    Args:
+        cache: the tiles.
+        positions: which tiles to draw from; all are seen once before one is seen again.
+        options: sizes and augmentation.
+        steps: number of batches.
+        seed: e.g. (seed, epoch).
+    """
+    generator = np.random.default_rng(seed)
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < options.batch:
+            queue.extend(int(p) for p in generator.permutation(positions))
+        chosen, queue = queue[: options.batch], queue[options.batch :]
+        yield make_batch([cache[position] for position in chosen], options, generator)
+
+
+def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random.Generator) -> Batch:
+    """Augment tiles, displace moving by a random field, and carry the labels along.
+
+    With the drawn displacement t, moving is pulled by the inverse of t, so that pulling the result by
+    `compose(t, label)` gives what pulling moving by the label gives.
+    """
+    turned = [_turn(tile, generator, options.flips) for tile in tiles]
+    fixed, moving, fixed_valid, moving_valid, label = (torch.stack(parts) for parts in zip(*turned, strict=True))
+    drawn = torch.stack([_draw((fixed.shape[-2], fixed.shape[-1]), options, generator) for _ in tiles])
+    back = invert(drawn, iterations=12)
+    target = compose(drawn, label)
+    displaced_valid = warp_valid(moving_valid, back)
+    return Batch(
+        fixed=_recolour(fixed, options.photometric, generator),
+        moving=_recolour(warp(moving, back, "bicubic"), options.photometric, generator),
+        fixed_valid=fixed_valid,
+        moving_valid=displaced_valid,
+        target=target,
+        target_valid=fixed_valid & warp_valid(displaced_valid, target),
+        undisplaced=moving,
+    )
+
+
+def _draw(shape: tuple[int, int], options: TrainingOptions, generator: np.random.Generator) -> Tensor:
+    low, high = np.log(options.sigma_low_px), np.log(max(options.sigma_high_px, options.sigma_low_px))
+    peak = generator.uniform(0, options.peak_px)
+    field = random_field(shape, peak, float(np.exp(generator.uniform(low, high))), generator)
+    shift = generator.uniform(-options.shift_px, options.shift_px, 2).astype(np.float32)
+    return torch.from_numpy(field + shift[:, None, None])
+
+
+def _turn(tile: Tile, generator: np.random.Generator, flips: bool) -> tuple[Tensor, ...]:
+    """One of the eight symmetries of the square, applied to the images and, as vectors, to the label."""
+    quarter, mirror = (int(generator.integers(4)), bool(generator.integers(2))) if flips else (0, False)
+    arrays = (tile.fixed, tile.moving, tile.fixed_valid[None], tile.moving_valid[None], tile.label_offset)
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    if mirror:
+        tensors = [tensor.flip(-1) for tensor in tensors]
+        tensors[-1] = torch.stack((-tensors[-1][0], tensors[-1][1]))
+    for _ in range(quarter):
+        tensors = [tensor.rot90(1, (-2, -1)) for tensor in tensors]
+        tensors[-1] = torch.stack((tensors[-1][1], -tensors[-1][0]))
+    return tuple(tensors)
+
+
+def _recolour(image: Tensor, spread: float, generator: np.random.Generator) -> Tensor:
+    if spread == 0:
+        return image
+    draws = generator.standard_normal((2, *image.shape[:2], 1, 1)).astype(np.float32)
+    gain, offset = torch.from_numpy(draws) * spread
+    recoloured: Tensor = image * torch.exp(gain) + offset * 0.5
+    return recoloured
