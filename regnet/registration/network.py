@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from regnet.models.checkpoint import build_model, check_channels, load_checkpoint
+from regnet.models.options import ModelOptions
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
+
+
+def load_network(model: str | None, descriptor: str, fixed_channels: int, moving_channels: int) -> nn.Module:
+    """Load a trained model, or build a training-free one if none is given.
+
+    Args:
+        model: path of a checkpoint.
+        descriptor: of the training-free matcher: mind or ngf.
+        fixed_channels: bands that the model will be given.
+        moving_channels: likewise.
+
+    Raises:
+        InputError: the checkpoint is missing, cut short or not regnet's.
+        ConfigError: it was trained with other numbers of bands.
+    """
+    if model is None:
+        return build_model(ModelOptions(descriptor=descriptor), fixed_channels, moving_channels)
+    network = load_checkpoint(Path(model))
+    check_channels(network, fixed_channels, moving_channels)
+    return network
 
 
 class NetworkMatcher:

@@ -13,7 +13,9 @@ class RegisterOptions:
     """Everything that a registration depends on."""
 
     fixed: str = option(help="raster that stays; several files joined by | are stacked as bands")
-    moving: str = option(help="raster that moves onto fixed (files joined by | are stacked), or vector file of polygons")
+    moving: str = option(
+        help="raster that moves onto fixed (files joined by | are stacked), or vector file of polygons"
+    )
     model: str | None = option(None, "checkpoint of a trained model (model.safetensors); null: training-free")
     descriptor: str = option("mind", "training-free descriptor, used when no model is given", choices=("mind", "ngf"))
     fixed_bands: list[int] = option([], "bands of fixed to match by, counted from 1; empty: all", low=1)

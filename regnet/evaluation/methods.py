@@ -1,0 +1,68 @@
+"""The methods that `evaluate` compares, each as a function from a pair to its displacement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from regnet.baselines.registry import METHODS, Method, find_method
+from regnet.errors import ConfigError, InputError
+from regnet.models.checkpoint import build_model, check_channels, load_checkpoint
+from regnet.models.options import ModelOptions
+from regnet.registration.network import NetworkMatcher
+from regnet.registration.windows import PatchReader, WindowOptions, predict_field
+from regnet.tiles.patch import Patch
+from regnet.tiles.store import TileStore
+
+Solver = Callable[[Patch], NDArray[np.float32]]
+
+LABELS = "labels"
+NETWORKS = ("model", "matcher_mind")
+
+
+def check_names(names: list[str]) -> None:
+    """Refuse method names that do not exist.
+
+    Raises:
+        ConfigError: naming the method and those there are.
+    """
+    known = [LABELS, *NETWORKS, *METHODS]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"evaluate.methods: {name!r} is not known; choose among {', '.join(known)}")
+
+
+def make_solver(name: str, store: TileStore, model_path: Path | None, windows: WindowOptions) -> Solver:
+    """Make the function that solves one block by a method; networks are loaded here.
+
+    Raises:
+        InputError: the model is missing.
+    """
+    if name == "matcher_mind":
+        options = ModelOptions(descriptor="mind")
+        return _by_windows(build_model(options, len(store.fixed_channels), len(store.moving_channels)), windows)
+    if name == "model":
+        if model_path is None:
+            raise InputError("there is no trained model; run `regnet train` first, or leave model out of methods")
+        model = load_checkpoint(model_path)
+        check_channels(model, len(store.fixed_channels), len(store.moving_channels))
+        return _by_windows(model, windows)
+    return _by_arrays(find_method(name))
+
+
+def _by_arrays(method: Method) -> Solver:
+    return lambda patch: method(patch.fixed, patch.moving, patch.fixed_valid, patch.moving_valid)
+
+
+def _by_windows(model: nn.Module, windows: WindowOptions) -> Solver:
+    matcher = NetworkMatcher(model)
+
+    def solve(patch: Patch) -> NDArray[np.float32]:
+        shape = patch.fixed_valid.shape
+        return predict_field(matcher, PatchReader(patch), (shape[0], shape[1]), windows).displacement
+
+    return solve

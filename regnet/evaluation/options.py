@@ -1,0 +1,39 @@
+"""What `evaluate` can be told: displacement families, parts, methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regnet.options import option
+from regnet.registration.windows import WindowOptions
+
+
+@dataclass(frozen=True)
+class FamilyOptions:
+    """A family of random displacements: white noise through a Gaussian, scaled to its peak in each scene."""
+
+    name: str = option(help="name of the family in tables and files")
+    peak_px: float = option(help="longest displacement in a scene", unit="px", low=0)
+    sigma_px: float = option(help="standard deviation of the Gaussian", unit="px", low=1)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Everything that the evaluate stage depends on."""
+
+    families: list[FamilyOptions] = option(
+        [FamilyOptions("smooth", 8.0, 80.0), FamilyOptions("rough", 8.0, 20.0)], "families of random displacements"
+    )
+    parts: list[str] = option(
+        ["test", "shifted"], "parts of the ground to evaluate on", choices=("train", "validation", "test", "shifted")
+    )
+    methods: list[str] = option(
+        ["none", "labels", "model", "matcher_mind", "classical.phase"],
+        "rows of the table: none (before registration), labels (the training labels themselves), model, matcher_mind "
+        "(training-free), classical.<name>",
+    )
+    context_px: int = option(
+        32, "ground around a block that methods may see; never more than the gap between parts", unit="px", low=0
+    )
+    draws: int = option(1, "random displacements of each family for each block", low=1, high=100)
+    windows: WindowOptions = option(WindowOptions(), "windows of the networks' predictions, for large blocks")

@@ -1,0 +1,129 @@
+"""The evaluate stage: every method on every block of the held-out parts, with tables and maps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+
+from regnet import files
+from regnet.errors import InputError
+from regnet.evaluation.cases import Case, CaseMaker, list_cases
+from regnet.evaluation.labels import label_rows
+from regnet.evaluation.maps import write_map
+from regnet.evaluation.methods import LABELS, Solver, check_names, make_solver
+from regnet.evaluation.options import EvaluateOptions
+from regnet.evaluation.predictions import predict_all, read_outcomes
+from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
+from regnet.tiles.store import TileStore
+
+
+def evaluate_stage(
+    store: TileStore, model_path: Path | None, options: EvaluateOptions, folder: Path, seed: int = 0
+) -> dict[str, Any]:
+    """Compare methods on the store's held-out parts under random displacements that are known.
+
+    Predictions are kept in `folder/predictions` and used again as long as the store, the model, the families, the seed
+    and the context stay the same, so adding a method runs that method alone, and adding a metric none.
+
+    Args:
+        store: prepared tiles and scenes.
+        model_path: checkpoint of the trained model; None if there is none.
+        options: families, parts, methods.
+        folder: gets table.csv, table.md, summary.json, regions.parquet, maps/ and predictions/.
+        seed: of the random displacements.
+
+    Returns:
+        What summary.json holds: `evaluation.<family>.<method>.<metric>` and the same for the other parts.
+
+    Raises:
+        ConfigError: a method does not exist.
+        InputError: the store has no block in any of the parts.
+    """
+    check_names(options.methods)
+    # What methods see beside a block lies in the gap: never in another part.
+    margin_px = min(options.context_px, int(store.manifest["options"]["split"]["gap_px"]))
+    cases = list_cases(store, options.parts, options.families, options.draws, margin_px)
+    if not cases:
+        raise InputError(f"the prepared tiles have no block in the parts {', '.join(options.parts)}; check the split")
+    predictions = _predictions_folder(store, model_path, options, folder, seed)
+    solvers = _solvers(store, model_path, options)
+    predict_all(cases, CaseMaker(store, seed), solvers, predictions)
+    rows, regions = _tables(cases, list(solvers), predictions, store)
+    if LABELS in options.methods:
+        parts = list(dict.fromkeys(case.part for case in cases))
+        rows += label_rows(store, parts, [family.name for family in options.families])
+    order = {name: position for position, name in enumerate(options.methods)}
+    families = [family.name for family in options.families]
+    rows.sort(key=lambda row: (options.parts.index(row["part"]), families.index(row["family"]), order[row["method"]]))
+    _write_maps(cases, list(solvers), predictions, store, folder / "maps")
+    return _write_tables(rows, regions, store, folder)
+
+
+def _predictions_folder(
+    store: TileStore, model_path: Path | None, options: EvaluateOptions, folder: Path, seed: int
+) -> Path:
+    """Folder of the cached predictions, emptied if they were made with other settings."""
+    settings = {
+        "store": [store.manifest, *(store.scene(pair).attributes for pair in store.pairs)],
+        "model": files.file_digest(model_path) if model_path is not None and model_path.is_file() else None,
+        "families": [asdict(family) for family in options.families],
+        "context_px": options.context_px,
+        "windows": asdict(options.windows),
+        "seed": seed,
+    }
+    predictions = folder / "predictions"
+    if not files.is_stamped(predictions, settings):
+        files.remove(predictions)
+        predictions.mkdir(parents=True)
+        files.write_stamp(predictions, settings)
+    return predictions
+
+
+def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions) -> dict[str, Solver | str]:
+    """The methods by name; one that cannot even start is there with the reason instead."""
+    solvers: dict[str, Solver | str] = {}
+    for name in options.methods:
+        if name != LABELS:
+            try:
+                solvers[name] = make_solver(name, store, model_path, options.windows)
+            except InputError as error:
+                solvers[name] = str(error)
+    return solvers
+
+
+def _tables(
+    cases: list[Case], methods: list[str], predictions: Path, store: TileStore
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    gsd_m = {pair: store.scene(pair).gsd_m for pair in store.pairs}
+    rows: list[dict[str, Any]] = []
+    regions: list[Any] = []
+    for part, family in dict.fromkeys((case.part, case.family.name) for case in cases):
+        here = [case for case in cases if (case.part, case.family.name) == (part, family)]
+        for method in methods:
+            whole, by_region = method_rows(read_outcomes(here, method, predictions), gsd_m)
+            rows += whole
+            regions += by_region
+    return rows, regions
+
+
+def _write_maps(cases: list[Case], methods: list[str], predictions: Path, store: TileStore, folder: Path) -> None:
+    for pair, family in dict.fromkeys((case.block.pair, case.family.name) for case in cases):
+        here = [case for case in cases if (case.block.pair, case.family.name) == (pair, family)]
+        for method in methods:
+            outcomes = read_outcomes(here, method, predictions)
+            write_map(folder / f"{pair}_{family}_{method}.tif", outcomes, store, pair)
+
+
+def _write_tables(rows: list[dict[str, Any]], regions: list[Any], store: TileStore, folder: Path) -> dict[str, Any]:
+    with files.whole_path(folder / "table.csv") as partial:
+        frame(rows).to_csv(partial, index=False)
+    files.write_text(folder / "table.md", markdown(rows))
+    table = gpd.GeoDataFrame(regions, geometry="geometry", crs=store.blocks.crs)
+    with files.whole_path(folder / "regions.parquet") as partial:
+        table.to_parquet(partial)
+    summary = summary_tree(rows)
+    files.write_json(folder / "summary.json", summary)
+    return summary
