@@ -27,7 +27,7 @@ class Neighbours:
     """
 
     n_soft: NDArray[np.float64]
-    n_tau: NDArray[np.int64]
+    n_tau: NDArray[np.float64]
     n_alpha: NDArray[np.float64]
     nearest: NDArray[np.int64]
     similarity: NDArray[np.float64]
@@ -54,11 +54,18 @@ def count(
     nearest = np.argsort(-ranked, axis=1, kind="stable")[:, :k]
     return Neighbours(
         n_soft=values.sum(1),
-        n_tau=(values >= tau).sum(1),
+        n_tau=(values >= tau).sum(1).astype(np.float64),
         n_alpha=(np.maximum(values, 0) ** alpha).sum(1),
         nearest=nearest,
         similarity=np.take_along_axis(values, nearest, 1),
     )
+
+
+def soft_only(n_soft: NDArray[np.floating]) -> Neighbours:
+    """N_S alone: what the linear backend knows; the other counts are NaN and no neighbour is listed."""
+    n = len(n_soft)
+    unknown = np.full(n, np.nan)
+    return Neighbours(n_soft.astype(np.float64), unknown, unknown, np.zeros((n, 0), np.int64), np.zeros((n, 0)))
 
 
 def nearest_faiss(

@@ -13,18 +13,22 @@ class SimilarityOptions:
 
     parts: list[str] = option(["train"], "parts of the split that make the reference set")
     query_parts: list[str] = option(["validation", "test", "shifted"], "parts that are compared to the reference set")
-    max_tiles: int = option(600, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)
-    max_query_tiles: int = option(200, "most query tiles of each part", unit="tiles", low=0)
+    max_tiles: int = option(400, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)
+    max_query_tiles: int = option(100, "most query tiles of each part", unit="tiles", low=0)
     seed: int = option(0, "seed of the draw of tiles and of the sketch", low=0)
     readout: str = option("centre_offset", "what is differentiated", choices=["centre_offset"])
     parameters: list[str] = option(["*"], "glob patterns of the parameters to differentiate in")
+    checkpoints: str = option(
+        "last", "the trained model, or the mean kernel of the checkpoints along its training", choices=["last", "mean"]
+    )
+    metric: str = option("plain", "J J^T, or J D J^T with Adam's D = 1 / sqrt(v)", choices=["plain", "adam"])
     backend: str = option(
         "exact", "all pairs exactly, from sketches, or sums only", choices=["exact", "sketch", "linear"]
     )
     precision: str = option("float32", "precision of the pair products", choices=["float32", "bfloat16", "float64"])
     batch: int = option(16, "tiles a batch", unit="tiles", low=1)
     memory_mb: float = option(1024, "memory that the pair products may take", unit="MB", low=16)
-    keep_gradients: bool = option(False, "keep the Jacobians on disk after the kernel is made")
+    keep_gradients: bool = option(False, "keep the Jacobians or sketches on disk after the kernel is made")
     sketch_floats: int = option(1024, "size of a tile's sketch", unit="numbers", low=8)
     landmarks: int = option(128, "tiles whose Jacobians span the sketch", unit="tiles", low=1)
     tau: float = option(0.5, "least kC of a hard neighbour", low=-1, high=1)

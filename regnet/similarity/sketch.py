@@ -38,7 +38,7 @@ class Sketcher:
         if self.k < 1:
             raise ConfigError(f"similarity.sketch_floats={floats} is less than one number for each of {self.d} outputs")
         self.basis = _orthonormal(landmarks.flatten(0, 1), self.k)
-        self.buckets = self.k - len(self.basis)
+        self.buckets = min(self.k - len(self.basis), self.p)
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (self.p,), generator=generator, dtype=torch.int8) * 2 - 1
         self.signs = signs.to(landmarks.dtype).to(landmarks.device)
@@ -47,10 +47,10 @@ class Sketcher:
     def __call__(self, jacobians: Tensor) -> Tensor:
         """Sketch normalised Jacobians: (n, d, k) from (n, d, p)."""
         coordinates = jacobians @ self.basis.T
-        if self._folded_basis is None:
-            return F.pad(coordinates, (0, self.k - coordinates.shape[-1]))
-        rest = self._fold(jacobians) - coordinates @ self._folded_basis
-        return torch.cat((coordinates, rest), -1)
+        if self._folded_basis is not None:
+            rest = self._fold(jacobians) - coordinates @ self._folded_basis
+            coordinates = torch.cat((coordinates, rest), -1)
+        return F.pad(coordinates, (0, self.k - coordinates.shape[-1]))
 
     def _fold(self, rows: Tensor) -> Tensor:
         whole = self.p // self.buckets * self.buckets

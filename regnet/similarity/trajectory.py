@@ -1,0 +1,36 @@
+"""How similarity changes along the training, as a figure: first all is alike, later inputs are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from regnet.files import whole_path
+
+
+def draw_trajectory(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the quantiles of kC and of the neighbour density N_S / n against the checkpoints.
+
+    Args:
+        rows: one a checkpoint: `checkpoint`, `kc_p05` ... `kc_p95`, `density_p05` ... `density_p95`.
+        path: PNG file.
+    """
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    places = range(len(rows))
+    for axes, (key, title) in zip(
+        figure.subplots(1, 2),
+        {"kc": "similarity kC of pairs", "density": "neighbour density N_S / n"}.items(),
+        strict=True,
+    ):
+        for low, high, shade in (("05", "95", 0.2), ("25", "75", 0.4)):
+            bounds = ([row[f"{key}_p{level}"] for row in rows] for level in (low, high))
+            axes.fill_between(places, *bounds, alpha=shade, color="tab:blue", linewidth=0)
+        axes.plot(places, [row[f"{key}_p50"] for row in rows], color="tab:blue")
+        axes.set_xticks(places, [str(row["checkpoint"]) for row in rows], rotation=30, ha="right")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    with whole_path(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
