@@ -199,12 +199,12 @@ def _stage(name: str) -> Callable[[RunConfig], int]:
 
 
 def _run(config: RunConfig) -> int:
-    from regnet.report.tables import accuracy_table
+    from regnet.report.tables import accuracy_text
     from regnet.run import run_stages
 
     run_stages(config)
     run = Path(config.output_dir)
-    print(f"\n{accuracy_table(read_json(run / 'summary.json'))}\n\nreport: {run / 'report.html'}")
+    print(f"\n{accuracy_text(read_json(run / 'summary.json'))}\n\nreport: {run / 'report.html'}")
     return DONE
 
 

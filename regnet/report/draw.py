@@ -1,0 +1,139 @@
+"""How figures look: one palette that colour-blind readers tell apart, images in display colours, scale bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from regnet.files import whole_path
+from regnet.tiles.store import Scene
+
+# Okabe and Ito 2008.
+BLUE, SKY, ORANGE, VERMILION, GREEN, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
+PART_COLOURS = {"train": BLUE, "validation": SKY, "test": ORANGE, "shifted": PURPLE}
+ERROR_COLOURS = "cividis"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "figure.constrained_layout.use": True,
+    "axes.prop_cycle": mpl.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY]),
+}
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with whole_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=dpi, facecolor="white")
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """A figure in regnet's style; the caller draws on it within `matplotlib.rc_context(STYLE)`."""
+    return Figure(figsize=(width_in, height_in))
+
+
+def display(image: NDArray[np.float32], valid: NDArray[np.bool_], channels: Sequence[int] = ()) -> NDArray[np.float32]:
+    """Turn normalised channels into display values.
+
+    Args:
+        image: (C, H, W).
+        valid: (H, W); elsewhere the result is light grey.
+        channels: red, green, blue, counted from 1; empty: the first three, or the mean in grey if there are fewer.
+
+    Returns:
+        (H, W, 3), 0 to 1.
+    """
+    if channels and max(channels) <= len(image):
+        picked = image[[channel - 1 for channel in channels]]
+    else:
+        picked = image[:3] if len(image) >= 3 else image.mean(0, keepdims=True)
+    picked = np.broadcast_to(picked, (3, *picked.shape[1:])) if len(picked) != 3 else picked
+    shown = np.full((3, *valid.shape), 0.85, np.float32)
+    for band, values in zip(shown, picked, strict=True):
+        if valid.any():
+            low, high = np.percentile(values[valid], (1, 99))
+            band[valid] = np.clip((values[valid] - low) / max(high - low, 1e-6), 0, 1) ** 0.8
+    return np.moveaxis(shown, 0, -1)
+
+
+def thumbnail(scene: Scene, longest_px: int) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
+    """Read a scene's fixed image reduced by block means, strip by strip.
+
+    Returns:
+        (C, h, w) image, (h, w) validity, and how many pixels of the scene one of them covers along an axis.
+    """
+    height, width = scene.shape
+    step = max(1, -(-max(height, width) // longest_px))
+    rows, cols = height // step, width // step
+    images, valids = [], []
+    tall = max(1, 512 // step)
+    for row in range(0, rows, tall):
+        count = min(tall, rows - row)
+        patch = scene.read(row * step, 0, count * step, cols * step)
+        images.append(patch.fixed.reshape(len(patch.fixed), count, step, cols, step).mean((2, 4)))
+        valids.append(patch.fixed_valid.reshape(count, step, cols, step).mean((1, 3)) > 0.5)
+    return np.concatenate(images, 1), np.concatenate(valids), step
+
+
+def checkerboard(first: NDArray[np.float32], second: NDArray[np.float32], cells: int = 8) -> NDArray[np.float32]:
+    """Alternate squares of two images (H, W, 3): lines that cross a border of squares meet where the two fit."""
+    side = max(1, -(-max(first.shape[:2]) // cells))
+    rows, cols = np.indices(first.shape[:2]) // side
+    return np.where(((rows + cols) % 2 == 0)[..., None], first, second)
+
+
+def outlines(image: NDArray[np.float32], edge: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Draw the edges of polygons, (H, W) coverage, in orange over a grey version of an image (H, W, 3)."""
+    grey = np.broadcast_to(image.mean(-1, keepdims=True), image.shape) * 0.8
+    colour = np.asarray(mpl.colors.to_rgb(ORANGE), np.float32)
+    cover = np.clip(edge, 0, 1)[..., None]
+    return np.asarray(grey * (1 - cover) + colour * cover, np.float32)
+
+
+def picture(axes: Axes, image: NDArray[Any], title: str, **options: Any) -> Any:
+    """Show an image without ticks."""
+    shown = axes.imshow(image, interpolation="nearest", **options)
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return shown
+
+
+def scale_bar(axes: Axes, width_px: float, gsd_m: float) -> None:
+    """Draw a bar of a round length, about a quarter of the picture, labelled in metres and in px.
+
+    Args:
+        axes: of the picture.
+        width_px: of the picture, in its own pixels.
+        gsd_m: length of one of them on the ground.
+    """
+    wanted = width_px * gsd_m / 4
+    power = 10 ** np.floor(np.log10(wanted))
+    length_m = max(factor * power for factor in (1, 2, 5) if factor * power <= wanted)
+    text = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
+    bar = length_m / gsd_m
+    axes.plot(
+        [0.04, 0.04 + bar / width_px], [0.05, 0.05], transform=axes.transAxes, color="white", linewidth=4, zorder=5
+    )
+    axes.plot(
+        [0.04, 0.04 + bar / width_px], [0.05, 0.05], transform=axes.transAxes, color="black", linewidth=2, zorder=6
+    )
+    axes.text(
+        0.04,
+        0.075,
+        text,
+        transform=axes.transAxes,
+        fontsize=8,
+        zorder=6,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
+    )

@@ -1,0 +1,67 @@
+"""Tables: the accuracy of the methods as text for the terminal and as cells for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HEADS = {
+    "epe_mean_px": "mean, px",
+    "epe_median_px": "median, px",
+    "epe_p95_px": "95 %, px",
+    "epe_mean_m": "mean, m",
+    "pck_1px": "within 1 px",
+    "pck_3px": "within 3 px",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text cells; `best` marks the rows to set off."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    best: list[bool]
+
+
+def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """One table a part and family of displacements, over ground with structure; the least mean error is the best."""
+    tables = []
+    for section, families in summary.items():
+        if not section.startswith("evaluation") or section.endswith("_everything"):
+            continue
+        part = section.removeprefix("evaluation").removeprefix("_") or "test"
+        for family, methods in families.items():
+            rows = [[name, *(_cell(row.get(key)) for key in HEADS)] for name, row in methods.items()]
+            means = [row.get("epe_mean_px") for name, row in methods.items()]
+            least = min((mean for mean in means if mean is not None), default=None)
+            best = [mean is not None and mean == least for mean in means]
+            tables.append(Table(f"{part} part, {family} displacements", ["method", *HEADS.values()], rows, best))
+    return tables
+
+
+def accuracy_text(summary: Mapping[str, Any]) -> str:
+    """Mean end-point error in px of every method (columns) in every part and family (rows), as aligned text."""
+    lines: list[list[str]] = []
+    methods: list[str] = []
+    for section, families in summary.items():
+        if section.startswith("evaluation") and not section.endswith("_everything"):
+            part = section.removeprefix("evaluation").removeprefix("_") or "test"
+            for family, rows in families.items():
+                methods = methods or list(rows)
+                lines.append([part, family, *(_cell(rows.get(name, {}).get("epe_mean_px")) for name in methods)])
+    if not lines:
+        return "no evaluation in this run"
+    lines.insert(0, ["part", "displacement", *methods])
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join(["mean end-point error, px", *text])
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
