@@ -8,7 +8,6 @@ from scipy.ndimage import uniform_filter
 
 from regnet.registration.windows import (
     ALIGN_PX,
-    ArrayPatch,
     Match,
     PatchReader,
     WindowOptions,
@@ -16,6 +15,7 @@ from regnet.registration.windows import (
     predict_field,
     predict_strips,
 )
+from regnet.tiles.patch import Patch
 
 
 def reader(fixed, valid=None):

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from scipy.ndimage import gaussian_filter
+
+CRS = "EPSG:32618"
+GSD = 10.0
+ORIGIN = (500_000.0, 4_400_000.0)
+
+
+def texture(shape, seed=0):
+    """Blobs of several sizes, uint16, mean 2000."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    blobs = sum(gaussian_filter(noise, sigma) * sigma for sigma in (1.5, 4, 12))
+    return (2000 + 800 * blobs / blobs.std()).clip(1, 60000).astype(np.uint16)
+
+
+def write_raster(path, bands, origin=ORIGIN, gsd=GSD, crs=CRS, **profile):
+    bands = np.atleast_3d(bands) if bands.ndim == 3 else bands[None]
+    transform = Affine.translation(*origin) @ Affine.scale(gsd, -gsd)
+    options = {"driver": "GTiff", "count": len(bands), "dtype": bands.dtype, "crs": crs, "transform": transform}
+    with rasterio.open(path, "w", height=bands.shape[1], width=bands.shape[2], **options, **profile) as target:
+        target.write(bands)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def scene():
+    """A picture larger than the rasters cut from it, so that shifted ones have no empty border."""
+    return texture((360, 400))
+
+
+@pytest.fixture(scope="session")
+def shifted(tmp_path_factory, scene):
+    """Fixed, and moving that shows the same ground 6 columns to the left and 4 rows down of where fixed shows it.
+
+    moving(x + (-6, 4)) = fixed(x): the true displacement is dx = -6, dy = +4 px.
+    """
+    folder = tmp_path_factory.mktemp("pair")
+    fixed = scene[50:306, 50:338]
+    moving = scene[50 - 4 : 306 - 4, 50 + 6 : 338 + 6]
+    return write_raster(folder / "fixed.tif", fixed), write_raster(
+        folder / "moving.tif", (9000 - moving).astype("uint16")
+    )
+
+
+TRUE = (-6.0, 4.0)
