@@ -64,14 +64,15 @@ def kernel_blocks(
     """
     kind = dtype or rows[0:1].dtype
     itemsize = max(torch.empty(0, dtype=kind).element_size(), rows[0:1].element_size())
-    own, second = rows.shape, (others or rows).shape
+    partner = rows if others is None else others
+    own, second = rows.shape, partner.shape
     size = block_rows(torch.Size((max(own[0], second[0]), *own[1:])), memory_mb, itemsize)
     for start in range(0, own[0], size):
         left = slice(start, min(start + size, own[0]))
         a = rows[left].to(kind)
         for other in range(start if others is None else 0, second[0], size):
             right = slice(other, min(other + size, second[0]))
-            b = a if others is None and other == start else (others or rows)[right].to(kind)
+            b = a if others is None and other == start else partner[right].to(kind)
             yield left, right, (a.flatten(1) @ b.flatten(1).T if scalar else products(a, b))
 
 

@@ -19,9 +19,10 @@ from regnet.similarity.capture import Call, layouts_of, quickest_route, recorded
 from regnet.similarity.checks import check_inputs, check_readout, chosen_parameters, prepared
 from regnet.similarity.layers import Route
 from regnet.similarity.readouts import Readout, centre_offset
-from regnet.similarity.reference import reference_jacobians
+from regnet.similarity.reference import looped_jacobians, reference_jacobians
 
-_ROOT = "torch.func on the whole model"
+_WHOLE = "whole model by torch.func"
+_LOOPED = "whole model, sample by sample"
 
 
 @dataclass
@@ -30,7 +31,8 @@ class _Plan:
 
     layouts: list[str] = field(default_factory=list)  # of every call in order: "stacked" or "interleaved"
     routes: list[tuple[str, Route]] = field(default_factory=list)
-    root: list[str] = field(default_factory=list)  # parameters left to torch.func on the whole model
+    rest: list[str] = field(default_factory=list)  # parameters left to a general way on the whole model
+    general: str = _WHOLE
 
 
 class Jacobians:
@@ -79,10 +81,10 @@ class Jacobians:
             check_readout(values, len(inputs[0]))
             plan = self._plans.get(len(inputs[0]) > 1)
             if plan is None or len(plan.layouts) != len(calls):
-                plan = self._plans[len(inputs[0]) > 1] = self._make_plan(values, calls)
+                plan = self._plans[len(inputs[0]) > 1] = self._make_plan(values, calls, inputs)
                 self._check_alone(values, inputs)
             jacobians = self._assemble(values, calls, plan)
-            self._add_root(jacobians, inputs, plan)
+            self._add_rest(jacobians, inputs, plan)
         return values.detach(), jacobians
 
     def routes(self) -> dict[str, str]:
@@ -109,7 +111,7 @@ class Jacobians:
             for x, g in uses_of(call.x, gradients, n, layout):
                 for own, gradient in route(call.owner, x, g).items():
                     for name in call.names.get(own, []):
-                        if name not in plan.root:
+                        if name not in plan.rest:
                             jacobians[:, :, self.slices[name]] += gradient.reshape(*gradient.shape[:2], -1)
         return jacobians
 
@@ -129,7 +131,7 @@ class Jacobians:
             zero = next((torch.zeros_like(part) for part in parts if part is not None), None)
             yield None if zero is None else torch.stack([zero if part is None else part for part in parts], 1)
 
-    def _make_plan(self, values: Tensor, calls: list[Call]) -> _Plan:
+    def _make_plan(self, values: Tensor, calls: list[Call], inputs: tuple[Tensor, ...]) -> _Plan:
         plan = _Plan(layouts=layouts_of(values, calls))
         quickest: dict[tuple[int, torch.Size], tuple[str, Route]] = {}
         for call, layout, gradients in zip(calls, plan.layouts, self._output_gradients(values, calls), strict=True):
@@ -138,13 +140,18 @@ class Jacobians:
                 uses = [] if gradients is None else list(uses_of(call.x, gradients, len(values), layout))
                 quickest[key] = quickest_route(call, uses[:1])
             plan.routes.append(quickest[key])
-        plan.root = self._uncovered(values, calls, plan)
+        plan.rest = self._uncovered(values, calls, plan)
+        if plan.rest:
+            try:
+                reference_jacobians(self.model, self.readout, plan.rest, [x[:1] for x in inputs])
+            except RuntimeError:
+                plan.general = _LOOPED
         self._route_names = {
             name: route[0]
             for call, route in zip(calls, plan.routes, strict=True)
             for x in call.names.values()
             for name in x
-        } | dict.fromkeys(plan.root, _ROOT)
+        } | dict.fromkeys(plan.rest, plan.general)
         return plan
 
     def _uncovered(self, values: Tensor, calls: list[Call], plan: _Plan) -> list[str]:
@@ -158,16 +165,17 @@ class Jacobians:
                 values[:, k].sum(), [named[name] for name in self.names], retain_graph=True, allow_unused=True
             )
             for name, gradient in zip(self.names, total, strict=True):
-                rows = jacobians[:, k, self.slices[name]]
+                rows = jacobians[:, k, self.slices[name]].detach()
                 expected = torch.zeros_like(rows[0]) if gradient is None else gradient.flatten()
                 scale = max(float(rows.norm()), float(expected.norm()))
                 if float((rows.sum(0) - expected).norm()) > 1e-3 * scale:
                     wrong.add(name)
         return [name for name in self.names if name in wrong]
 
-    def _add_root(self, jacobians: Tensor, inputs: tuple[Tensor, ...], plan: _Plan) -> None:
-        if not plan.root:
+    def _add_rest(self, jacobians: Tensor, inputs: tuple[Tensor, ...], plan: _Plan) -> None:
+        if not plan.rest:
             return
-        gradients = reference_jacobians(self.model, self.readout, plan.root, inputs)
+        way = reference_jacobians if plan.general == _WHOLE else looped_jacobians
+        gradients = way(self.model, self.readout, plan.rest, inputs)
         for name, gradient in gradients.items():
             jacobians[:, :, self.slices[name]] = gradient.reshape(*gradient.shape[:2], -1)

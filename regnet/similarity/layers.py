@@ -28,7 +28,7 @@ def routes_of(module: nn.Module) -> Mapping[str, Route]:
     """List the routes to a layer's per-sample gradients, by name.
 
     A subclass of a known layer may compute something else, so only the exact types are known; any other module without
-    children is differentiated by torch.func, sample by sample under vmap.
+    children is differentiated by torch.func under vmap, or sample by sample where vmap does not know its operations.
     """
     kind = type(module)
     if kind in _CONVOLUTIONS:
@@ -42,7 +42,9 @@ def routes_of(module: nn.Module) -> Mapping[str, Route]:
         return {"sums": _normalisation}
     if kind is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
         return {"scatter": _embedding}
-    return {"torch.func": _functional} if not list(module.children()) else {}
+    if kind is nn.PReLU:
+        return {"sums": _prelu}
+    return {"torch.func": _functional, "sample by sample": _looped} if not list(module.children()) else {}
 
 
 def _is_pointwise(module: Any) -> bool:
@@ -159,6 +161,12 @@ def _embedding(module: Any, x: Tensor, g: Tensor) -> Gradients:
     return {"weight": weight}
 
 
+def _prelu(module: Any, x: Tensor, g: Tensor) -> Gradients:
+    negative = (g * x.clamp(max=0)[:, None]).flatten(3) if x.ndim > 2 else (g * x.clamp(max=0)[:, None])[..., None]
+    summed = negative.sum(-1)
+    return {"weight": summed.sum(-1, keepdim=True) if module.num_parameters == 1 else summed}
+
+
 def _functional(module: Any, x: Tensor, g: Tensor) -> Gradients:
     """Any module of one input and one output, by torch.func: a vector-Jacobian product for each sample and output."""
     parameters = dict(module.named_parameters(recurse=False))
@@ -170,3 +178,19 @@ def _functional(module: Any, x: Tensor, g: Tensor) -> Gradients:
 
     gradients: Gradients = vmap(one_sample)(x, g)
     return gradients
+
+
+def _looped(module: Any, x: Tensor, g: Tensor) -> Gradients:
+    """Any module of one input and one output, by one backward pass for each sample and output."""
+    parameters = dict(module.named_parameters(recurse=False))
+    rows = []
+    for sample, cotangents in zip(x, g, strict=True):
+        with torch.enable_grad():
+            output = module(sample[None])[0]
+        for cotangent in cotangents:
+            rows.append(torch.autograd.grad(output, list(parameters.values()), cotangent, retain_graph=True))
+    n, d = g.shape[:2]
+    return {
+        name: torch.stack([row[place] for row in rows]).reshape(n, d, *value.shape)
+        for place, (name, value) in enumerate(parameters.items())
+    }

@@ -1,10 +1,11 @@
-"""Per-sample Jacobians by torch.func: general and slow, for what the fast route does not cover, and to test it."""
+"""Per-sample Jacobians by general and slow ways: for what the fast route does not cover, and to test it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
@@ -20,6 +21,24 @@ class _Whole(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.readout(self.model, *inputs)
+
+
+def looped_jacobians(
+    model: nn.Module, readout: Readout, names: Sequence[str], inputs: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Jacobians in the named parameters by d backward passes a sample, for models that vmap cannot run.
+
+    Takes and gives what `reference_jacobians` does.
+    """
+    named = dict(model.named_parameters())
+    rows = []
+    for sample in range(len(inputs[0])):
+        with torch.enable_grad():
+            values = readout(model, *(x[sample : sample + 1] for x in inputs))[0]
+        wanted = [named[name] for name in names]
+        parts = [torch.autograd.grad(value, wanted, retain_graph=True, materialize_grads=True) for value in values]
+        rows.append([torch.stack(part) for part in zip(*parts, strict=True)])
+    return {name: torch.stack([row[place] for row in rows]) for place, name in enumerate(names)}
 
 
 def reference_jacobians(
