@@ -110,6 +110,7 @@ def _tables(
 
 
 def _write_maps(cases: list[Case], methods: list[str], predictions: Path, store: TileStore, folder: Path) -> None:
+    files.remove(folder)
     for pair, family in dict.fromkeys((case.block.pair, case.family.name) for case in cases):
         here = [case for case in cases if (case.block.pair, case.family.name) == (pair, family)]
         for method in methods:

@@ -1,0 +1,211 @@
+import json
+import shutil
+import time
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from scipy.ndimage import gaussian_filter
+
+from regnet import displacement
+from regnet.baselines.registry import METHODS
+from regnet.errors import ConfigError, InputError
+from regnet.evaluation import predictions as predictions_module
+from regnet.evaluation.cases import CaseMaker, SceneField, list_cases
+from regnet.evaluation.options import EvaluateOptions, FamilyOptions
+from regnet.evaluation.stage import evaluate_stage
+from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
+
+SMOOTH = FamilyOptions("smooth", 6.0, 40.0)
+GAP_PX = 16
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    noise = np.random.default_rng(0).normal(size=(480, 480))
+    picture = sum(gaussian_filter(noise, sigma) * sigma for sigma in (1.5, 4, 10))
+    picture = (2000 + 800 * picture / picture.std()).clip(1).astype(np.uint16)
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint16", "crs": "EPSG:32618", "height": 480, "width": 480}
+    transform = Affine(10, 0, 5e5, 0, -10, 44e5)
+    for name, image in (("fixed", picture), ("moving", 9000 - picture)):
+        with rasterio.open(folder / f"{name}.tif", "w", transform=transform, **profile) as target:
+            target.write(image.astype(np.uint16), 1)
+    options = PrepareOptions(
+        pairs=[PairOptions("pair", str(folder / "fixed.tif"), str(folder / "moving.tif"))],
+        tile_px=64,
+        stride_px=64,
+        split=SplitOptions("blocks", 144, GAP_PX, 0.12, 0.25, 0.15),
+        noise=NoiseOptions("systematic", shift_dx_px=3.0, shift_dy_px=-4.0),
+    )
+    prepare(options, folder / "prepare")
+    return TileStore.open(folder / "prepare")
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    options = EvaluateOptions(families=[SMOOTH])
+    return folder, options, evaluate_stage(store, None, options, folder, seed=3)
+
+
+def test_the_true_displacement_brings_moving_back(store):
+    """What separates a right convention from a swapped or mirrored one: only the right one undoes the displacement."""
+    case = list_cases(store, ["test"], [SMOOTH], 1, GAP_PX)[0]
+    problem = CaseMaker(store, 0).problem(case)
+    block = case.block
+    plain = store.scene("pair").read(block.row - GAP_PX, block.col - GAP_PX, *problem.true.shape[1:])
+
+    def left(field):
+        pulled = displacement.warp(
+            torch.from_numpy(problem.patch.moving)[None], torch.from_numpy(field)[None], "bicubic"
+        )
+        return np.abs(pulled[0].numpy() - plain.moving)[:, 20:-20, 20:-20].mean()
+
+    before = left(np.zeros_like(problem.true))
+    assert left(problem.true) < 0.15 * before
+    assert left(-problem.true) > before
+    assert left(problem.true[::-1].copy()) > 0.5 * before
+    np.testing.assert_array_equal(problem.patch.fixed, plain.fixed)
+
+
+def test_fields_of_a_scene_are_one_field_whatever_window_is_read():
+    field = SceneField((300, 260), FamilyOptions("any", 8.0, 30.0), np.random.default_rng(1))
+    whole = field.window(0, 0, 300, 260)
+    np.testing.assert_allclose(field.window(40, 70, 90, 80), whole[:, 40:130, 70:150], atol=1e-4)
+    assert np.hypot(*whole).max() == pytest.approx(8, rel=0.1)
+
+
+def test_fine_fields_have_their_own_scale():
+    lengths = []
+    for sigma in (10.0, 40.0):
+        field = SceneField((300, 300), FamilyOptions("any", 8.0, sigma), np.random.default_rng(1)).window(
+            0, 0, 300, 300
+        )
+        lengths.append(field.std() / np.diff(field, axis=2).std())
+    # For white noise through a Gaussian, deviation over the deviation of the gradient is sqrt(2) sigma.
+    assert lengths == pytest.approx([np.sqrt(2) * 10, np.sqrt(2) * 40], rel=0.35)
+
+
+def test_summary_has_what_is_promised(run):
+    folder, _, summary = run
+    assert json.loads((folder / "summary.json").read_text()).keys() == summary.keys()
+    for part in ("evaluation", "evaluation_shifted", "evaluation_everything"):
+        for method in ("none", "labels", "matcher_mind", "classical.phase"):
+            row = summary[part]["smooth"][method]
+            assert row["status"] == "ok"
+            assert np.isfinite([row[name] for name in ("epe_mean_px", "epe_median_px", "epe_p95_px", "seconds")]).all()
+            assert 0 <= row["pck_1px"] <= row["pck_3px"] <= 1
+            assert row["epe_mean_m"] == pytest.approx(row["epe_mean_px"] * 10, rel=0.01)
+
+
+def test_the_rows_are_what_they_are_called(run, store):
+    rows = run[2]["evaluation"]["smooth"]
+    # The labels are off by (3, -4) px everywhere, so by 5 px, whatever the family.
+    assert rows["labels"]["epe_mean_px"] == pytest.approx(5, abs=1e-4)
+    case = list_cases(store, ["test"], [SMOOTH], 1, GAP_PX)
+    maker = CaseMaker(store, 3)
+    lengths = [np.hypot(*maker.problem(one).true)[one.own].mean() for one in case]
+    assert min(lengths) - 0.2 < rows["none"]["epe_mean_px"] < max(lengths) + 0.2
+    assert rows["matcher_mind"]["epe_mean_px"] < 0.4 * rows["none"]["epe_mean_px"]
+
+
+def test_a_method_that_fails_says_so_and_is_no_zero(run):
+    row = run[2]["evaluation"]["smooth"]["model"]
+    assert "no trained model" in row["status"]
+    assert np.isnan(row["epe_mean_px"])
+    assert row["count"] == 0
+    table = pd.read_csv(run[0] / "table.csv")
+    assert table[table["method"] == "model"]["epe_mean_px"].isna().all()
+    assert "no trained model" in (run[0] / "table.md").read_text()
+
+
+def test_errors_that_are_not_meant_for_users_are_not_swallowed(store, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(METHODS, "broken", broken)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_stage(store, None, EvaluateOptions(families=[SMOOTH], methods=["broken"]), tmp_path)
+
+
+def test_cached_predictions_are_used_again_and_new_methods_run_alone(run, store, monkeypatch, tmp_path):
+    folder, options, before = run
+    folder = shutil.copytree(folder, tmp_path / "copy")
+    ran = []
+    original = predictions_module._run
+    monkeypatch.setattr(predictions_module, "_run", lambda *job: (ran.append(job), original(*job))[1])
+    assert (
+        evaluate_stage(store, None, options, folder, seed=3)["evaluation"]["smooth"]["none"]
+        == (before["evaluation"]["smooth"]["none"])
+    )
+    assert not ran
+    monkeypatch.setitem(METHODS, "another", lambda fixed, *_: np.ones((2, *fixed.shape[1:]), np.float32))
+    more = EvaluateOptions(families=[SMOOTH], methods=[*options.methods, "another"])
+    evaluate_stage(store, None, more, folder, seed=3)
+    assert len(ran) == len(list_cases(store, ["test", "shifted"], [SMOOTH], 1, GAP_PX))
+    ran.clear()
+    evaluate_stage(store, None, EvaluateOptions(families=[SMOOTH], methods=["none"]), folder, seed=4)
+    assert ran
+
+
+def test_maps_and_regions_agree_with_the_table(run, store):
+    folder, _, summary = run
+    regions = gpd.read_parquet(folder / "regions.parquet")
+    none = regions[(regions["method"] == "none") & (regions["part"] == "test")]
+    assert set(none["region"]) == set(store.blocks.query("part == 'test'")["block_id"])
+    mean = np.average(none["epe_mean_px"], weights=none["count"])
+    assert mean == pytest.approx(summary["evaluation"]["smooth"]["none"]["epe_mean_px"], rel=1e-4)
+    with rasterio.open(folder / "maps" / "pair_smooth_none.tif") as image:
+        errors = image.read(1)
+        assert image.crs == store.scene("pair").crs
+        assert image.tags()["units"] == "px"
+    block = store.blocks.query("part == 'test'").iloc[0]
+    row, col = int(block.row), int(block.col)
+    assert np.isfinite(errors[row + 20 : row + block.height - 20, col + 20 : col + block.width - 20]).all()
+    train = store.blocks.query("part == 'train'").iloc[0]
+    assert np.isnan(errors[train.row : train.row + train.height, train.col : train.col + train.width]).all()
+
+
+def test_methods_never_see_other_parts(store):
+    for case in list_cases(store, ["test"], [SMOOTH], 1, GAP_PX):
+        window = CaseMaker(store, 0).problem(case).patch.fixed.shape
+        top, left = case.block.row - GAP_PX, case.block.col - GAP_PX
+        for other in store.blocks.query("part == 'train'").itertuples():
+            apart = (
+                other.row >= top + window[1]
+                or top >= other.row + other.height
+                or other.col >= left + window[2]
+                or left >= other.col + other.width
+            )
+            assert apart
+
+
+def test_unknown_methods_and_empty_parts_are_refused(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"classical\.fase"):
+        evaluate_stage(store, None, EvaluateOptions(methods=["classical.fase"]), tmp_path)
+    store.blocks.loc[:, "kept"] = store.blocks["part"]
+    try:
+        store.blocks["part"] = "train"
+        with pytest.raises(InputError, match="check the split"):
+            evaluate_stage(store, None, EvaluateOptions(methods=["none"]), tmp_path)
+    finally:
+        store.blocks["part"] = store.blocks.pop("kept")
+
+
+def test_seconds_are_measured(store, tmp_path, monkeypatch):
+    def slow(fixed, *_):
+        time.sleep(0.05)
+        return np.zeros((2, *fixed.shape[1:]), np.float32)
+
+    monkeypatch.setitem(METHODS, "slow", slow)
+    options = EvaluateOptions(families=[SMOOTH], methods=["slow"], parts=["test"])
+    rows = evaluate_stage(store, None, options, tmp_path)
+    blocks = len(store.blocks.query("part == 'test'"))
+    assert 0.05 * blocks <= rows["evaluation"]["smooth"]["slow"]["seconds"] < 0.05 * blocks + 2
