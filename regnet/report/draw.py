@@ -32,7 +32,7 @@ STYLE = {
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure as PNG, whole or not at all."""
     with whole_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=dpi, facecolor="white")
+        figure.savefig(partial, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.06)
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from regnet.files import STAMP, read_json
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
 
+MARGIN_PX = 24
 VECTOR_CHANNELS = ["interior", "edge", "vertex"]
 
 
@@ -73,6 +74,7 @@ class RunFolder:
         """A GeoParquet table of a stage."""
         return gpd.read_parquet(self.file(stage, name))
 
+    @lru_cache(maxsize=4)  # noqa: B019 - one folder a report
     def examples(self, family: str, side_px: int) -> list[Example]:
         """One window of every evaluated part: the part's block with the most structure.
 
@@ -93,35 +95,33 @@ class RunFolder:
         return found
 
     def _example(self, name: str, block: Any, side_px: int) -> Example:
-        with np.load(self._prediction(name, "truth")) as truth:
-            true, valid = truth["true"], truth["valid"]
+        with np.load(self._prediction(name, "truth")) as saved:
+            true, valid = saved["true"], saved["valid"]
+        # The window with some ground around it, so that what is displaced into the window is known.
+        wide = tuple(_middle(length, side_px + 2 * MARGIN_PX) for length in valid.shape)
+        window = tuple(_middle(part.stop - part.start, side_px) for part in wide)
         scene = self.store.scene(block.pair)
-        patch = scene.read(int(block.row), int(block.col), *valid.shape)
-        moving = torch.from_numpy(patch.moving)[None]
-        displaced = warp(moving, invert(torch.from_numpy(true)[None]))
-        window = tuple(slice((n - min(n, side_px)) // 2, (n + min(n, side_px)) // 2) for n in valid.shape)
+        size = tuple(part.stop - part.start for part in wide)
+        patch = scene.read(int(block.row) + wide[0].start, int(block.col) + wide[1].start, *size)
+        true, valid = true[:, *wide], valid[wide]
+        displaced = warp(torch.from_numpy(patch.moving)[None], invert(torch.from_numpy(true)[None]))
         errors, warped = {}, {}
         for method in self._methods(name):
             with np.load(self._prediction(name, method)) as saved:
                 if str(saved["failure"]):
                     continue
-                field = saved["displacement"]
+                field = saved["displacement"][:, *wide]
             length = np.where(valid, np.hypot(*(field - true)), np.nan)
             errors[method] = np.asarray(length[window], np.float32)
-            warped[method] = warp(displaced, torch.from_numpy(field)[None])[0][(..., *window)].numpy()
-        return Example(
-            name,
-            Patch(
-                patch.fixed[(..., *window)],
-                displaced[0][(..., *window)].numpy(),
-                patch.fixed_valid[window],
-                valid[window],
-                patch.structure[window],
-            ),
-            errors,
-            warped,
-            scene.gsd_m,
+            warped[method] = warp(displaced, torch.from_numpy(field)[None])[0][:, *window].numpy()
+        shown = Patch(
+            fixed=patch.fixed[:, *window],
+            moving=displaced[0][:, *window].numpy(),
+            fixed_valid=patch.fixed_valid[window],
+            moving_valid=valid[window],
+            structure=patch.structure[window],
         )
+        return Example(name, shown, errors, warped, scene.gsd_m)
 
     def _structure(self, name: str) -> int:
         with np.load(self._prediction(name, "truth")) as truth:
@@ -144,3 +144,8 @@ class RunFolder:
         if not (folder / STAMP).is_file():
             raise AbsentError(f"The stage {stage} has not run in this folder, or was not finished.")
         return folder
+
+
+def _middle(length: int, side: int) -> slice:
+    side = min(length, side)
+    return slice((length - side) // 2, (length - side) // 2 + side)

@@ -73,13 +73,13 @@ def before_after_figure(run: RunFolder, family: str, options: ReportOptions) -> 
 
 def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
     """Errors of every method on the same ground and one colour scale."""
-    examples = run.examples(family, 2048)
+    examples = run.examples(family, 512)
     methods = list(dict.fromkeys(method for example in examples for method in example.errors_px))
     if not methods:
         raise AbsentError("Every method failed on this ground; the table says why.")
     columns = min(len(methods), 4)
     strips = -(-len(methods) // columns)
-    figure = new_figure(7.5, 2.1 * strips * len(examples) + 0.5)
+    figure = new_figure(7.5, 2.3 * strips * len(examples) + 0.6)
     grid = figure.subplots(strips * len(examples), columns, squeeze=False)
     shown: Any = None
     for place, example in enumerate(examples):
@@ -88,7 +88,7 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
         for axes, method in zip(cells, methods, strict=False):
             if method in example.errors_px:
                 errors = example.errors_px[method]
-                title = f"{part}: {method}, {np.nanmean(errors):.2f} px"
+                title = f"{part}: {method}\n{np.nanmean(errors):.2f} px"
                 shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
         scale_bar(cells[0], example.patch.structure.shape[1], example.gsd_m)
         for axes in cells[len(methods) :]:
@@ -102,7 +102,7 @@ def overview_figure(run: RunFolder, families: list[str], options: ReportOptions)
     rough = families[-1]
     example = run.examples(rough, 288)[0]
     method = _after(example)
-    figure = new_figure(10, 6.4)
+    figure = new_figure(10, 7.4)
     grid = figure.subplots(2, 3)
     fixed = display(example.patch.fixed, example.patch.fixed_valid, options.rgb)
     picture(grid[0, 0], fixed, "fixed, ground that was not trained on")
@@ -118,7 +118,7 @@ def overview_figure(run: RunFolder, families: list[str], options: ReportOptions)
         label = {"none": "before", "matcher_mind": "training-free"}.get(name, name)
         title = f"error, {label}: {np.nanmean(errors):.2f} px"
         shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
-    figure.colorbar(shown, ax=grid[1], location="right", extend="max", label="end-point error, px")
+    figure.colorbar(shown, ax=grid, location="bottom", shrink=0.4, aspect=40, extend="max", label="end-point error, px")
     return figure
 
 
