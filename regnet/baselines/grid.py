@@ -96,3 +96,10 @@ def _starts(length: int, tile_px: int) -> list[int]:
         return [0]
     count = 1 + -(-(length - tile_px) // (tile_px // 2))
     return [round(start) for start in np.linspace(0, length - tile_px, count)]
+
+
+def affine_field(matrix: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Displacement (2, H, W) px of a (2, 3) matrix from places (column, row) on fixed to places on moving."""
+    cols, rows = np.meshgrid(np.arange(shape[1]), np.arange(shape[0]))
+    places = np.stack([cols, rows, np.ones_like(cols)]).reshape(3, -1).astype(np.float64)
+    return np.asarray((matrix @ places - places[:2]).reshape(2, *shape), np.float32)

@@ -7,7 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from regnet.baselines.ecc import ecc
+from regnet.baselines.flow import dis, tvl1
+from regnet.baselines.klt import klt
 from regnet.baselines.phase import phase_correlation
+from regnet.baselines.sift import sift
 from regnet.errors import ConfigError
 
 # (fixed (Cf, H, W), moving (Cm, H, W), fixed_valid (H, W), moving_valid (H, W)) -> displacement (2, H, W) px.
@@ -28,6 +32,11 @@ def nothing(
 METHODS: dict[str, Method] = {
     "none": nothing,
     "classical.phase": phase_correlation,
+    "classical.ecc": ecc,
+    "classical.sift": sift,
+    "classical.klt": klt,
+    "classical.dis": dis,
+    "classical.tvl1": tvl1,
 }
 
 

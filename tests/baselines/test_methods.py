@@ -13,7 +13,15 @@ from regnet.errors import ConfigError, InputError
 
 SHAPE = (320, 352)
 SHIFT = (4.0, -2.5)  # dx, dy: both signs and a different size, so that a swap or a sign cannot pass
-WANDERING = {"classical.phase": 0.3}
+# How much of the error before a smooth field may leave: one affine transform for the whole image cannot follow it.
+LEFT = {
+    "classical.phase": 0.3,
+    "classical.ecc": 0.95,
+    "classical.sift": 0.95,
+    "classical.klt": 0.15,
+    "classical.dis": 0.15,
+    "classical.tvl1": 0.3,
+}
 
 
 def texture(channels, seed=0):
@@ -43,7 +51,7 @@ def bent_pair():
     return pair(true), true
 
 
-@pytest.mark.parametrize("name", sorted(WANDERING))
+@pytest.mark.parametrize("name", sorted(LEFT))
 def test_a_constant_shift_comes_out_with_its_signs(name):
     found = METHODS[name](*shifted_pair())
     assert found.dtype == np.float32
@@ -53,16 +61,16 @@ def test_a_constant_shift_comes_out_with_its_signs(name):
     assert abs(np.median(inner[1]) - SHIFT[1]) < 0.25
 
 
-@pytest.mark.parametrize("name", sorted(WANDERING))
+@pytest.mark.parametrize("name", sorted(LEFT))
 def test_a_smooth_field_is_found_better_than_by_doing_nothing(name):
     images, true = bent_pair()
     found = METHODS[name](*images)
     before = np.hypot(*true)[40:-40, 40:-40].mean()
     after = np.hypot(*(found - true))[40:-40, 40:-40].mean()
-    assert after < WANDERING[name] * before
+    assert after < LEFT[name] * before
 
 
-@pytest.mark.parametrize("name", sorted(WANDERING))
+@pytest.mark.parametrize("name", sorted(LEFT))
 def test_garbage_in_masked_pixels_changes_little(name):
     fixed, moving, fixed_valid, moving_valid = shifted_pair()
     hole = np.s_[100:160, 120:200]
@@ -75,7 +83,7 @@ def test_garbage_in_masked_pixels_changes_little(name):
     np.testing.assert_allclose(dirty, clean, atol=0.05)
 
 
-@pytest.mark.parametrize("name", sorted(WANDERING))
+@pytest.mark.parametrize("name", sorted(LEFT))
 def test_a_constant_image_is_a_failure_and_not_a_zero(name):
     _, moving, fixed_valid, moving_valid = shifted_pair()
     with pytest.raises(InputError):

@@ -1,0 +1,76 @@
+"""Dense optical flow of the grey bands: DIS (Kroeger et al. 2016) and TV-L1 (Zach et al. 2007)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.registration import optical_flow_tvl1
+
+from regnet.baselines.grey import bytes_band, grey_band
+from regnet.errors import InputError
+
+
+def dis(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],
+    fixed_valid: NDArray[np.bool_],
+    moving_valid: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Estimate the displacement by OpenCV's DIS flow at its medium preset.
+
+    Args:
+        fixed: (Cf, H, W).
+        moving: (Cm, H, W).
+        fixed_valid: (H, W).
+        moving_valid: (H, W).
+
+    Returns:
+        (2, H, W) px.
+
+    Raises:
+        InputError: an image is constant, or too small for the flow's pyramid.
+    """
+    one, two = bytes_band(fixed, fixed_valid), bytes_band(moving, moving_valid)
+    _refuse_plain(one, two)
+    try:
+        engine: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        flow = engine.calc(one, two, None)
+    except cv2.error as error:
+        raise InputError("DIS flow failed; the image is too small") from error
+    # Flow tells where a pixel of the first image is seen in the second: a pull, as here.
+    return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
+
+
+def tvl1(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],
+    fixed_valid: NDArray[np.bool_],
+    moving_valid: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Estimate the displacement by scikit-image's TV-L1 flow at its defaults.
+
+    Args:
+        fixed: (Cf, H, W).
+        moving: (Cm, H, W).
+        fixed_valid: (H, W).
+        moving_valid: (H, W).
+
+    Returns:
+        (2, H, W) px.
+
+    Raises:
+        InputError: an image is constant.
+    """
+    # -3 to 3 standard deviations become 0 to 1, the range that its defaults are made for.
+    one, two = grey_band(fixed, fixed_valid) / 6 + 0.5, grey_band(moving, moving_valid) / 6 + 0.5
+    _refuse_plain(one, two)
+    rows, cols = optical_flow_tvl1(one, two, dtype=np.float32)
+    return np.stack([cols, rows]).astype(np.float32)
+
+
+def _refuse_plain(*images: NDArray[np.generic]) -> None:
+    if any(np.ptp(image) == 0 for image in images):
+        raise InputError("the image is constant; there is nothing to follow")

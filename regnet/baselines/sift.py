@@ -1,0 +1,58 @@
+"""One affine transform through SIFT keypoints (Lowe 2004) and RANSAC."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet.baselines.grey import bytes_band
+from regnet.baselines.grid import affine_field
+from regnet.errors import InputError
+
+
+def sift(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],
+    fixed_valid: NDArray[np.bool_],
+    moving_valid: NDArray[np.bool_],
+    ratio: float = 0.8,
+    threshold_px: float = 3.0,
+    min_matches: int = 6,
+) -> NDArray[np.float32]:
+    """Estimate one affine displacement of the whole image from matched keypoints of the grey bands.
+
+    Args:
+        fixed: (Cf, H, W).
+        moving: (Cm, H, W).
+        fixed_valid: (H, W).
+        moving_valid: (H, W).
+        ratio: a match must be better than the second best by this factor.
+        threshold_px: RANSAC's distance of an inlier, px.
+        min_matches: fewest inliers that are believed.
+
+    Returns:
+        (2, H, W) px.
+
+    Raises:
+        InputError: too few matches.
+    """
+    detector = cv2.SIFT.create()
+    found = [
+        detector.detectAndCompute(bytes_band(image, valid), np.asarray(valid, dtype=np.uint8))
+        for image, valid in ((fixed, fixed_valid), (moving, moving_valid))
+    ]
+    (fixed_keys, fixed_features), (moving_keys, moving_features) = found
+    if fixed_features is None or moving_features is None or len(moving_keys) < 2:
+        raise InputError("SIFT found no keypoints; the images are too plain")
+    candidates = cv2.BFMatcher().knnMatch(fixed_features, moving_features, k=2)
+    matches = [pair[0] for pair in candidates if len(pair) == 2 and pair[0].distance < ratio * pair[1].distance]
+    matrix, inliers = None, None
+    if len(matches) >= min_matches:
+        source = np.array([fixed_keys[match.queryIdx].pt for match in matches])
+        target = np.array([moving_keys[match.trainIdx].pt for match in matches])
+        cv2.setRNGSeed(0)
+        matrix, inliers = cv2.estimateAffine2D(source, target, ransacReprojThreshold=threshold_px)
+    if matrix is None or inliers is None or inliers.sum() < min_matches:
+        raise InputError(f"SIFT found {len(matches)} matches that do not agree on one transform")
+    return affine_field(np.asarray(matrix, np.float64), (fixed.shape[1], fixed.shape[2]))
