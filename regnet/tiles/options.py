@@ -79,11 +79,14 @@ class PrepareOptions:
     stride_px: int = option(64, "step between tiles", unit="px", low=1)
     min_valid: float = option(0.9, "share of a tile that must be valid in both images", low=0, high=1)
     min_structure: float = option(0.2, "share of a tile that must have structure", low=0, high=1)
+    structure_fine_px: float = option(
+        2.0, "Gaussian taken over fixed's brightness first, so that noise and waves are no structure", unit="px", low=0
+    )
     structure_sigma_px: float = option(
         8.0, "Gaussian window of the local standard deviation that makes the structure mask", unit="px", low=0.5
     )
     structure_threshold: float = option(
-        0.04, "structure is where that deviation of fixed's brightness (2nd to 98th percentile = 0 to 1) exceeds this"
+        0.033, "structure is where that deviation exceeds this; brightness is 0 to 1 from 2nd to 98th percentile", low=0
     )
     split: SplitOptions = option(SplitOptions(), "how the ground is divided into parts")
     noise: NoiseOptions = option(NoiseOptions(), "noise of the labels")

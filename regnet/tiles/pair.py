@@ -82,25 +82,27 @@ class Scaling:
 
 @dataclass(frozen=True)
 class StructureRule:
-    """Structure is where the local standard deviation of fixed's brightness exceeds a threshold.
+    """Structure is where the local standard deviation of fixed's smoothed brightness exceeds a threshold.
 
     Attributes:
-        sigma_px: Gaussian window, px.
+        sigma_px: Gaussian window of the deviation, px.
         threshold: least deviation; brightness is 0 at the 2nd and 1 at the 98th percentile.
+        fine_px: Gaussian taken over the brightness first, px: noise and waves are finer than what can be matched.
     """
 
     sigma_px: float = 8.0
-    threshold: float = 0.04
+    threshold: float = 0.033
+    fine_px: float = 2.0
 
     @property
     def margin_px(self) -> int:
         """How far around a window the rule looks, px."""
-        return 16 * math.ceil(3.5 * self.sigma_px / 16)
+        return 16 * math.ceil(3.5 * (self.sigma_px + self.fine_px) / 16)
 
     def mask(self, brightness: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(H, W) brightness and validity to (H, W) structure."""
         weight = torch.from_numpy(valid.astype(np.float32))[None, None]
-        light = torch.from_numpy(brightness)[None, None]
+        light = smooth(torch.from_numpy(brightness)[None, None], self.fine_px, weight)
         moments = smooth(torch.cat((light, light * light), 1), self.sigma_px, weight)[0]
         deviation = (moments[1] - moments[0] ** 2).clamp_min(0).sqrt().numpy()
         return np.asarray((deviation > self.threshold) & valid)

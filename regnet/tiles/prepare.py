@@ -89,7 +89,7 @@ def write_scene(
     Returns:
         The scene, and the pair's polygons in pixels if moving is a vector layer.
     """
-    rule = StructureRule(options.structure_sigma_px, options.structure_threshold)
+    rule = StructureRule(options.structure_sigma_px, options.structure_threshold, options.structure_fine_px)
     with PairReader(pair, options.gsd_m, rule, block_side(options.memory_mb, 8)) as reader:
         group = arrays.create_group(f"scenes/{pair.name}")
         counts = {"fixed": len(reader.fixed_channels), "moving": len(reader.moving_channels)}
@@ -140,18 +140,18 @@ def split_scene(pair: PairOptions, scene: Scene, options: PrepareOptions) -> lis
 
 
 def describe(patch: Patch) -> NDArray[np.float64]:
-    """Describe ground by what its fixed image looks like.
+    """Describe ground by what its fixed image looks like where it has structure.
 
     Returns:
         (2 C + 2,): mean and standard deviation of each band, mean gradient of the brightness, share with structure.
     """
-    valid = patch.fixed_valid
-    if valid.sum() < 2:
+    counted = patch.structure & patch.fixed_valid
+    if counted.sum() < 2:
         return np.zeros(2 * len(patch.fixed) + 2)
-    values = patch.fixed[:, valid].astype(np.float64)
+    values = patch.fixed[:, counted].astype(np.float64)
     down, across = np.gradient(patch.fixed.mean(axis=0, dtype=np.float64))
-    texture = np.hypot(down, across)[valid].mean()
-    return np.concatenate([values.mean(axis=1), values.std(axis=1), [texture, patch.structure[valid].mean()]])
+    texture = np.hypot(down, across)[counted].mean()
+    return np.concatenate([values.mean(axis=1), values.std(axis=1), [texture, counted.mean()]])
 
 
 def find_tiles(blocks: list[Block], scenes: dict[str, Scene], options: PrepareOptions) -> list[dict[str, Any]]:
