@@ -1,0 +1,123 @@
+"""Is the predicted denoising true? Against replicas trained on independent draws of label noise.
+
+R replicas start from the same weights and see the same tiles with labels `truth + noise_r`. What the noise moved is the
+replica's prediction less the mean over replicas. METHOD: Charpiat et al. 2019 section 5 for the factor; the noise
+transfer is in the manner of the linear datamodelling score (Park et al., TRAK, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from regnet.denoising.operators import Array
+
+COVERAGE = 0.9
+
+
+@dataclass(frozen=True)
+class FactorCheck:
+    """A predicted factor against the true one.
+
+    Attributes:
+        spearman: rank correlation over tiles.
+        slope: of true on predicted, through the origin: 1 is right, 3 is three times too small a prediction.
+        coverage: share of tiles whose true factor lies in the 90 % interval that the prediction and the number of
+            replicas imply.
+        predicted_mean: mean over tiles.
+        true_mean: mean over tiles.
+    """
+
+    spearman: float
+    slope: float
+    coverage: float
+    predicted_mean: float
+    true_mean: float
+
+
+def moved_by_noise(values: Array) -> Array:
+    """What differs between replicas: (R, n, d) less the mean over replicas."""
+    centred: Array = values - values.mean(0)
+    return centred
+
+
+def true_factor(predictions: Array, noise: Array) -> Array:
+    """Standard deviation over replicas of the predictions over that of the label noise, (n,).
+
+    Args:
+        predictions: (R, n, d) px.
+        noise: (R, n, d) px, the label noise of the same tiles; its size is pooled over tiles.
+    """
+    replicas = len(predictions)
+    scale = replicas / (replicas - 1)
+    variance = (moved_by_noise(predictions) ** 2).mean((0, 2)) * scale
+    factor: Array = np.sqrt(variance / ((moved_by_noise(noise) ** 2).mean() * scale))
+    return factor
+
+
+def check_factor(predicted: Array, true: Array, replicas: int, outputs: int = 2) -> FactorCheck:
+    """Compare factors of tiles or regions, (n,) each.
+
+    The true factor is itself an estimate: its square follows a chi-square law with (R - 1) d degrees of freedom over
+    them. The interval for the coverage takes the law's quantiles around the prediction.
+    """
+    low, high = chi_square_quantiles((replicas - 1) * outputs, COVERAGE)
+    ratio = (true / np.maximum(predicted, np.finfo(float).tiny)) ** 2
+    return FactorCheck(
+        spearman=spearman(predicted, true),
+        slope=float(predicted @ true / max(float(predicted @ predicted), np.finfo(float).tiny)),
+        coverage=float(((ratio >= low) & (ratio <= high)).mean()),
+        predicted_mean=float(predicted.mean()),
+        true_mean=float(true.mean()),
+    )
+
+
+def noise_transfer(apply: Callable[[Array], Array], predictions: Array, noise: Array) -> float:
+    """Correlation, over tiles and replicas, of `sum_j w_ij e_j` with how the noise e moved prediction i.
+
+    Args:
+        apply: (n, d) noise to (n, d) what some weights make of it: a smoother, a kernel mean, a list of neighbours.
+        predictions: (R, n, d) px.
+        noise: (R, n, d) px.
+    """
+    explained = np.stack([apply(draw) for draw in moved_by_noise(noise)])
+    return _correlation(explained.ravel(), moved_by_noise(predictions).ravel())
+
+
+def without_own(apply: Callable[[Array], Array], own: Array) -> Callable[[Array], Array]:
+    """The same weights with a tile's own label left out; `own` (n, d, d) are the diagonal blocks of the weights."""
+    return lambda values: apply(values) - np.einsum("iab,ib->ia", own, values)
+
+
+def neighbour_mean(nearest: Array) -> Callable[[Array], Array]:
+    """Plain mean over listed neighbours, (n, k) positions: what a retrieval by any similarity proposes."""
+    positions = nearest.astype(np.int64)
+    return lambda values: values[positions].mean(1)
+
+
+def spearman(a: Array, b: Array) -> float:
+    """Rank correlation; ties get their mean rank."""
+    return _correlation(_ranks(a), _ranks(b))
+
+
+def chi_square_quantiles(freedom: int, coverage: float) -> tuple[float, float]:
+    """Central quantiles of chi-square over its degrees of freedom (Wilson and Hilferty 1931)."""
+    spread = 2 / (9 * freedom)
+    normal = {0.9: 1.6448536, 0.95: 1.9599640}[coverage]
+    low, high = (max(1 - spread + sign * normal * spread**0.5, 0.0) ** 3 for sign in (-1, 1))
+    return low, high
+
+
+def _ranks(values: Array) -> Array:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: Array = (ends - (counts - 1) / 2)[places]
+    return ranks
+
+
+def _correlation(a: Array, b: Array) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else float("nan")

@@ -1,0 +1,174 @@
+"""The stage on a prepared scene and a kernel that is known: tables, maps, regions, and what is refused."""
+
+from dataclasses import replace
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from scipy.ndimage import gaussian_filter
+from shapely.geometry import box
+
+from regnet.denoising.maps import QUANTITIES
+from regnet.denoising.options import DenoiseOptions
+from regnet.denoising.stage import denoise_stage
+from regnet.errors import InputError, StoreError
+from regnet.files import read_json
+from regnet.similarity.result import StoredKernel, save_kernel
+from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
+
+SIGMA = 1.5
+PLAIN = DenoiseOptions()
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_pair", "two_pairs"])
+def store(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    rng = np.random.default_rng(0)
+    image = gaussian_filter(rng.normal(size=(200, 256)), 1.5).astype(np.float32)
+    for name in ("fixed", "moving"):
+        profile = {"driver": "GTiff", "width": 256, "height": 200, "count": 1, "dtype": "float32", **PLACE}
+        with rasterio.open(folder / f"{name}.tif", "w", **profile) as target:
+            target.write(image / image.std(), 1)
+    pairs = [
+        PairOptions(name=f"p{k}", fixed=str(folder / "fixed.tif"), moving=str(folder / "moving.tif"))
+        for k in range(request.param)
+    ]
+    options = PrepareOptions(
+        pairs=pairs,
+        tile_px=16,
+        stride_px=16,
+        split=SplitOptions(block_px=56, gap_px=8),
+        noise=NoiseOptions(kind="tile", sigma_px=SIGMA),
+    )
+    prepare(options, folder / "prepare")
+    return TileStore.open(folder / "prepare")
+
+
+@pytest.fixture
+def similarity(store, tmp_path):
+    """A kernel of 12 directions, and the predictions that its ridge smoother makes of the labels."""
+    rows = store.index.iloc[store.tiles("train")]
+    phi = np.random.default_rng(1).normal(size=(len(rows), 2, 12))
+    phi[:, :, :2] += 2 * np.eye(2)
+    labels = rows[["label_dx_px", "label_dy_px"]].to_numpy(dtype=float)
+    design = phi.reshape(-1, 12)
+    weights = np.linalg.solve(design.T @ design + 1e-3 * np.eye(12), design.T @ labels.ravel())
+    values = (design @ weights).reshape(labels.shape)
+    own = np.einsum("iak,ibk->iab", phi, phi)
+    kernel = StoredKernel(rows["tile_id"].to_numpy(dtype=np.int64), values, own, features=phi)
+    save_kernel(tmp_path / "similarity" / "kernel.zarr", kernel)
+    return tmp_path / "similarity"
+
+
+def run(store, similarity, options=PLAIN):
+    folder = similarity.parent / "denoise"
+    denoise_stage(store, similarity.parent / "model.safetensors", similarity, options, folder)
+    return folder
+
+
+def test_tables_and_summary(store, similarity):
+    folder = run(store, similarity)
+    tiles, summary = gpd.read_parquet(folder / "tiles.parquet"), read_json(folder / "summary.json")
+    assert len(tiles) == len(store.tiles("train"))
+    assert tiles["factor"].gt(0).all()
+    assert summary["noise_sigma_px"] == pytest.approx(SIGMA, rel=0.15)
+    assert summary["noise_sigma_source"] == "estimated from the residuals"
+    assert summary["factor_mean"] == pytest.approx(tiles["factor"].mean())
+    assert summary["stationarity_residual_px"] < 0.05 < summary["shift_mean_px"]
+    assert summary["effective_parameters"] == pytest.approx(12, abs=0.2)
+    expected = np.sqrt(12 / (2 * len(tiles)))  # a projection on 12 of 2 n directions
+    assert np.sqrt((tiles["smoother_factor"] ** 2).mean()) == pytest.approx(expected, rel=0.02)
+    np.testing.assert_allclose(tiles["smoother_noise_px"], tiles["smoother_factor"] * summary["noise_sigma_px"])
+    np.testing.assert_allclose(tiles["suggested_dx_px"], tiles["label_dx_px"] - tiles["loo_residual_dx_px"], atol=1e-6)
+    for key in ("spearman", "slope", "noise_transfer"):
+        assert summary[key] is None
+    worst = gpd.read_parquet(folder / "audit.parquet")
+    assert len(worst) == summary["doubtful_labels"] == int(tiles["doubtful"].sum())
+    assert worst["audit_score"].is_monotonic_decreasing
+
+
+def test_a_given_noise_is_written_down_as_given(store, similarity):
+    summary = read_json(run(store, similarity, DenoiseOptions(noise_sigma_px=2.0)) / "summary.json")
+    assert summary["noise_sigma_px"] == 2.0
+    assert summary["noise_sigma_source"] == "given"
+
+
+def test_noise_that_is_alike_nearby_averages_less(store, similarity):
+    alone = read_json(run(store, similarity) / "summary.json")
+    alike = read_json(run(store, similarity, DenoiseOptions(noise_range_px=60)) / "summary.json")
+    assert alike["factor_mean"] > 1.3 * alone["factor_mean"]
+    assert alike["noise_model"] == "Gaussian correlation, range 60 px"
+    assert alone["noise_model"] == "independent tiles"
+
+
+def test_maps_lie_where_the_tiles_are(store, similarity):
+    folder = run(store, similarity)
+    tiles = gpd.read_parquet(folder / "tiles.parquet")
+    names = read_json(folder / "summary.json")["maps"]
+    assert names == (["factor.tif"] if len(store.pairs) == 1 else ["factor_p0.tif", "factor_p1.tif"])
+    for pair, name in zip(store.pairs, names, strict=True):
+        with rasterio.open(folder / name) as raster:
+            assert raster.crs == store.scene(pair).crs
+            assert raster.descriptions == QUANTITIES
+            assert (raster.bounds.left, raster.bounds.top) == (5e5, 5e6)
+            own = tiles[tiles["pair"] == pair]
+            points = own.geometry.centroid
+            sampled = [value[0] for value in raster.sample(zip(points.x + 1, points.y - 1, strict=True))]
+            band = raster.read(1)
+        assert np.corrcoef(sampled, own["factor"])[0, 1] > 0.8  # tiles that overlap share cells
+        assert np.isnan(band).any()
+        assert (folder / name).with_suffix(".qml").read_text().startswith("<!DOCTYPE qgis")
+
+
+@pytest.mark.parametrize("region_px", [0, 64])
+def test_regions_hold_their_tiles(store, similarity, region_px):
+    folder = run(store, similarity, DenoiseOptions(region_px=region_px))
+    tiles, regions = (gpd.read_parquet(folder / f"{name}.parquet") for name in ("tiles", "regions"))
+    assert regions["tiles"].sum() == len(tiles)
+    column = "cell" if region_px else "region"
+    for row in regions.itertuples():
+        own = tiles[tiles[column] == row.region]
+        assert row.factor == pytest.approx(own["factor"].mean())
+        assert own.geometry.centroid.within(row.geometry.buffer(0.2)).all()
+    assert regions.crs == tiles.crs
+
+
+def test_the_users_own_regions(store, similarity, tmp_path):
+    tiles = gpd.read_parquet(run(store, similarity) / "tiles.parquet")
+    west, south, east, north = tiles.total_bounds
+    middle = (west + east) / 2
+    halves = gpd.GeoSeries([box(west, south, middle, north), box(middle, south, east, north)])
+    path = tmp_path / "halves.gpkg"
+    gpd.GeoDataFrame(geometry=halves, crs=tiles.crs).to_crs("EPSG:4326").to_file(path)
+    regions = gpd.read_parquet(run(store, similarity, DenoiseOptions(regions=str(path))) / "regions.parquet")
+    assert len(regions) == 2
+    assert len(tiles) - 12 <= regions["tiles"].sum() <= len(tiles)  # a centre may lie on the line
+    far = tmp_path / "far.gpkg"
+    gpd.GeoDataFrame(geometry=halves.translate(1e5), crs=tiles.crs).to_file(far)
+    with pytest.raises(InputError, match="covers no tile"):
+        run(store, similarity, DenoiseOptions(regions=str(far)))
+    with pytest.raises(InputError, match="cannot be read"):
+        run(store, similarity, DenoiseOptions(regions=str(tmp_path / "none.gpkg")))
+
+
+def test_a_kernel_of_other_tiles_is_refused(store, similarity, tmp_path):
+    with pytest.raises(StoreError, match="there is no kernel"):
+        denoise_stage(store, tmp_path, tmp_path / "nowhere", DenoiseOptions(), tmp_path / "out")
+    kernel = StoredKernel(np.array([10**9]), np.zeros((1, 2)), np.eye(2)[None], features=np.ones((1, 2, 3)))
+    save_kernel(similarity / "kernel.zarr", kernel)
+    with pytest.raises(StoreError, match="made from other tiles"):
+        run(store, similarity)
+
+
+def test_both_forms_of_the_smoother_run(store, similarity):
+    for smoothing in ("ridge", "flow"):
+        for choose in ("residuals", "likelihood", "gcv"):
+            options = replace(DenoiseOptions(), smoothing=smoothing, choose=choose)
+            summary = read_json(run(store, similarity, options) / "summary.json")
+            assert summary["smoother_rule"] == f"{smoothing}, {choose}"
+            assert 0 < summary["effective_parameters"] <= 12.001
