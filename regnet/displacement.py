@@ -111,9 +111,10 @@ def gaussian(values: Tensor, sigma_px: float) -> Tensor:
     taps = torch.arange(-radius, radius + 1, dtype=values.dtype, device=values.device)
     kernel = torch.exp(-0.5 * (taps / sigma_px) ** 2)
     kernel = kernel / kernel.sum()
-    flat = values.reshape(-1, 1, height, width)
-    flat = F.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, radius))
-    return F.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(radius, 0)).reshape(values.shape)
+    channels = values.shape[1]
+    kernels = kernel.expand(channels, 1, -1).contiguous()
+    along = F.conv2d(values, kernels[:, :, None, :], padding=(0, radius), groups=channels)
+    return F.conv2d(along, kernels[:, :, :, None], padding=(radius, 0), groups=channels)
 
 
 def random_field(

@@ -47,7 +47,12 @@ def _self_similarity(image: Tensor, step: int, sigma: float) -> Tensor:
 
 def _normalise(channels: Tensor) -> Tensor:
     centred = channels - channels.mean(1, keepdim=True)
-    return F.normalize(centred, dim=1, eps=1e-3)
+    return unit_length(centred)
+
+
+def unit_length(channels: Tensor) -> Tensor:
+    """Scale each pixel's vector (B, C, H, W) to unit length; vectors shorter than 1e-3 fade to zero."""
+    return channels * torch.rsqrt(channels.square().sum(1, keepdim=True) + 1e-6)
 
 
 def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regnet.displacement import gaussian, smooth, warp, warp_valid
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, offset_grid
-from regnet.models.descriptors import mind, ngf
+from regnet.models.descriptors import mind, ngf, unit_length
 from regnet.models.options import ModelOptions
 
 
@@ -29,11 +29,9 @@ class Descriptor(nn.Module):
 
     def __init__(self, channels: int, options: ModelOptions) -> None:
         super().__init__()
-        width, out = options.width // 2, options.descriptor_channels
+        width = out = options.descriptor_channels
         self.layers = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, padding_mode="replicate"),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
             nn.LeakyReLU(0.1),
             nn.Conv2d(width, width, 3, padding=2, dilation=2, padding_mode="replicate"),
             nn.LeakyReLU(0.1),
@@ -42,7 +40,7 @@ class Descriptor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) image and fixed channels -> (B, D, H, W), unit length at each pixel."""
-        return F.normalize(self.layers(image), dim=1, eps=1e-3)
+        return unit_length(self.layers(image))
 
 
 class Aggregation(nn.Module):
