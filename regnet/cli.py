@@ -34,6 +34,11 @@ from regnet.files import read_json
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+# Keys that choose a file of `conf/`.
+GROUPS = ("experiment", "model")
+
 # Hydra's own flags that are passed on; those with a value take it from the next word.
 FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
@@ -46,13 +51,15 @@ class Command:
     Attributes:
         help: one line.
         schema: dataclass of its settings.
-        config: name of its file in `conf/`.
+        folder: below `conf/`; `register` has its own, since its key `model` is a path and no group of files.
+        config: name of its file there.
         sections: sections of the schema that it reads; empty: all.
         work: does it, given the settings, and tells the exit code.
     """
 
     help: str
     schema: type
+    folder: str
     config: str
     sections: tuple[str, ...]
     work: Callable[[Any], int]
@@ -109,7 +116,9 @@ def _hydra(command: Command, arguments: list[str]) -> int:
     register_schemas()
     sys.argv = ["regnet", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command.config)(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder() / command.folder), config_name=command.config)(
+            job
+        )()
     except JobError as failure:
         return failure.code
     return max(codes, default=DONE)
@@ -160,7 +169,7 @@ def _guarded(work: Callable[[], int], schema: type) -> int:
     except BrokenPipeError:
         return _quiet()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in UNWRITABLE:
             return _complain(f"{error.filename}: {error.strerror}; free some space or choose another output_dir")
         return _defect(error)
     except JobError:
@@ -219,16 +228,16 @@ def _register(config: RegisterConfig) -> int:
 
 
 COMMANDS = {
-    "run": Command("all stages, each skipped when its outputs are there", RunConfig, "run", (), _run),
-    "prepare": Command("pairs to tiles with labels", RunConfig, "run", ("prepare",), _stage("prepare")),
-    "train": Command("tiles to a model", RunConfig, "run", ("model", "training"), _stage("train")),
+    "run": Command("all stages, each skipped when its outputs are there", RunConfig, "", "run", (), _run),
+    "prepare": Command("pairs to tiles with labels", RunConfig, "", "run", ("prepare",), _stage("prepare")),
+    "train": Command("tiles to a model", RunConfig, "", "run", ("model", "training"), _stage("train")),
     "similarity": Command(
-        "which tiles the model takes for the same", RunConfig, "run", ("similarity",), _stage("similarity")
+        "which tiles the model takes for the same", RunConfig, "", "run", ("similarity",), _stage("similarity")
     ),
-    "denoise": Command("how much label noise was averaged away", RunConfig, "run", ("denoise",), _stage("denoise")),
-    "evaluate": Command("accuracy beside other methods", RunConfig, "run", ("evaluate",), _stage("evaluate")),
-    "report": Command("a run folder to figures and report.html", RunConfig, "run", ("report",), _stage("report")),
-    "register": Command("register a pair of files", RegisterConfig, "register", (), _register),
+    "denoise": Command("how much label noise was averaged away", RunConfig, "", "run", ("denoise",), _stage("denoise")),
+    "evaluate": Command("accuracy beside other methods", RunConfig, "", "run", ("evaluate",), _stage("evaluate")),
+    "report": Command("a run folder to figures and report.html", RunConfig, "", "run", ("report",), _stage("report")),
+    "register": Command("register a pair of files", RegisterConfig, "register", "register", (), _register),
 }
 
 
@@ -241,10 +250,10 @@ def _overview() -> str:
 
 def _command_help(name: str, command: Command) -> str:
     lines = [f"regnet {name} key=value ...: {command.help}", ""]
-    for group in sorted(path for path in conf_folder().iterdir() if path.is_dir()):
-        if command.config == "run":
-            lines.append(f"{group.name}={{{','.join(sorted(path.stem for path in group.glob('*.yaml')))}}}")
-    lines += ["", "--multirun key=a,b,c: one run for every combination, each in its own folder of output_dir", ""]
+    for group in GROUPS if command.config == "run" else ():
+        files = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+        lines.append(f"{group}={{{','.join(files)}}}: one of the files in conf/{group}")
+    lines += ["--multirun key=a,b,c: one run for every combination, each in its own folder of output_dir", ""]
     for key in keys(command.schema):
         section = key.path.partition(".")[0]
         if not command.sections or "." not in key.path or section in (*command.sections, "data"):

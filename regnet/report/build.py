@@ -96,7 +96,7 @@ def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
             [
                 _Sheet(
                     "overview",
-                    f"Before and after registration, {' '.join(families[-1:])} displacements; errors on one scale.",
+                    f"Before and after registration, {families[-1]} displacements; errors on one scale.",
                     lambda: maps.overview_figure(run, families, options),
                 )
             ],
@@ -198,7 +198,8 @@ def _families(run: RunFolder) -> list[str]:
     try:
         return [family["name"] for family in run.settings("evaluate")["families"]]
     except AbsentError:
-        return []
+        # One figure is then tried of each kind, and says what is absent.
+        return ["rough"]
 
 
 def _settings(run: RunFolder) -> dict[str, str]:

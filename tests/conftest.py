@@ -1,0 +1,97 @@
+"""Fixtures for several rooms: the installed console script, a miniature pair and a miniature run of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from scipy.ndimage import gaussian_filter
+
+Regnet = Callable[..., "subprocess.CompletedProcess[str]"]
+
+MINI_SETTINGS = (
+    "prepare.tile_px=64",
+    "prepare.stride_px=32",
+    "prepare.split.rule=columns",
+    "prepare.split.test_share=0.3",
+    "prepare.split.validation_share=0.2",
+    "prepare.split.gap_px=8",
+    "prepare.noise={kind: tile, sigma_px: 1.0}",
+    "model={width: 8, blocks: 1, levels: 2, descriptor_channels: 4}",
+    "training={epochs: 1, steps: 2, batch: 2}",
+    "similarity.max_tiles=12",
+    "similarity.max_query_tiles=4",
+    "evaluate.parts=[test]",
+    "evaluate.context_px=8",
+    "report.dpi=50",
+    "report.queries=2",
+    "report.nearest=3",
+)
+
+
+@pytest.fixture(scope="session")
+def regnet() -> Regnet:
+    """Run the installed console script in a folder."""
+    script = Path(sys.executable).with_name("regnet")
+
+    def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(script), *arguments],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mini_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two rasters of one made-up place in different modalities: fixed has three bands, moving one, inverted."""
+    folder = tmp_path_factory.mktemp("pair")
+    generator = np.random.default_rng(0)
+    ground = gaussian_filter(generator.standard_normal((224, 320)), 2.0)
+    ground = (ground - ground.min()) / np.ptp(ground)
+    noise = generator.normal(0, 0.01, (3, *ground.shape))
+    write_raster(folder / "fixed.tif", (2000 * (ground + noise)).clip(0).astype(np.uint16))
+    write_raster(folder / "moving.tif", (250 * (1 - ground[None] ** 2)).astype(np.uint8))
+    return folder / "fixed.tif", folder / "moving.tif"
+
+
+def write_raster(path: Path, image: np.ndarray) -> None:
+    """Write (C, H, W) with 10 m pixels somewhere in UTM zone 33."""
+    profile = {
+        "driver": "GTiff",
+        "count": len(image),
+        "height": image.shape[1],
+        "width": image.shape[2],
+        "dtype": image.dtype,
+        "crs": "EPSG:32633",
+        "transform": rasterio.transform.from_origin(500_000, 5_000_000, 10, 10),
+    }
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(image)
+
+
+@pytest.fixture(scope="session")
+def mini_settings(mini_pair: tuple[Path, Path]) -> list[str]:
+    """Overrides that make a run of the miniature pair take seconds."""
+    fixed, moving = mini_pair
+    return [f"prepare.pairs=[{{name: mini, fixed: {fixed}, moving: {moving}}}]", *MINI_SETTINGS]
+
+
+@pytest.fixture(scope="session")
+def mini_run(
+    regnet: Regnet, mini_settings: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A whole miniature run: its folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder / "mini", regnet("run", *mini_settings, "output_dir=mini", folder=folder)

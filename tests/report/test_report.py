@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regnet.errors import StoreError
+from regnet.files import read_json
+from regnet.report.build import build_report
+from regnet.report.draw import checkerboard, display, outlines
+from regnet.report.tables import accuracy_tables, accuracy_text
+
+MiniRun = tuple[Path, "subprocess.CompletedProcess[str]"]
+SECTIONS = (
+    "Overview",
+    "Accuracy",
+    "Ground",
+    "Before and after",
+    "Errors on the map",
+    "Training",
+    "What the network takes for the same",
+    "Noise that was averaged away",
+    "Settings",
+    "Software",
+)
+
+
+def test_report_holds_everything_it_shows(mini_run: MiniRun) -> None:
+    page = (mini_run[0] / "report.html").read_text()
+    for title in SECTIONS:
+        assert f"<h2>{title}</h2>" in page
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 10
+    assert 'class="note"' not in page
+    outside = re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|url\(|@import|<script', page)
+    assert outside == []
+
+
+def test_figures_are_pictures_with_something_on_them(mini_run: MiniRun) -> None:
+    files = sorted((mini_run[0] / "figures").glob("*.png"))
+    assert "overview" in [path.stem for path in files]
+    for path in files:
+        with Image.open(path) as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10, path.name
+
+
+def test_numbers_of_the_report_are_those_of_the_summary(mini_run: MiniRun) -> None:
+    page = (mini_run[0] / "report.html").read_text()
+    for row in read_json(mini_run[0] / "summary.json")["evaluation"]["rough"].values():
+        assert f"<td>{row['epe_mean_px']:.3f}</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        (["evaluate"], "The stage evaluate has not run in this folder, or was not finished."),
+        (["similarity"], "The stage similarity has not run in this folder, or was not finished."),
+        (["train", "similarity", "denoise", "evaluate"], "The stage train has not run"),
+    ],
+)
+def test_what_is_absent_is_said_in_a_sentence(
+    missing: list[str], sentence: str, mini_run: MiniRun, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    ignored = shutil.ignore_patterns("figures", "report.html", *missing)
+    shutil.copytree(mini_run[0], folder, ignore=ignored)
+    page = build_report(folder).read_text()
+    assert sentence in page
+    for title in SECTIONS:
+        assert f"<h2>{title}</h2>" in page
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no stage of a run"):
+        build_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_opens_in_a_browser(mini_run: MiniRun, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        if os.environ.get("REGNET_REQUIRE_CHROMIUM") == "1":
+            pytest.fail("chromium is not installed, and REGNET_REQUIRE_CHROMIUM=1")
+        pytest.skip("chromium is not installed")
+    script = "<script>addEventListener('load',()=>{const d=document.documentElement,i=[...document.images];"
+    script += "d.dataset.loaded=i.filter(p=>p.complete&&p.naturalWidth>0).length+'/'+i.length;"
+    script += "d.dataset.overflow=d.scrollWidth-d.clientWidth})</script>"
+    page = tmp_path / "report.html"
+    page.write_text((mini_run[0] / "report.html").read_text().replace("</body>", f"{script}</body>"))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=500,900",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+    ]
+    shown = subprocess.run(
+        [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert shown.returncode == 0, shown.stderr
+    # Every picture was decoded, and on a narrow screen the page does not scroll sideways.
+    assert 'data-loaded="10/10"' in shown.stdout
+    assert 'data-overflow="0"' in shown.stdout
+
+
+def test_table_marks_the_least_error_and_survives_a_failure() -> None:
+    rows = {"none": {"epe_mean_px": 3.0}, "model": {"epe_mean_px": 0.5}, "broken": {"epe_mean_px": None}}
+    summary = {"evaluation": {"smooth": rows}, "evaluation_shifted": {"smooth": rows}, "evaluation_everything": {}}
+    tables = accuracy_tables(summary)
+    assert [table.title for table in tables] == [
+        "test part, smooth displacements",
+        "shifted part, smooth displacements",
+    ]
+    assert tables[0].best == [False, True, False]
+    assert accuracy_text(summary).splitlines()[2].split() == ["test", "smooth", "3.000", "0.500", "–"]
+
+
+def test_checkerboard_alternates() -> None:
+    black, white = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
+    board = checkerboard(black, white, cells=4)[..., 0]
+    assert board[0, 0] == board[2, 2] == 0
+    assert board[0, 2] == board[2, 0] == 1
+    assert board.mean() == 0.5
+
+
+def test_display_stretches_valid_pixels_and_greys_the_rest() -> None:
+    image = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    valid = np.ones((8, 8), bool)
+    valid[0] = False
+    shown = display(image, valid)
+    assert shown.shape == (8, 8, 3)
+    assert np.allclose(shown[0], 0.85)
+    assert shown[1, 0, 0] < 0.1
+    assert shown[-1, -1, 0] == 1
+    bands = np.concatenate([image, -image, image * 0])
+    assert np.allclose(display(bands, valid, [2, 1, 3])[..., 0], display(bands, valid)[..., 1])
+
+
+def test_outlines_are_orange_on_grey() -> None:
+    edge = np.zeros((4, 4), np.float32)
+    edge[1] = 1
+    shown = outlines(np.full((4, 4, 3), 0.5, np.float32), edge)
+    assert shown[1, 0, 0] > shown[1, 0, 2] + 0.5
+    assert np.ptp(shown[0, 0]) == 0

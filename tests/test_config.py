@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, keys, register_schemas, typed
+from regnet.errors import ConfigError
+
+EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+
+
+def composed(*overrides: str, name: str = "run", schema: type = RunConfig) -> RunConfig:
+    register_schemas()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return typed(compose(name, list(overrides)), schema)
+
+
+def complaint(*overrides: str) -> str:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        composed(*overrides)
+    return explain(caught.value, RunConfig)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    config = composed(f"experiment={name}")
+    assert Path(config.output_dir) == Path("outputs") / name
+    assert config.prepare.pairs
+    families = {family.name: (family.peak_px, family.sigma_px) for family in config.evaluate.families}
+    assert families == {"smooth": (8, 80), "rough": (8, 20)}
+
+
+def test_experiments_are_there() -> None:
+    assert {"demo", "cadaster_banepa", "optical_sar"} <= set(EXPERIMENTS)
+
+
+def test_optical_sar_tests_on_the_pairs_kept_back() -> None:
+    parts = {pair.name: pair.part for pair in composed("experiment=optical_sar").prepare.pairs}
+    assert {name for name, part in parts.items() if part == "test"} == {"258", "270", "282"}
+    assert len(parts) == 10
+    assert "validation" in parts.values()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_composes(name: str) -> None:
+    assert composed(f"model={name}", "output_dir=o").model.name in ("matcher", "unet")
+
+
+def test_without_overrides_the_defaults_of_the_rooms_hold() -> None:
+    config = composed("output_dir=o")
+    assert config == replace(RunConfig(output_dir="o"), model=config.model)
+
+
+def test_settings_survive_as_lists_of_sections() -> None:
+    config = composed("output_dir=o", "prepare.pairs=[{name: a, fixed: f.tif, moving: m.tif, fixed_bands: [2]}]")
+    assert asdict(config.prepare.pairs[0])["fixed_bands"] == [2]
+    assert config.prepare.pairs[0].where is None
+
+
+def test_seed_reaches_every_stage() -> None:
+    config = composed("output_dir=o", "seed=7")
+    assert (config.prepare.seed, config.training.seed, config.similarity.seed) == (7, 7, 7)
+
+
+def test_data_root_comes_from_the_environment_and_can_be_overridden() -> None:
+    config = composed("experiment=cadaster_banepa", "data.root=/somewhere")
+    assert config.prepare.pairs[0].fixed == "/somewhere/banepa/image.tif"
+
+
+@pytest.mark.parametrize("schema", [RunConfig, RegisterConfig])
+def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
+    for key in keys(schema):
+        assert key.metadata.get("help"), key.path
+        if key.path.endswith(("_px", "_m")):
+            assert key.metadata["unit"] in ("px", "m"), key.path
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("prepare.tile_pxx=64", "prepare.tile_pxx is not a key; did you mean prepare.tile_px?"),
+        ("prepar.tile_px=64", "prepar is not a key; did you mean prepare?"),
+        ("training.epochs=many", "training.epochs=many is not of the right type: it must be a whole number"),
+        ("experiment=nowhere", "experiment=nowhere is not known; choose one of cadaster_banepa, demo, optical_sar"),
+        ("a=b=c", "a=b=c: cannot be read as key=value"),
+        ("prepare.pairs=[{nmae: a}]", "did you mean prepare.pairs[].name?"),
+        ("prepare.pairs=[{name: a}]", "prepare.pairs[0].fixed is missing"),
+        ("prepare.pairs=7", "prepare.pairs"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(override: str, expected: str) -> None:
+    message = complaint("output_dir=o", override)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_missing_output_dir_is_named() -> None:
+    assert complaint().startswith("output_dir is missing; give output_dir=...")
+
+
+def test_values_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training.epochs=0 is out of range; it must be at least 1"):
+        composed("output_dir=o", "training.epochs=0")
+    with pytest.raises(ConfigError, match=r"prepare.split.rule='rows' is not known; choose one of blocks"):
+        composed("output_dir=o", "prepare.split.rule=rows")

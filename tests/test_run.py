@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regnet import run
+from regnet.config import RunConfig
+from regnet.denoising.options import DenoiseOptions
+from regnet.errors import StoreError
+from regnet.tiles.options import PairOptions, PrepareOptions
+from regnet.training.options import TrainingOptions
+
+ALL = ["prepare", "train", "similarity", "denoise", "evaluate", "report"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Settings of a run whose stages only make their folders."""
+
+    def empty(folder: str) -> Callable[[RunConfig, Path], None]:
+        return lambda _, path: (path / folder).mkdir(parents=True, exist_ok=True)
+
+    stages = {name: replace(stage, work=empty(stage.folder)) for name, stage in run.STAGES.items()}
+    monkeypatch.setattr(run, "STAGES", stages)
+    (tmp_path / "fixed.tif").write_text("fixed")
+    (tmp_path / "moving.tif").write_text("moving")
+    pair = PairOptions("pair", f"{tmp_path}/fixed.tif|{tmp_path}/fixed.tif", f"{tmp_path}/moving.tif")
+    return RunConfig(output_dir=str(tmp_path / "out"), prepare=PrepareOptions([pair]))
+
+
+def test_stages_run_in_order_and_then_are_skipped(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.run_stages(config, ALL) == ALL
+    assert run.run_stages(config, ALL) == []
+    assert capsys.readouterr().out.count("skipped") == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"prepare": PrepareOptions(tile_px=64)}, ALL),
+        ({"training": TrainingOptions(epochs=3)}, ALL[1:]),
+        ({"denoise": DenoiseOptions(region_px=64)}, ["denoise", "report"]),
+        ({"seed": 1}, ALL[1:]),
+        ({"threads": 1}, []),
+    ],
+)
+def test_a_changed_setting_runs_its_stage_and_those_after(
+    change: dict[str, object], expected: list[str], config: RunConfig
+) -> None:
+    run.run_stages(config, ALL)
+    assert run.run_stages(replace(config, **change), ALL) == expected
+
+
+def test_a_changed_input_file_runs_everything(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    path = Path(config.prepare.pairs[0].moving)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+    assert run.run_stages(config, ALL) == ALL
+
+
+def test_a_stage_that_failed_is_not_taken_for_whole(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.run_stages(config, ALL)
+
+    def killed(_: RunConfig, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    whole = run.STAGES["train"]
+    monkeypatch.setitem(run.STAGES, "train", replace(whole, work=killed))
+    other = replace(config, training=TrainingOptions(epochs=3))
+    with pytest.raises(KeyboardInterrupt):
+        run.run_stages(other, ALL)
+    monkeypatch.setitem(run.STAGES, "train", whole)
+    assert run.run_stages(other, ALL) == ALL[1:]
+
+
+def test_a_stage_refuses_to_run_before_what_it_needs(config: RunConfig) -> None:
+    run.run_stages(config, ["prepare"])
+    with pytest.raises(StoreError, match=r"train: missing or not whole; run `regnet train output_dir=.*` first"):
+        run.run_stages(config, ["denoise"])
+
+
+def test_a_stage_that_runs_alone_makes_later_ones_stale(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    changed = replace(config, training=TrainingOptions(epochs=3))
+    assert run.run_stages(changed, ["train"]) == ["train"]
+    assert run.run_stages(changed, ["evaluate"]) == ["evaluate"]
+    assert run.run_stages(changed, ALL) == ["similarity", "denoise", "report"]
