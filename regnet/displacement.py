@@ -1,7 +1,7 @@
 """The displacement convention, stated once, and what can be done with a displacement.
 
-A displacement is float32 of shape (B, 2, H, W): channel 0 is dx (columns, to the right), channel 1 is dy (rows, down), in
-pixels of the working grid. It pulls: `warped(x) = moving(x + displacement(x))`.
+A displacement is float32 of shape (B, 2, H, W): channel 0 is dx (columns, to the right), channel 1 is dy (rows, down),
+in pixels of the working grid. It pulls: `warped(x) = moving(x + displacement(x))`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ CONVENTION = "pull: warped(x) = moving(x + displacement(x)); band 1 dx_px to the
 def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear") -> Tensor:
     """Resample moving at `x + displacement(x)`; beyond its border the border value is repeated.
 
+    Bicubic is Keys' kernel with a = -1/2 (IEEE ASSP 1981), which keeps ramps and parabolas as they are; torch's own has
+    a = -3/4 and moves a ramp by up to 0.05 px.
+
     Args:
         moving: (B, C, H', W'); pixel (0, 0) of moving and of displacement are the same place.
         displacement: (B, 2, H, W), px.
@@ -30,6 +33,8 @@ def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear")
     Returns:
         (B, C, H, W).
     """
+    if mode == "bicubic":
+        return _warp_bicubic(moving, displacement)
     height, width = moving.shape[-2:]
     rows = torch.arange(displacement.shape[-2], device=displacement.device, dtype=displacement.dtype)
     columns = torch.arange(displacement.shape[-1], device=displacement.device, dtype=displacement.dtype)
@@ -38,6 +43,28 @@ def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear")
     return F.grid_sample(
         moving, torch.stack((x, y), -1).to(moving.dtype), mode=mode, padding_mode="border", align_corners=False
     )
+
+
+def _warp_bicubic(moving: Tensor, displacement: Tensor) -> Tensor:
+    batch, channels, height, width = moving.shape
+    index, weight = [], []
+    for axis, side in ((0, width), (1, height)):
+        pixel = torch.arange(displacement.shape[3 - axis], device=displacement.device, dtype=displacement.dtype)
+        place = displacement[:, axis] + (pixel if axis == 0 else pixel[:, None])
+        whole = place.floor()
+        taps = whole[:, None] + torch.arange(-1, 3, device=place.device, dtype=place.dtype).view(1, 4, 1, 1)
+        index.append(taps.clamp(0, side - 1).long())
+        weight.append(_keys((place[:, None] - taps).abs()))
+    flat = (index[1][:, :, None] * width + index[0][:, None]).reshape(batch, 1, -1).expand(-1, channels, -1)
+    values = moving.reshape(batch, channels, -1).gather(2, flat)
+    values = values.reshape(batch, channels, 4, 4, *displacement.shape[-2:])
+    return torch.einsum("bcijhw,bihw,bjhw->bchw", values, weight[1].to(moving.dtype), weight[0].to(moving.dtype))
+
+
+def _keys(distance: Tensor) -> Tensor:
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance <= 1, near, far)
 
 
 def warp_valid(valid: Tensor, displacement: Tensor) -> Tensor:
@@ -63,7 +90,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def invert(displacement: Tensor, iterations: int = 30) -> Tensor:
-    """Find the displacement that undoes another: `compose(displacement, invert(displacement)) = 0`.
+    """Find the displacement that undoes another, so that composing the two gives zero.
 
     Fixed-point iteration `v <- -u(x + v)` (Chen et al. 2008), which converges where the gradient of u is below one.
     """
