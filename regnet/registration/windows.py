@@ -20,8 +20,8 @@ ALIGN_PX = 16
 class WindowOptions:
     """How a raster is cut into windows for prediction."""
 
-    window_px: int = option(768, "side of a window", unit="px", low=32)
-    overlap_px: int = option(256, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
+    window_px: int = option(512, "side of a window", unit="px", low=32)
+    overlap_px: int = option(128, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+
+from regnet.models.checkpoint import build_model
+from regnet.models.options import ModelOptions
+from regnet.registration.consistency import STEP_PX, VALID, ConsistentMatcher, expected_error, halved, shift
+from regnet.registration.network import NetworkMatcher
+from regnet.registration.windows import Match
+from regnet.tiles.patch import Patch
+from tests.registration.conftest import texture
+
+
+def patch(fixed, moving):
+    everywhere = np.ones(fixed.shape, bool)
+    images = [((image - image.mean()) / image.std())[None].astype(np.float32) for image in (fixed, moving)]
+    return Patch(*images, everywhere, everywhere, everywhere)
+
+
+@pytest.fixture(scope="module")
+def matcher():
+    torch.manual_seed(0)
+    return ConsistentMatcher(NetworkMatcher(build_model(ModelOptions(descriptor="mind"), 1, 1)))
+
+
+def test_the_same_ground_is_believed_and_other_ground_is_not(matcher):
+    ground, other = texture((256, 256)).astype(float), texture((256, 256), seed=9).astype(float)
+    same, different = matcher(patch(ground, -ground)), matcher(patch(ground, other))
+    believed, doubted = (expected_error(match.quality)[32:-32, 32:-32] for match in (same, different))
+    assert np.quantile(believed, 0.9) < 1
+    assert np.quantile(doubted, 0.1) > 2
+
+
+def test_a_matcher_that_always_says_zero_is_not_believed():
+    zero = ConsistentMatcher(lambda p: Match(np.zeros((2, *p.fixed.shape[1:]), np.float32), np.ones_like(p.fixed)))
+    ground = texture((64, 64)).astype(float)
+    quality = zero(patch(ground, ground)).quality
+    # It misses the step, whose length in px of the full resolution is the difference.
+    np.testing.assert_allclose(quality[1], np.hypot(*STEP_PX), rtol=1e-4)
+    assert expected_error(quality).min() > 2
+
+
+def test_a_matcher_that_follows_is_believed_whatever_it_says():
+    def follows(p):
+        full = p.fixed.shape[1] == 64
+        step = (0, 0) if full else STEP_PX
+        answer = (np.array([7, -2]) + step) / (1 if full else 2)
+        return Match(
+            np.broadcast_to(answer[:, None, None], (2, *p.fixed.shape[1:])).astype(np.float32), np.ones_like(p.fixed)
+        )
+
+    ground = texture((64, 64)).astype(float)
+    match = ConsistentMatcher(follows)(patch(ground, ground))
+    np.testing.assert_allclose(match.quality[1], 0, atol=1e-3)
+    assert match.quality[VALID].all()
+    np.testing.assert_allclose(match.displacement[:, 5, 5], [7, -2])
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(5, -3), (-2, 4), (0, 0)])
+def test_shift_moves_the_content(dx, dy):
+    image = np.arange(1, 301).reshape(1, 15, 20)
+    moved = shift(image, dx, dy)
+    np.testing.assert_array_equal(moved[0, 6, 8], image[0, 6 - dy, 8 - dx])
+    assert (moved == 0).sum() == 300 - (15 - abs(dy)) * (20 - abs(dx))
+
+
+def test_halving_counts_valid_pixels_only():
+    image = patch(np.random.default_rng(0).normal(size=(4, 4)), np.ones((4, 4)) + np.eye(4))
+    valid = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]], bool)
+    half = halved(Patch(image.fixed, image.moving, valid, image.moving_valid, image.structure))
+    assert half.fixed[0, 0, 0] == pytest.approx(image.fixed[0][:2, :2][valid[:2, :2]].mean(), rel=1e-5)
+    np.testing.assert_array_equal(half.fixed_valid, [[True, False], [True, True]])
+    assert half.moving[0, 1, 0] == pytest.approx(image.moving[0, 2:, :2].mean(), rel=1e-5)
