@@ -3,8 +3,8 @@
 A sketch has two parts. The first holds the coordinates of the normalised Jacobian in the span of those of some landmark
 tiles (Nystrom); a few directions hold most of the spectrum, so this is most of the kernel. The second folds the rest:
 entries get random signs and are added up modulo the number of buckets, which keeps scalar products in the mean (feature
-hashing, Weinberger et al. 2009). Folding is linear, so that the rest itself is never formed. Tiles outside the set are
-sketched the same way.
+hashing, Weinberger et al. 2009). Folding is linear, so that the rest itself is never formed; and since its products are
+noisy, they are shrunk as much as serves landmarks that are held out. Tiles outside the set are sketched the same way.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from regnet.errors import ConfigError
 
-_RANK = (
-    1e-14  # directions with a smaller share of the largest eigenvalue are left out (float64); float32: its square root
-)
+_ENOUGH = 16  # landmarks from which on a quarter can be held out
+_RANK = 1e-14  # directions below this share of the largest eigenvalue are left out (its square root in float32)
 
 
 class Sketcher:
@@ -37,20 +36,31 @@ class Sketcher:
         self.k = floats // self.d
         if self.k < 1:
             raise ConfigError(f"similarity.sketch_floats={floats} is less than one number for each of {self.d} outputs")
+        self.shrinkage = 1.0
         self.basis = _orthonormal(landmarks.flatten(0, 1), self.k)
         self.buckets = min(self.k - len(self.basis), self.p)
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (self.p,), generator=generator, dtype=torch.int8) * 2 - 1
         self.signs = signs.to(landmarks.dtype).to(landmarks.device)
         self._folded_basis = self._fold(self.basis) if self.buckets else None
+        if self.buckets and len(landmarks) >= _ENOUGH:
+            self.shrinkage = self._best_shrinkage(landmarks)
 
     def __call__(self, jacobians: Tensor) -> Tensor:
         """Sketch normalised Jacobians: (n, d, k) from (n, d, p)."""
         coordinates = jacobians @ self.basis.T
         if self._folded_basis is not None:
             rest = self._fold(jacobians) - coordinates @ self._folded_basis
-            coordinates = torch.cat((coordinates, rest), -1)
+            coordinates = torch.cat((coordinates, rest * self.shrinkage**0.5), -1)
         return F.pad(coordinates, (0, self.k - coordinates.shape[-1]))
+
+    def _best_shrinkage(self, landmarks: Tensor) -> float:
+        """Least squares share of the folded products that serves the last quarter of the landmarks, in 0..1."""
+        kept, held = landmarks.split(len(landmarks) - len(landmarks) // 4)
+        basis = _orthonormal(kept.flatten(0, 1), self.k)
+        rest = held - (held @ basis.T) @ basis
+        true, folded = (sketched_kc(rows, rows).fill_diagonal_(0) for rows in (rest, self._fold(rest)))
+        return float(((true * folded).sum() / folded.square().sum().clamp_min(1e-30)).clamp(0, 1))
 
     def _fold(self, rows: Tensor) -> Tensor:
         whole = self.p // self.buckets * self.buckets
