@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from regnet.baselines.bspline import bspline
 from regnet.baselines.ecc import ecc
 from regnet.baselines.flow import dis, tvl1
 from regnet.baselines.klt import klt
@@ -37,6 +38,7 @@ METHODS: dict[str, Method] = {
     "classical.klt": klt,
     "classical.dis": dis,
     "classical.tvl1": tvl1,
+    "classical.bspline": bspline,
 }
 
 

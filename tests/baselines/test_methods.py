@@ -1,3 +1,5 @@
+import importlib.util
+import sys
 from functools import cache
 
 import numpy as np
@@ -21,6 +23,7 @@ LEFT = {
     "classical.klt": 0.15,
     "classical.dis": 0.15,
     "classical.tvl1": 0.3,
+    **({"classical.bspline": 0.3} if importlib.util.find_spec("SimpleITK") else {}),
 }
 
 
@@ -88,6 +91,12 @@ def test_a_constant_image_is_a_failure_and_not_a_zero(name):
     _, moving, fixed_valid, moving_valid = shifted_pair()
     with pytest.raises(InputError):
         METHODS[name](np.ones((3, *SHAPE), np.float32), moving, fixed_valid, moving_valid)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(InputError, match=r"regnet\[classical\]"):
+        METHODS["classical.bspline"](*shifted_pair())
 
 
 def test_nothing_is_zero_and_unknown_names_are_refused():

@@ -1,0 +1,68 @@
+"""A free-form deformation by cubic B-splines that maximises mutual information (Rueckert 1999, Mattes 2003)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet.baselines.grey import grey_band
+from regnet.errors import InputError
+
+
+def bspline(
+    fixed: NDArray[np.float32],
+    moving: NDArray[np.float32],
+    fixed_valid: NDArray[np.bool_],
+    moving_valid: NDArray[np.bool_],
+    knot_px: float = 64.0,
+    iterations: int = 30,
+    sample_share: float = 0.05,
+) -> NDArray[np.float32]:
+    """Estimate the displacement with SimpleITK (extra `classical`): Mattes mutual information, L-BFGS-B, three levels.
+
+    Args:
+        fixed: (Cf, H, W).
+        moving: (Cm, H, W).
+        fixed_valid: (H, W).
+        moving_valid: (H, W).
+        knot_px: distance of the splines' knots, px.
+        iterations: at most, at each level.
+        sample_share: share of the pixels that the metric is estimated from.
+
+    Returns:
+        (2, H, W) px.
+
+    Raises:
+        InputError: SimpleITK is not installed, or it did not converge.
+    """
+    try:
+        sitk: Any = importlib.import_module("SimpleITK")
+    except ImportError as error:
+        raise InputError("SimpleITK is not installed; run `pip install regnet[classical]`") from error
+    one, two = (sitk.GetImageFromArray(grey_band(*pair)) for pair in ((fixed, fixed_valid), (moving, moving_valid)))
+    height, width = fixed_valid.shape
+    mesh = [max(1, round(side / knot_px)) for side in (width, height)]
+    transform = sitk.BSplineTransformInitializer(one, mesh)
+    method = sitk.ImageRegistrationMethod()
+    # With several threads the sums, and so the result, would differ from run to run.
+    method.SetNumberOfThreads(1)
+    method.SetMetricAsMattesMutualInformation(50)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(sample_share, 0)
+    for setter, valid in ((method.SetMetricFixedMask, fixed_valid), (method.SetMetricMovingMask, moving_valid)):
+        setter(sitk.GetImageFromArray(valid.astype(np.uint8)))
+    method.SetOptimizerAsLBFGSB(numberOfIterations=iterations)
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetInitialTransform(transform, True)
+    try:
+        found = method.Execute(one, two)
+    except RuntimeError as error:
+        raise InputError("the B-spline registration failed; the pair is too unlike or too far off") from error
+    field = sitk.TransformToDisplacementField(found, sitk.sitkVectorFloat64, one.GetSize())
+    # ITK's transforms map places of fixed to places of moving, (x, y): a pull, as here.
+    return np.ascontiguousarray(sitk.GetArrayFromImage(field).transpose(2, 0, 1), dtype=np.float32)
