@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,7 @@ def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_p
         (B, 8 * len(steps_px), H, W), each pixel's vector centred and of unit length (zero where the image is flat).
     """
     channels = [_normalise(_self_similarity(image, step, patch_sigma_px)) for step in steps_px]
-    return torch.cat(channels, 1) / len(steps_px) ** 0.5
+    return torch.cat(channels, 1) / math.sqrt(len(steps_px))
 
 
 def _self_similarity(image: Tensor, step: int, sigma: float) -> Tensor:

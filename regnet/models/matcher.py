@@ -15,6 +15,13 @@ from regnet.models.correlation import CELL, correlation_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
 from regnet.models.options import ModelOptions
 
+WINDOW_SIGMA_PX = (3.0, 8.0, 20.0)
+"""Gaussian windows over which a learned matcher sums its volumes."""
+FIELD_SIGMA_CELLS = (0.0, 1.5, 4.0)
+"""Gaussians among which it chooses how to smooth its field."""
+INITIAL_GAIN = 15.0
+"""Inverse temperature of each volume before training."""
+
 
 class _FixedDescriptor(NamedTuple):
     function: Callable[[Tensor], Tensor]
@@ -44,15 +51,17 @@ class Descriptor(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Dilated residual blocks from the volumes to logits over the offsets.
+    """Says, cell by cell, how much each windowed volume counts and how far the field is to be smoothed.
 
-    Without spatial statistics, so that a tile's prediction depends on its receptive field only.
+    It sees of each volume only what its own soft-argmax says (mean offset, spread, peak), not the modality, so what it
+    learns on one kind of ground holds on others. It has no spatial statistics, so that a tile's prediction depends on
+    its receptive field only.
     """
 
-    def __init__(self, channels: int, offsets: int, options: ModelOptions) -> None:
+    def __init__(self, volumes: int, options: ModelOptions) -> None:
         super().__init__()
         width = options.width
-        self.stem = nn.Conv2d(channels, width, 1)
+        self.stem = nn.Conv2d(4 * volumes + 1, width, 1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LeakyReLU(0.1),
@@ -62,18 +71,39 @@ class Aggregation(nn.Module):
             )
             for dilation in (2 ** (index % 4) for index in range(options.blocks))
         )
-        self.head = nn.Conv2d(width, offsets, 1)
-        nn.init.zeros_(self.head.weight)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
+        self.gains = nn.Conv2d(width, volumes, 1)
+        self.field = nn.Sequential(
+            nn.Conv2d(width + 3, width, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(width, len(FIELD_SIGMA_CELLS) + 3, 1),
+        )
+        for head in (self.gains, self.field[2]):
+            assert isinstance(head, nn.Conv2d)
+            nn.init.zeros_(head.weight)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
 
-    def forward(self, volume: Tensor) -> Tensor:
-        """(B, C, h, w) volumes -> (B, K * K, h, w) logits."""
-        x = self.stem(volume)
+    def features(self, statistics: Tensor) -> Tensor:
+        """(B, 4 V + 1, h, w) statistics of the volumes -> (B, width, h, w)."""
+        x: Tensor = self.stem(statistics)
         for block in self.blocks:
             x = x + block(x)
-        logits: Tensor = self.head(F.leaky_relu(x, 0.1))
+        return F.leaky_relu(x, 0.1)
+
+    def combine(self, features: Tensor, volumes: list[Tensor]) -> Tensor:
+        """Logits over the offsets: the volumes, each times a positive gain of the cell."""
+        gains = INITIAL_GAIN * torch.exp(self.gains(features))
+        logits: Tensor = torch.einsum("bvohw,bvhw->bohw", torch.stack(volumes, 1), gains)
         return logits
+
+    def regularise(self, features: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+        """Smooth the offsets by their learned weight, each cell as far as it says, and add what else it says."""
+        out = self.field(torch.cat((features, mean, spread), 1))
+        share = torch.softmax(out[:, :-3], 1)
+        weight = torch.exp(-spread + out[:, -3:-2].clamp(-6, 6))
+        smoothed = torch.stack([smooth(mean, sigma, weight) for sigma in FIELD_SIGMA_CELLS], 1)
+        field: Tensor = torch.einsum("bsdhw,bshw->bdhw", smoothed, share) + out[:, -2:]
+        return field
 
 
 class Matcher(nn.Module):
@@ -90,14 +120,11 @@ class Matcher(nn.Module):
         kind, _, learned = options.descriptor.partition("+")
         self.kind = kind if kind in _FIXED_DESCRIPTORS else None
         self.trainable = bool(learned) or self.kind is None
-        offsets = (2 * options.radius_px + 1) ** 2
         if self.trainable:
             extra = _FIXED_DESCRIPTORS[self.kind].channels if self.kind else 0
             self.describe_fixed = Descriptor(fixed_channels + extra, options)
             self.describe_moving = Descriptor(moving_channels + extra, options)
-            volumes = 2 if self.kind else 1
-            self.aggregate = Aggregation(2 * volumes * offsets + 1, offsets, options)
-            self.gain = nn.Parameter(torch.full((volumes,), 3.0))
+            self.aggregate = Aggregation((2 if self.kind else 1) * len(WINDOW_SIGMA_PX), options)
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
 
     def forward(
@@ -123,8 +150,9 @@ class Matcher(nn.Module):
         for scale in (2**level for level in reversed(range(self.options.levels))):
             base = displacement.detach()
             warped, warped_valid = warp(moving, base), warp_valid(moving_valid, base)
-            logits = self._match(_coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale))
-            step, confidence = self._soft_argmax(logits)
+            step, confidence, logits = self._match(
+                _coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale)
+            )
             full = F.interpolate(step * scale, scale_factor=CELL * scale, mode="bicubic", align_corners=False)
             displacement = full + warp(base, full.detach())
             cells = F.avg_pool2d(base, CELL * scale)
@@ -132,43 +160,53 @@ class Matcher(nn.Module):
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
-    def _match(self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits over the offsets at one level: (B, K * K, h, w)."""
+    def _match(self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets (B, 2, h, w) in px of the level, confidence (B, 1, h, w) and logits (B, K * K, h, w) of one level."""
         radius = self.options.radius_px
         count = correlation_volume(fixed[1], moving[1], radius)
+        volumes = [
+            correlation_volume(f * fixed[1], m * moving[1], radius) for f, m in self._describe(fixed[0], moving[0])
+        ]
+        if not self.trainable:
+            logits = self.options.sharpness * _window(volumes[0], count, self.options.window_sigma_px)
+            mean, spread, _ = self._statistics(logits)
+            confidence = 1 / (1 + spread.exp())
+            return smooth(mean, self.options.field_sigma_px / CELL, confidence.square()), confidence, logits
+        windowed = [_window(volume, count, sigma) for volume in volumes for sigma in WINDOW_SIGMA_PX]
+        with torch.no_grad():
+            statistics = [part for volume in windowed for part in self._statistics(4 * INITIAL_GAIN * volume)]
+        covered = count.mean(1, keepdim=True) / CELL**2
+        features = self.aggregate.features(torch.cat([*statistics, covered], 1))
+        logits = self.aggregate.combine(features, windowed)
+        mean, spread, _ = self._statistics(logits)
+        return self.aggregate.regularise(features, mean, spread), 1 / (1 + spread.exp()), logits
+
+    def _describe(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of descriptors: the fixed one, the learned one, or both."""
         pairs = []
-        channels = {"fixed": fixed[0], "moving": moving[0]}
         if self.kind:
             with torch.no_grad():
                 describe = _FIXED_DESCRIPTORS[self.kind].function
-                described = [describe(image) for image in channels.values()]
-            pairs.append(described)
-            channels = {n: torch.cat((c, d), 1) for (n, c), d in zip(channels.items(), described, strict=True)}
+                pairs.append((describe(fixed), describe(moving)))
         if self.trainable:
-            pairs.append([self.describe_fixed(channels["fixed"]), self.describe_moving(channels["moving"])])
-        volumes = [correlation_volume(f * fixed[1], m * moving[1], radius) for f, m in pairs]
-        wide = gaussian(count, self.options.window_sigma_px / CELL).clamp_min(1e-2)
-        window = [gaussian(volume, self.options.window_sigma_px / CELL) / wide for volume in volumes]
-        if not self.trainable:
-            return window[0] * self.options.sharpness
-        local = [volume / count.clamp_min(1.0) for volume in volumes]
-        covered = count.mean(1, keepdim=True) / CELL**2
-        logits: Tensor = self.aggregate(torch.cat([*local, *window, covered], 1))
-        for gain, volume in zip(self.gain, window, strict=True):
-            logits = logits + gain * 10 * volume
-        return logits
+            extra = pairs[0] if pairs else (fixed[:, :0], moving[:, :0])
+            inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
+            pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
+        return pairs
 
-    def _soft_argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean offset (B, 2, h, w), level px, and confidence (B, 1, h, w) from the spread of the distribution."""
+    def _statistics(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean offset (B, 2, h, w), log of its variance and greatest share (B, 1, h, w) of the distribution."""
         offsets: Tensor = self.offsets  # type: ignore[assignment]
         share = torch.softmax(logits, 1)
         mean = torch.einsum("ko,bohw->bkhw", offsets, share)
         square = torch.einsum("o,bohw->bhw", offsets.square().sum(0), share)[:, None]
         variance = (square - mean.square().sum(1, keepdim=True)).clamp_min(0)
-        confidence = 1 / (1 + variance)
-        if not self.trainable:
-            mean = smooth(mean, self.options.field_sigma_px / CELL, confidence.square())
-        return mean, confidence
+        return mean, torch.log(variance + 0.02), share.amax(1, keepdim=True)
+
+
+def _window(volume: Tensor, count: Tensor, sigma_px: float) -> Tensor:
+    """Mean of the products over a Gaussian window, over the pixels that are valid in both."""
+    return gaussian(volume, sigma_px / CELL) / gaussian(count, sigma_px / CELL).clamp_min(1e-2)
 
 
 def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:
