@@ -34,3 +34,19 @@ class SimilarityOptions:
     tau: float = option(0.5, "least kC of a hard neighbour", low=-1, high=1)
     alpha: float = option(2.0, "exponent of the neighbour count N_alpha", low=0.1, high=20)
     nearest: int = option(10, "nearest neighbours kept of every tile", unit="tiles", low=1)
+
+
+@dataclass(frozen=True)
+class PaperToyOptions:
+    """The paper's toy problem: networks fitted to sinusoids of growing frequency on a line."""
+
+    frequencies: list[float] = option(
+        [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0], "periods on the closed line", low=0.1, high=64
+    )
+    replicas: int = option(3, "networks fitted to each frequency, from different starts", low=1)
+    points: int = option(256, "points on the line", low=8)
+    width: int = option(64, "neurons a layer", low=2)
+    layers: int = option(3, "hidden layers", low=1)
+    steps: int = option(1000, "steps of Adam on all points", low=1)
+    learning_rate: float = option(3e-3, "of Adam, falling to 0 as a half cosine", low=1e-6, high=1)
+    seed: int = option(0, "seed of the first replica", low=0)

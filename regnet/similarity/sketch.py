@@ -56,7 +56,8 @@ class Sketcher:
 
     def _best_shrinkage(self, landmarks: Tensor) -> float:
         """Least squares share of the folded products that serves the last quarter of the landmarks, in 0..1."""
-        kept, held = landmarks.split(len(landmarks) - len(landmarks) // 4)
+        first = len(landmarks) - len(landmarks) // 4
+        kept, held = landmarks[:first], landmarks[first:]
         basis = _orthonormal(kept.flatten(0, 1), self.k)
         rest = held - (held @ basis.T) @ basis
         true, folded = (sketched_kc(rows, rows).fill_diagonal_(0) for rows in (rest, self._fold(rest)))
