@@ -13,6 +13,9 @@ import pytest
 import rasterio
 from scipy.ndimage import gaussian_filter
 
+from data_prep import sentinel2_sample
+from regnet.config import default_cache, default_data_root
+
 Regnet = Callable[..., "subprocess.CompletedProcess[str]"]
 
 MINI_SETTINGS = (
@@ -95,3 +98,55 @@ def mini_run(
     """A whole miniature run: its folder, and what the command printed."""
     folder = tmp_path_factory.mktemp("run")
     return folder / "mini", regnet("run", *mini_settings, "output_dir=mini", folder=folder)
+
+
+def missing_data(reason: str) -> None:
+    """Skip a test for want of data, or fail it where REGNET_REQUIRE_DATA=1 says that they must be there."""
+    if os.environ.get("REGNET_REQUIRE_DATA") == "1":
+        pytest.fail(f"{reason}, and REGNET_REQUIRE_DATA=1")
+    pytest.skip(f"{reason}; set REGNET_DATA to the folder of the data sets")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data."""
+    root = Path(default_data_root())
+    if not (root / "s1s2").is_dir():
+        missing_data(f"no real data at {root}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def sample_scene() -> Path:
+    """Folder of the Sentinel-2 sample's six bands; fetched only where data are required."""
+    cache = Path(default_cache())
+    if os.environ.get("REGNET_REQUIRE_DATA") == "1":
+        return sentinel2_sample.fetch(cache)
+    folder = cache / "sentinel2_sample"
+    if not sentinel2_sample.is_whole(folder, sentinel2_sample.BANDS):
+        missing_data(f"no sample scene at {folder} (python -m data_prep.sentinel2_sample fetches it)")
+    return folder
+
+
+@pytest.fixture
+def raster_file(tmp_path: Path) -> Callable[..., str]:
+    """Write (C, H, W) to a GeoTIFF and give its path; anything of the profile can be overridden, None leaves it out."""
+
+    def write(name: str, image: np.ndarray, mask: np.ndarray | None = None, **profile: object) -> str:
+        given = {
+            "count": len(image),
+            "height": image.shape[1],
+            "width": image.shape[2],
+            "dtype": image.dtype.name,
+            "crs": "EPSG:32618",
+            "transform": rasterio.transform.from_origin(400_000, 4_000_000, 10, 10),
+        } | profile
+        path = tmp_path / name
+        chosen = {key: value for key, value in given.items() if value is not None}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **chosen) as target:
+            target.write(image)
+            if mask is not None:
+                target.write_mask(mask)
+        return str(path)
+
+    return write

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyproj
 import rasterio.warp
 from affine import Affine
+from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -88,10 +89,9 @@ class Grid:
 
     def box_bounds(self, box: Box) -> Bounds:
         """Left, bottom, right, top of a box."""
-        corners = [(box.col, box.row), (box.col + box.width, box.row)]
-        corners += [(col, box.row + box.height) for col, _ in corners]
-        x, y = zip(*(self.transform * corner for corner in corners), strict=True)
-        return min(x), min(y), max(x), max(y)
+        corners = apply(self.transform, densify(box, math.inf))
+        (left, bottom), (right, top) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        return left, bottom, right, top
 
     def coarser(self, gsd_m: float | None) -> Grid:
         """The same ground at a coarser ground sampling distance, from the same upper left corner.
@@ -129,12 +129,13 @@ def ground_sampling_distance(crs: CRS, transform: Affine, height: int, width: in
         InputError: the coordinates have no place on the ellipsoid.
     """
     col, row = width / 2, height / 2
-    points = [transform * point for point in ((col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5))]
+    middles = np.array([(col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5)])
+    points = apply(transform, middles)
     try:
         source = pyproj.CRS.from_user_input(crs.to_wkt())
         geodetic = source.geodetic_crs or pyproj.CRS.from_epsg(4326)
         to_degrees = pyproj.Transformer.from_crs(source, geodetic, always_xy=True)
-        lon, lat = to_degrees.transform([x for x, _ in points], [y for _, y in points], errcheck=True)
+        lon, lat = to_degrees.transform(points[:, 0], points[:, 1], errcheck=True)
         geod = source.get_geod() or pyproj.Geod(ellps="WGS84")
         _, _, sides = geod.inv([lon[0], lon[2]], [lat[0], lat[2]], [lon[1], lon[3]], [lat[1], lat[3]])
     except ProjError as error:
@@ -187,16 +188,21 @@ def check_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
     raise InputError(f"{name}: {trouble}; {remedy}")
 
 
-def densify(box: Box, step_px: float = 64) -> Iterator[tuple[float, float]]:
-    """Points (column, row) along the outline of a box, at most `step_px` apart."""
-    cols = np.linspace(box.col, box.col + box.width, 2 + int(box.width / step_px))
-    rows = np.linspace(box.row, box.row + box.height, 2 + int(box.height / step_px))
-    for col in cols:
-        yield float(col), float(rows[0])
-        yield float(col), float(rows[-1])
-    for row in rows:
-        yield float(cols[0]), float(row)
-        yield float(cols[-1]), float(row)
+def densify(box: Box, step_px: float = 64) -> NDArray[np.float64]:
+    """Points (n, 2), column and row, along the outline of a box, at most `step_px` apart."""
+    left, right, top, bottom = box.col, box.col + box.width, box.row, box.row + box.height
+    cols = np.linspace(left, right, 2 + int(box.width / step_px))
+    rows = np.linspace(top, bottom, 2 + int(box.height / step_px))
+    sides = [(cols, np.full_like(cols, row)) for row in (top, bottom)]
+    sides += [(np.full_like(rows, col), rows) for col in (left, right)]
+    return np.concatenate([np.stack(side, axis=1) for side in sides])
+
+
+def apply(transform: Affine, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Apply an affine transform to points (n, 2), first coordinate first."""
+    x, y = points[:, 0], points[:, 1]
+    t = transform
+    return np.stack((t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f), axis=1)
 
 
 def _overlaps(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -24,7 +24,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, check_overlap, densify
+from regnet.geo.grid import Box, Grid, apply, check_overlap, densify
 
 AVERAGE_BELOW = 0.7
 """Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
@@ -153,10 +153,7 @@ def _choose_bands(
     path: str, datasets: Sequence[DatasetReader], bands: Sequence[int]
 ) -> list[tuple[DatasetReader, int]]:
     every = [
-        (dataset, band)
-        for dataset in datasets
-        for band, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
-        if meaning != ColorInterp.alpha
+        (dataset, band) for dataset in datasets for band in sorted(set(dataset.indexes) - set(_alpha_bands(dataset)))
     ]
     if not every:
         raise InputError(f"{path}: has no bands beside alpha")
@@ -164,6 +161,11 @@ def _choose_bands(
     if missing:
         raise InputError(f"{path}: has no band {missing[0]}; it has {len(every)}, counted from 1")
     return [every[band - 1] for band in bands] if bands else every
+
+
+def _alpha_bands(dataset: DatasetReader) -> list[int]:
+    meanings = zip(dataset.indexes, dataset.colorinterp, strict=True)
+    return [band for band, meaning in meanings if meaning == ColorInterp.alpha]
 
 
 def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: Box) -> NDArray[np.float32]:
@@ -209,6 +211,9 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
     try:
         values = dataset.read(list(bands), window=window).astype(np.float32)
         valid = dataset.dataset_mask(window=window) > 0
+        # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
+        for alpha in _alpha_bands(dataset):
+            valid &= dataset.read(alpha, window=window) > 0
     except RasterioError as error:
         raise InputError(f"{dataset.name}: damaged or cut short, it cannot be read at {inside}") from error
     values[:, ~valid] = np.nan
@@ -220,14 +225,13 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
 
 def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, float]:
     """Pixels of a file that a box of the grid needs, and the size of a source pixel in grid pixels."""
-    points = [grid.transform * point for point in densify(box)]
-    x, y = [point[0] for point in points], [point[1] for point in points]
+    points = apply(grid.transform, densify(box))
     if dataset.crs != grid.crs:
         try:
-            x, y = rasterio.warp.transform(grid.crs, dataset.crs, x, y)
+            points = np.stack(rasterio.warp.transform(grid.crs, dataset.crs, *points.T), axis=1)
         except RasterioError as error:
             raise InputError(f"{dataset.name}: cannot be reprojected onto the fixed image; check its CRS") from error
-    source = np.array([~dataset.transform * point for point in zip(x, y, strict=True)])
+    source = apply(~dataset.transform, points)
     source = source[np.isfinite(source).all(axis=1)]
     if len(source) == 0:
         return Box(0, 0, 0, 0), 1.0

@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, check_overlap
+from regnet.geo.grid import Box, Grid, apply, check_overlap
 
 CHANNELS = ("interior", "edge", "vertex")
 SUPERSAMPLING = 4
@@ -74,7 +74,7 @@ def read_polygons(path: str, grid: Grid, layer: str | None = None, where: str | 
     check_overlap(tuple(frame.total_bounds), CRS.from_wkt(frame.crs.to_wkt()), grid, path)
     frame, repaired = _repair(_to_grid_crs(frame, grid, path))
     dropped = len(geometry) - len(frame)
-    outlines = shapely.transform(frame.geometry.values, lambda points: _to_pixels(points, grid))
+    outlines = shapely.transform(frame.geometry.values, lambda points: apply(~grid.transform, points))
     inside = shapely.intersects(outlines, shapely.box(0, 0, grid.width, grid.height))
     if not inside.any():
         raise InputError(f"{path}: none of its polygons lies on the fixed image; check that both show the same place")
@@ -156,12 +156,6 @@ def burn(shapes: list[tuple[Any, int]], box: Box, size: tuple[int, int], dtype: 
 
 def _sample_transform(box: Box, size: tuple[int, int]) -> Any:
     return Affine.translation(box.col, box.row) * Affine.scale(box.width / size[1], box.height / size[0])
-
-
-def _to_pixels(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
-    inverse = ~grid.transform
-    x, y = points[:, 0], points[:, 1]
-    return np.stack((inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f), axis=1)
 
 
 def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDataFrame:

@@ -1,0 +1,257 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
+
+from regnet.errors import InputError
+from regnet.geo import raster
+from regnet.geo.grid import Box, Grid
+from regnet.geo.raster import GridRaster, open_raster, raster_grid
+
+Write = Callable[..., str]
+
+
+def ramp(height: int, width: int, size: float, x: float = 400_000, y: float = 4_000_000) -> np.ndarray:
+    """East and north of pixel centres, from 0 at the standard corner, as two bands."""
+    east = np.arange(width) * size + size / 2 + x - 400_000
+    north = 4_000_000 - (y - (np.arange(height) * size + size / 2))
+    return np.stack(np.broadcast_arrays(east[None, :], north[:, None])).astype(np.float32)
+
+
+@pytest.fixture
+def grid(raster_file: Write) -> Grid:
+    return raster_grid(raster_file("fixed.tif", ramp(100, 120, 10)))
+
+
+def test_own_grid_is_read_as_it_is(raster_file: Write, rng: np.random.Generator) -> None:
+    image = rng.integers(0, 4000, (3, 60, 70)).astype(np.uint16)
+    path = raster_file("a.tif", image)
+    with GridRaster(path, raster_grid(path), [3, 1]) as reader:
+        values, valid = reader.read(Box(10, 20, 30, 40))
+    assert (values == image[[2, 0], 10:40, 20:60]).all()
+    assert values.dtype == np.float32
+    assert valid.all()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("size", "shift", "tolerance_px"),
+    [
+        (20, (-5, 5), 1e-3),
+        (20, (0, 0), 1e-3),
+        (15, (-7.5, 2.5), 1e-3),
+        (10, (3, -4), 1e-3),
+        (5, (-2.5, 2.5), 1e-3),
+        (2.5, (-1, 1), 0.02),
+        (4, (-3, 1), 0.06),
+    ],
+)
+def test_resampling_puts_every_pixel_where_it_belongs(
+    raster_file: Write, grid: Grid, size: float, shift: tuple[float, float], tolerance_px: float
+) -> None:
+    # A ramp of known coordinates, on a coarser or finer grid whose corner lies elsewhere, must come back as the ramp.
+    x, y = 400_000 + shift[0] - 10 * size, 4_000_000 + shift[1] + 10 * size
+    side = int(1600 / size) + 20
+    other = raster_file("m.tif", ramp(side, side, size, x, y), transform=from_origin(x, y, size, size))
+    with GridRaster(other, grid) as reader:
+        values, valid = reader.read(Box(0, 0, *grid.shape))
+    assert valid.all()
+    error_px = np.abs(values - ramp(100, 120, 10)) / 10
+    assert error_px.max() < tolerance_px
+
+
+def test_window_of_a_resampled_raster_is_a_window_of_the_whole(
+    raster_file: Write, grid: Grid, rng: np.random.Generator
+) -> None:
+    image = rng.random((1, 70, 80)).astype(np.float32)
+    other = raster_file("m.tif", image, transform=from_origin(399_995, 4_000_005, 20, 20))
+    with GridRaster(other, grid) as reader:
+        whole, whole_valid = reader.read(Box(0, 0, 100, 120))
+        part, part_valid = reader.read(Box(33, 41, 20, 50))
+    np.testing.assert_allclose(part, whole[:, 33:53, 41:91], atol=1e-5)
+    assert (part_valid == whole_valid[33:53, 41:91]).all()
+
+
+def test_a_window_too_large_to_read_at_once_is_read_in_halves(
+    raster_file: Write, grid: Grid, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = rng.random((2, 500, 600)).astype(np.float32)
+    other = raster_file("m.tif", image, transform=from_origin(400_000, 4_000_000, 2, 2))
+    with GridRaster(other, grid) as reader:
+        at_once, _ = reader.read(Box(0, 0, 100, 120))
+        monkeypatch.setattr(raster, "MAX_SOURCE_VALUES", 20_000)
+        in_halves, _ = reader.read(Box(0, 0, 100, 120))
+    np.testing.assert_allclose(in_halves, at_once, atol=1e-5)
+    np.testing.assert_allclose(at_once[:, :100, :120], image.reshape(2, 100, 5, 120, 5).mean((2, 4)), atol=1e-5)
+
+
+def test_other_utm_zone_lands_on_the_same_ground(raster_file: Write) -> None:
+    # The same hills (a function of longitude and latitude) sampled in two zones.
+    def hills(epsg: int, x: float, y: float, size: float, side: int) -> np.ndarray:
+        columns, rows = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
+        to_degrees = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
+        lon, lat = to_degrees.transform(x + columns * size, y - rows * size)
+        return np.stack([(lon + 162) * 1e4, (lat - 64) * 1e4]).astype(np.float32)
+
+    fixed = raster_file(
+        "a.tif",
+        hills(32603, 703_790, 7_092_600, 10, 80),
+        crs="EPSG:32603",
+        transform=from_origin(703_790, 7_092_600, 10, 10),
+    )
+    to_other = pyproj.Transformer.from_crs(32603, 32604, always_xy=True)
+    x, y = to_other.transform(703_790, 7_092_600)
+    x, y = x - 500, y + 500
+    moving = raster_file("b.tif", hills(32604, x, y, 15, 160), crs="EPSG:32604", transform=from_origin(x, y, 15, 15))
+    grid = raster_grid(fixed)
+    with GridRaster(fixed, grid) as one, GridRaster(moving, grid) as other:
+        expected, _ = one.read(Box(0, 0, 80, 80))
+        values, valid = other.read(Box(0, 0, 80, 80))
+    assert valid.all()
+    # At 64 degrees a pixel of 10 m is about 2.05 and 0.9 of these units.
+    assert np.abs(values - expected)[0].max() / 2.05 < 0.03
+    assert np.abs(values - expected)[1].max() / 0.9 < 0.03
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+@pytest.mark.parametrize("kind", ["nodata", "nodata -inf", "nan", "inf", "mask band", "alpha"])
+def test_every_way_of_no_data_is_invalid(raster_file: Write, grid: Grid, kind: str, shift: float) -> None:
+    image = ramp(100, 120, 10) + 1
+    extra: dict[str, object] = {"transform": from_origin(400_000 + shift, 4_000_000, 10, 10)}
+    hole = np.zeros((100, 120), bool)
+    hole[:, :30] = True
+    hole[40:60, 70:90] = True
+    if kind == "nodata":
+        image[:, hole], extra["nodata"] = -9999, -9999
+    elif kind == "nodata -inf":
+        image[:, hole], extra["nodata"] = -np.inf, -np.inf
+    elif kind in ("nan", "inf"):
+        image[:, hole] = float(kind)
+    elif kind == "mask band":
+        extra["mask"] = ~hole
+        image[:, hole] = 5e8
+    else:
+        image = np.concatenate([image, np.where(hole, 0, 255)[None]]).astype(np.float32)
+        image[:2, hole] = 5e8
+    path = raster_file("m.tif", image, **extra)
+    if kind == "alpha":
+        with rasterio.open(path, "r+") as target:
+            target.colorinterp = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]
+    with GridRaster(path, grid) as reader:
+        assert reader.count == 2
+        values, valid = reader.read(Box(0, 0, 100, 120))
+    assert (values[:, ~valid] == 0).all()
+    assert not valid[:, :29].any()
+    assert not valid[42:58, 72:88].any()
+    assert valid[:, 33:66].all()
+    assert values.max() < 1300
+    assert values[:, valid].min() > 0
+
+
+def test_one_missing_band_makes_a_pixel_invalid(raster_file: Write, grid: Grid) -> None:
+    image = ramp(100, 120, 10)
+    image[1, 20, 30] = np.nan
+    path = raster_file("m.tif", image)
+    with GridRaster(path, grid) as reader:
+        assert not reader.read(Box(20, 30, 1, 1))[1].any()
+    with GridRaster(path, grid, [1]) as reader:
+        assert reader.read(Box(20, 30, 1, 1))[1].all()
+
+
+def test_files_are_stacked_each_from_its_own_grid(raster_file: Write, grid: Grid) -> None:
+    fine = raster_file("fine.tif", ramp(100, 120, 10)[:1])
+    coarse = raster_file(
+        "coarse.tif", ramp(60, 70, 20, 399_995, 4_000_005)[1:], transform=from_origin(399_995, 4_000_005, 20, 20)
+    )
+    with GridRaster(f"{fine}|{coarse}", grid) as reader:
+        assert reader.names == ["fine", "coarse"]
+        values, _ = reader.read(Box(5, 5, 80, 90))
+    np.testing.assert_allclose(values, ramp(100, 120, 10)[:, 5:85, 5:95], atol=0.02)
+
+
+def test_windows_beyond_the_raster_are_invalid(raster_file: Write, grid: Grid) -> None:
+    path = raster_file("m.tif", ramp(100, 120, 10) + 7)
+    with GridRaster(path, grid) as reader:
+        values, valid = reader.read(Box(-10, 110, 20, 20))
+        assert valid.sum() == 100
+        assert valid[10:, :10].all()
+        assert (values[:, ~valid] == 0).all()
+        assert not reader.read(Box(500, 500, 8, 8))[1].any()
+
+
+def test_averaging_starts_where_the_source_is_clearly_finer(
+    raster_file: Write, grid: Grid, rng: np.random.Generator
+) -> None:
+    noise = rng.standard_normal((1, 400, 480)).astype(np.float32)
+    path = raster_file("m.tif", noise, transform=from_origin(400_000, 4_000_000, 2.5, 2.5))
+    with GridRaster(path, grid) as reader:
+        values, _ = reader.read(Box(0, 0, *grid.shape))
+    assert values.std() == pytest.approx(0.25, rel=0.05)
+
+
+def refuse(path: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        open_raster(path)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file() -> None:
+    refuse("nowhere/fixed.tif", "no such file")
+
+
+def test_not_a_raster(tmp_path: Path) -> None:
+    (tmp_path / "text.tif").write_text("hello")
+    refuse(str(tmp_path / "text.tif"), "not a raster")
+    refuse(str(tmp_path), "not a raster")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_no_crs_and_no_geotransform(raster_file: Write) -> None:
+    image = ramp(8, 8, 10)
+    refuse(raster_file("a.tif", image, crs=None), "has no CRS")
+    refuse(raster_file("b.tif", image, transform=None), "has no geotransform")
+
+
+def test_no_such_band(raster_file: Write, grid: Grid) -> None:
+    path = raster_file("m.tif", ramp(20, 20, 10))
+    with pytest.raises(InputError, match="has no band 3; it has 2"):
+        GridRaster(path, grid, [1, 3])
+
+
+def test_only_alpha(raster_file: Write, grid: Grid) -> None:
+    path = raster_file("m.tif", np.full((1, 20, 20), 255, np.uint8))
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp.alpha]
+    with pytest.raises(InputError, match="no bands beside alpha"):
+        GridRaster(path, grid)
+
+
+def test_empty_path() -> None:
+    with pytest.raises(InputError, match="empty"):
+        raster_grid(" | ")
+
+
+def test_no_overlap_and_swapped_axes(raster_file: Write, grid: Grid) -> None:
+    far = raster_file("far.tif", ramp(20, 20, 10), transform=from_origin(600_000, 4_000_000, 10, 10))
+    with pytest.raises(InputError, match=r"far.tif: does not overlap"):
+        GridRaster(far, grid)
+    swapped = raster_file("swapped.tif", ramp(20, 20, 10), transform=from_origin(3_999_500, 400_900, 10, 10))
+    with pytest.raises(InputError, match=r"swapped.tif: .*axes look swapped"):
+        GridRaster(swapped, grid)
+
+
+def test_a_file_cut_short_is_named(raster_file: Write, grid: Grid, rng: np.random.Generator) -> None:
+    path = Path(raster_file("m.tif", rng.random((2, 100, 120)).astype(np.float32)))
+    path.write_bytes(path.read_bytes()[:40_000])
+    with pytest.raises(InputError, match=r"m\.tif: "), GridRaster(str(path), grid) as reader:
+        reader.read(Box(0, 0, *grid.shape))
