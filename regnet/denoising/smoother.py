@@ -14,6 +14,7 @@ from regnet.denoising.operators import Array, Operator
 
 KINDS = ("ridge", "flow")
 RULES = ("residuals", "likelihood", "gcv")
+_LEAST_FREE = 0.02  # share of the labels' freedom that a smoother must leave to be judged by its residuals
 _STEPS = np.logspace(-9, 2, 111)  # candidates of lambda, or of 1 / t, relative to the largest eigenvalue
 
 
@@ -124,8 +125,14 @@ def leave_one_out_covariance(found: Smoother) -> Array:
 
 
 def estimate_noise(found: Smoother, labels: Array, predictions: Array) -> float:
-    """Size of the label noise a component from the residuals, px: `|label - prediction|^2 / Tr((I - S)(I - S)^T)`."""
-    return float(np.sqrt(((labels - predictions) ** 2).sum() / max(found.residual_freedom(), 1e-9)))
+    """Size of the label noise a component from the residuals, px: `|label - prediction|^2 / Tr((I - S)(I - S)^T)`.
+
+    NaN where the smoother all but repeats the labels: then the residuals say nothing of the noise.
+    """
+    free = found.residual_freedom()
+    if free < _LEAST_FREE**2 * labels.size:
+        return float("nan")
+    return float(np.sqrt(((labels - predictions) ** 2).sum() / free))
 
 
 def _own_rest(found: Smoother) -> Array:
@@ -147,9 +154,12 @@ def _score(
     shares = _shares(values, strength, kind)
     if rule == "residuals":
         return float(((shares * z - w) ** 2).sum())
+    free = size - float(shares.sum())
+    if free < _LEAST_FREE * size:
+        return float("inf")  # it all but repeats the labels: nothing is left to judge by
     rest = float((((1 - shares) * z) ** 2).sum() + outside)
     if rule == "gcv":
-        return rest / max(size - float(shares.sum()), 1e-9) ** 2
+        return rest / free**2
     # labels ~ N(0, tau^2 (I - S)^-1) up to scale: for the ridge this is K / lambda + I
     remaining = np.maximum(1 - shares, 1e-12)
     quadratic = float((remaining * z**2).sum() + outside)

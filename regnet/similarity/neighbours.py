@@ -87,7 +87,9 @@ def nearest_faiss(
     try:
         import faiss  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise InputError("similarity.search=faiss: faiss is not installed; pip install 'regnet[knn]'") from error
+        raise InputError(
+            "the k nearest of a large set need faiss, which is not installed; pip install 'regnet[knn]'"
+        ) from error
     index = faiss.IndexFlatIP(features.shape[1])
     index.add(np.ascontiguousarray(features, dtype=np.float32))
     similarity, nearest = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)

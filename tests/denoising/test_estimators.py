@@ -191,6 +191,16 @@ def test_the_amount_of_smoothing_is_found(rule, kind):
     assert estimate_noise(found, labels, found.apply(labels)) == pytest.approx(noise, rel=0.15)
 
 
+@pytest.mark.parametrize("kind", ["ridge", "flow"])
+@pytest.mark.parametrize("rule", ["gcv", "likelihood"])
+def test_repeating_the_labels_is_never_chosen_by_their_fit(kind, rule):
+    kernel = dense(np.concatenate((np.eye(60).reshape(30, 2, 60), features()), axis=2))
+    labels = RNG.normal(size=(30, 2))
+    assert choose_smoother(kernel, labels, labels, kind, rule).effective_parameters < 0.98 * 60 + 1e-9
+    repeated = smoother(kernel, 1e-9, kind)
+    assert np.isnan(estimate_noise(repeated, labels, labels))
+
+
 def test_no_label_noise_left_where_nothing_is_learned_and_all_where_all_is():
     kernel = dense(features())
     assert smoother(kernel, 1e6).factor().max() < 1e-4

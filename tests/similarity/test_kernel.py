@@ -1,5 +1,7 @@
 """Kernels against scipy's sqrtm, in closed form, and by their properties."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
+from regnet.errors import InputError
 from regnet.similarity.exact import block_rows, cross, gram, kernel_blocks
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.kernel import (
@@ -21,6 +24,7 @@ from regnet.similarity.kernel import (
     self_products,
 )
 from regnet.similarity.linear import SoftCounter
+from regnet.similarity.neighbours import count, nearest_faiss
 from regnet.similarity.readouts import binary, fisher, forward, log_probabilities
 from regnet.similarity.sketch import Sketcher, sketched_kc
 
@@ -214,6 +218,30 @@ def test_more_numbers_than_parameters_are_padded():
     sketches = Sketcher(unit[:1], floats=64)(unit)
     assert sketches.shape == (3, 2, 32)
     torch.testing.assert_close(sketched_kc(sketches, sketches), sketched_kc(unit, unit), rtol=0, atol=1e-12)
+
+
+def test_faiss_finds_what_all_pairs_find(monkeypatch):
+    unit = unit_rows(make_jacobians(30))
+    flat = unit.flatten(1).float().numpy() / 2**0.5
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"pip install 'regnet\[knn\]'"):
+        nearest_faiss(flat, flat, 3)
+    monkeypatch.undo()
+    pytest.importorskip("faiss")
+    nearest, similarity = nearest_faiss(flat, flat[:5], 4)
+    exact = sketched_kc(unit, unit).numpy()[:5]
+    np.testing.assert_array_equal(nearest, np.argsort(-exact, 1)[:, :4])
+    np.testing.assert_allclose(similarity, np.take_along_axis(exact, nearest, 1), atol=1e-5)
+
+
+def test_neighbour_counts_by_hand():
+    similarity = np.array([[1.0, 0.6, -0.2], [0.6, 1.0, 0.5]])
+    found = count(similarity, tau=0.5, alpha=2.0, k=5, self_columns=np.array([0, -1]))
+    np.testing.assert_allclose(found.n_soft, [1.4, 2.1])
+    np.testing.assert_array_equal(found.n_tau, [2, 3])
+    np.testing.assert_allclose(found.n_alpha, [1.36, 1.61])
+    assert found.nearest.tolist() == [[1, 2], [1, 0]]
+    np.testing.assert_allclose(found.similarity, [[0.6, -0.2], [1.0, 0.6]])
 
 
 def test_classification_readouts():
