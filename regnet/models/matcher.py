@@ -17,7 +17,7 @@ from regnet.models.options import ModelOptions
 
 WINDOW_SIGMA_PX = (3.0, 8.0, 20.0)
 """Gaussian windows over which a learned matcher sums its volumes."""
-FIELD_SIGMA_CELLS = (0.0, 1.5, 4.0)
+FIELD_SIGMA_CELLS = (0.0, 1.5, 4.0, 10.0)
 """Gaussians among which it chooses how to smooth its field."""
 INITIAL_GAIN = 15.0
 """Inverse temperature of each volume before training."""
@@ -154,7 +154,7 @@ class Matcher(nn.Module):
                 _coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale)
             )
             full = F.interpolate(step * scale, scale_factor=CELL * scale, mode="bicubic", align_corners=False)
-            displacement = full + warp(base, full.detach())
+            displacement = full + warp(displacement, full.detach())
             cells = F.avg_pool2d(base, CELL * scale)
             levels.append(LevelOutput(step * scale + cells, cells, logits, scale))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)

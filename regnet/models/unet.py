@@ -83,7 +83,7 @@ class UNet(nn.Module):
                 coarse = F.avg_pool2d(base, scale * 2 ** (_DEPTH - depth))
                 levels.append(LevelOutput(step * scale + coarse, coarse, None, scale))
             full = F.interpolate(steps[-1] * scale, scale_factor=scale, mode="bilinear", align_corners=False)
-            displacement = full + warp(base, full.detach())
+            displacement = full + warp(displacement, full.detach())
         confidence = torch.sigmoid(spread)[..., :height, :width]
         segmentation = self.segment(features[0])[..., :height, :width]
         return Prediction(displacement[..., :height, :width], confidence, levels, segmentation)

@@ -124,3 +124,13 @@ def test_flat_ground_has_no_descriptor():
     flat = torch.full((1, 1, 32, 32), 4.0)
     assert mind(flat).abs().max() < 1e-3
     assert ngf(flat).abs().max() < 1e-3
+
+
+def test_the_readout_is_differentiated_through_every_level():
+    model = build_model(TRAINED[1], 3, 1).eval()
+    prediction = model(texture(64), texture(64, seed=1)[:, :1])
+    centre = prediction.displacement[0, 0, 32, 32]
+    logits = [level.logits for level in prediction.levels]
+    gradients = torch.autograd.grad(centre, logits)
+    assert len(gradients) == 2
+    assert all(gradient.abs().max() > 1e-6 for gradient in gradients)
