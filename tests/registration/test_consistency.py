@@ -4,7 +4,7 @@ import torch
 
 from regnet.models.checkpoint import build_model
 from regnet.models.options import ModelOptions
-from regnet.registration.consistency import STEP_PX, VALID, ConsistentMatcher, expected_error, halved, shift
+from regnet.registration.consistency import STEP_PX, VALID, ConsistentMatcher, expected_error, shift
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
@@ -35,19 +35,17 @@ def test_a_matcher_that_always_says_zero_is_not_believed():
     zero = ConsistentMatcher(lambda p: Match(np.zeros((2, *p.fixed.shape[1:]), np.float32), np.ones_like(p.fixed)))
     ground = texture((64, 64)).astype(float)
     quality = zero(patch(ground, ground)).quality
-    # It misses the step, whose length in px of the full resolution is the difference.
+    # It misses the step, whose length is the difference.
     np.testing.assert_allclose(quality[1], np.hypot(*STEP_PX), rtol=1e-4)
     assert expected_error(quality).min() > 2
 
 
 def test_a_matcher_that_follows_is_believed_whatever_it_says():
+    answers = iter([(7, -2), (7 + STEP_PX[0], -2 + STEP_PX[1])])
+
     def follows(p):
-        full = p.fixed.shape[1] == 64
-        step = (0, 0) if full else STEP_PX
-        answer = (np.array([7, -2]) + step) / (1 if full else 2)
-        return Match(
-            np.broadcast_to(answer[:, None, None], (2, *p.fixed.shape[1:])).astype(np.float32), np.ones_like(p.fixed)
-        )
+        answer = np.array(next(answers), np.float32)[:, None, None]
+        return Match(np.broadcast_to(answer, (2, *p.fixed.shape[1:])), np.ones_like(p.fixed))
 
     ground = texture((64, 64)).astype(float)
     match = ConsistentMatcher(follows)(patch(ground, ground))
@@ -62,12 +60,3 @@ def test_shift_moves_the_content(dx, dy):
     moved = shift(image, dx, dy)
     np.testing.assert_array_equal(moved[0, 6, 8], image[0, 6 - dy, 8 - dx])
     assert (moved == 0).sum() == 300 - (15 - abs(dy)) * (20 - abs(dx))
-
-
-def test_halving_counts_valid_pixels_only():
-    image = patch(np.random.default_rng(0).normal(size=(4, 4)), np.ones((4, 4)) + np.eye(4))
-    valid = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]], bool)
-    half = halved(Patch(image.fixed, image.moving, valid, image.moving_valid, image.structure))
-    assert half.fixed[0, 0, 0] == pytest.approx(image.fixed[0][:2, :2][valid[:2, :2]].mean(), rel=1e-5)
-    np.testing.assert_array_equal(half.fixed_valid, [[True, False], [True, True]])
-    assert half.moving[0, 1, 0] == pytest.approx(image.moving[0, 2:, :2].mean(), rel=1e-5)
