@@ -18,7 +18,7 @@ from regnet.tiles.store import TileStore
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory) -> TileStore:
-    """Textured bands against their negative, 32 px tiles, one noisy label a tile."""
+    """Textured bands against their negative, 16 px tiles, one noisy label a tile."""
     folder = tmp_path_factory.mktemp("scene")
     rng = np.random.default_rng(0)
     bands = gaussian_filter(rng.normal(size=(2, 320, 320)), (0, 1.5, 1.5)).astype(np.float32)
@@ -30,7 +30,7 @@ def scene(tmp_path_factory) -> TileStore:
     pair = PairOptions(name="p", fixed=str(folder / "fixed.tif"), moving=str(folder / "moving.tif"))
     split = SplitOptions(block_px=96, gap_px=16)
     noise = NoiseOptions(kind="tile", sigma_px=1.0)
-    options = PrepareOptions(pairs=[pair], tile_px=32, stride_px=32, split=split, noise=noise)
+    options = PrepareOptions(pairs=[pair], tile_px=16, stride_px=32, split=split, noise=noise)
     prepare(options, folder / "prepare")
     return TileStore.open(folder / "prepare")
 
@@ -39,7 +39,7 @@ def scene(tmp_path_factory) -> TileStore:
 def trained(scene, tmp_path_factory) -> Path:
     """A model with two checkpoints and the optimiser's second moments beside them."""
     folder = tmp_path_factory.mktemp("train")
-    options = ModelOptions(width=8, levels=1, radius_px=2, blocks=1, descriptor_channels=4)
+    options = ModelOptions(descriptor="learned", width=8, levels=1, radius_px=2, blocks=1, descriptor_channels=4)
     for epoch in (0, 1):
         torch.manual_seed(epoch)
         model = build_model(options, len(scene.fixed_channels), len(scene.moving_channels))
