@@ -15,6 +15,7 @@ from typing import Any
 from regnet.errors import OutputError
 
 STAMP = "stamp.json"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def whole_path(path: Path) -> Iterator[Path]:
             remove(path)
         os.replace(partial, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in UNWRITABLE:
             raise OutputError(
                 f"{path}: cannot be written ({error.strerror}); free some space or choose another output_dir"
             ) from error

@@ -128,11 +128,11 @@ def sample_scene() -> Path:
     return folder
 
 
-@pytest.fixture
-def raster_file(tmp_path: Path) -> Callable[..., str]:
+@pytest.fixture(scope="session")
+def write_geotiff() -> Callable[..., str]:
     """Write (C, H, W) to a GeoTIFF and give its path; anything of the profile can be overridden, None leaves it out."""
 
-    def write(name: str, image: np.ndarray, mask: np.ndarray | None = None, **profile: object) -> str:
+    def write(path: Path, image: np.ndarray, mask: np.ndarray | None = None, **profile: object) -> str:
         given = {
             "count": len(image),
             "height": image.shape[1],
@@ -141,7 +141,6 @@ def raster_file(tmp_path: Path) -> Callable[..., str]:
             "crs": "EPSG:32618",
             "transform": rasterio.transform.from_origin(400_000, 4_000_000, 10, 10),
         } | profile
-        path = tmp_path / name
         chosen = {key: value for key, value in given.items() if value is not None}
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **chosen) as target:
             target.write(image)
@@ -150,3 +149,9 @@ def raster_file(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def raster_file(tmp_path: Path, write_geotiff: Callable[..., str]) -> Callable[..., str]:
+    """Write a GeoTIFF of this name into the test's own folder."""
+    return lambda name, image, **settings: write_geotiff(tmp_path / name, image, **settings)

@@ -38,7 +38,7 @@ def test_interior_is_the_area_covered(seed: int, corners: int) -> None:
     drawn = coverage(np.array([shape], object), Box(0, 0, 64, 64))
     # Four samples a pixel place an outline along the axes to an eighth of a pixel, and others better.
     assert drawn.sum() == pytest.approx(shape.area, abs=shape.length / 8 + 0.1)
-    if shape.area > 100:
+    if shape.area > 5 * shape.length:  # a sliver's centre moves with every sample
         rows, columns = np.mgrid[:64, :64] + 0.5
         centre = (drawn * columns).sum() / drawn.sum(), (drawn * rows).sum() / drawn.sum()
         assert centre == pytest.approx((shape.centroid.x, shape.centroid.y), abs=0.13)

@@ -1,0 +1,140 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+from rasterio.transform import from_origin
+from scipy.ndimage import gaussian_filter
+
+from regnet.errors import InputError
+from regnet.tiles.options import PairOptions
+from regnet.tiles.pair import PairReader, StructureRule
+from regnet.tiles.patch import Patch
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def ground() -> np.ndarray:
+    """A made-up image (2, 160, 200): hills in the west, a calm sea with single-pixel waves in the east."""
+    generator = np.random.default_rng(0)
+    hills = gaussian_filter(generator.standard_normal((2, 160, 200)), (0, 3, 3)) * 3000 + 4000
+    hills[:, :, 100:] = 3500 + 60 * generator.standard_normal((2, 160, 100))
+    return hills.clip(1).astype(np.float32)
+
+
+def whole(reader: PairReader) -> Patch:
+    return reader.read(0, 0, *reader.shape)
+
+
+def test_bands_are_scaled_by_their_own_percentiles(raster_file: Write, ground: np.ndarray) -> None:
+    fixed, moving = raster_file("f.tif", ground), raster_file("m.tif", (ground[:1] * 7 + 100))
+    with PairReader(PairOptions("a", fixed, moving)) as reader:
+        patch = whole(reader)
+    low, median, high = np.percentile(ground, [2, 50, 98], axis=(1, 2))[:, :, None, None]
+    np.testing.assert_allclose(patch.fixed, np.clip((ground - median) / (high - low), -3, 3), atol=1e-4)
+    np.testing.assert_allclose(patch.moving[0], patch.fixed[0], atol=1e-3)  # a gain and an offset fall away
+    assert patch.fixed_valid.all()
+    assert patch.moving_valid.all()
+
+
+def test_logarithm_makes_a_gain_fall_away_whatever_the_power(raster_file: Write, ground: np.ndarray) -> None:
+    fixed, moving = raster_file("f.tif", ground), raster_file("m.tif", 1e-6 * ground**2)
+    options = PairOptions("a", fixed, moving, fixed_transform="log", moving_transform="log")
+    with PairReader(options) as reader:
+        patch = whole(reader)
+    np.testing.assert_allclose(patch.moving, patch.fixed, atol=0.02)
+
+
+def test_structure_is_hills_but_not_waves_and_the_same_by_window(raster_file: Write, ground: np.ndarray) -> None:
+    path = raster_file("f.tif", ground)
+    with PairReader(PairOptions("a", path, path)) as reader:
+        mask = whole(reader).structure
+        part = reader.read(37, 61, 64, 80).structure
+    assert mask[:, :90].mean() > 0.97
+    assert mask[:, 125:].mean() < 0.01
+    assert (part != mask[37:101, 61:141]).mean() < 2e-3
+    plain = StructureRule(fine_px=0)
+    with PairReader(PairOptions("a", path, path), rule=plain) as reader:
+        assert whole(reader).structure[:, 125:].mean() > 0.2  # without the fine Gaussian waves count
+
+
+def test_structure_does_not_see_the_edge_of_the_data(raster_file: Write) -> None:
+    image = np.full((1, 120, 120), 50, np.float32)
+    image[0, ::40, ::40] += np.arange(9).reshape(3, 3)
+    image[:, :, 60:] = 0
+    path = raster_file("f.tif", image, nodata=0)
+    with PairReader(PairOptions("a", path, path), rule=StructureRule(threshold=0.2)) as reader:
+        patch = whole(reader)
+    assert not patch.structure[50:70, 50:].any()
+    assert not patch.fixed_valid[:, 60:].any()
+
+
+def test_beyond_the_scene_is_zero_and_invalid(raster_file: Write, ground: np.ndarray) -> None:
+    fixed = raster_file("f.tif", ground)
+    wide = raster_file(
+        "m.tif",
+        np.pad(ground, ((0, 0), (50, 50), (50, 50)), "reflect"),
+        transform=from_origin(399_500, 4_000_500, 10, 10),
+    )
+    with PairReader(PairOptions("a", fixed, wide)) as reader:
+        patch = reader.read(-20, 150, 64, 80)
+    assert patch.moving.shape == (2, 64, 80)
+    inside = np.zeros((64, 80), bool)
+    inside[20:, :50] = True
+    for valid in (patch.fixed_valid, patch.moving_valid):
+        assert (valid == inside).all()
+    assert not patch.moving[:, ~inside].any()
+    assert not patch.fixed[:, ~inside].any()
+    assert not patch.structure[~inside].any()
+
+
+def test_polygons_are_channels_from_nought_to_one(raster_file: Write, ground: np.ndarray, tmp_path: Path) -> None:
+    field = shapely.box(400_200, 3_999_300, 400_700, 3_999_800)
+    gpd.GeoDataFrame({"n": [1]}, geometry=[field], crs="EPSG:32618").to_crs("EPSG:4326").to_file(tmp_path / "p.geojson")
+    with PairReader(PairOptions("a", raster_file("f.tif", ground), str(tmp_path / "p.geojson"))) as reader:
+        assert reader.moving_channels == ["interior", "edge", "vertex"]
+        patch = whole(reader)
+    assert patch.moving.min() == 0
+    assert patch.moving.max() == 1
+    assert patch.moving[0].sum() == pytest.approx(2500, rel=0.01)
+    assert patch.moving[0, 45, 45] == 1
+
+
+def test_coarser_working_grid(raster_file: Write, ground: np.ndarray) -> None:
+    path = raster_file("f.tif", ground)
+    with PairReader(PairOptions("a", path, path), gsd_m=20.007) as reader:
+        assert reader.gsd_m == pytest.approx(20.007, rel=1e-4)
+        assert reader.shape == (79, 99) or reader.shape == (80, 100)
+        assert reader.transform.a == pytest.approx(20, rel=1e-3)
+        assert whole(reader).moving_valid.mean() > 0.98
+
+
+def test_what_cannot_be_used_is_refused_by_name(raster_file: Write, ground: np.ndarray, tmp_path: Path) -> None:
+    good = raster_file("good.tif", ground)
+    empty = raster_file("empty.tif", np.zeros_like(ground), nodata=0)
+    flat = ground.copy()
+    flat[1] = 7
+    constant = raster_file("flat.tif", flat)
+    negative = raster_file("negative.tif", -ground)
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:4326").to_file(tmp_path / "p.gpkg")
+    cases = [
+        (PairOptions("a", "nowhere.tif", good), "nowhere.tif: no such file"),
+        (PairOptions("a", good, "nowhere.tif"), "nowhere.tif: no such file"),
+        (PairOptions("a", empty, good), r"empty\.tif: has no valid pixel"),
+        (PairOptions("a", good, empty), r"empty\.tif: has no valid pixel"),
+        (PairOptions("a", constant, good), r"flat\.tif: band flat_2 is constant \(7\)"),
+        (PairOptions("a", good, constant), r"flat\.tif: band flat_2 is constant"),
+        (PairOptions("a", good, negative, moving_transform="log"), r"negative\.tif: has no positive value"),
+        (PairOptions("a", str(tmp_path / "p.gpkg"), good), "fixed must be a raster"),
+        (PairOptions("a", good, str(tmp_path / "p.gpkg")), r"p\.gpkg: does not overlap"),
+        (PairOptions("a", good, good, fixed_bands=[3]), "has no band 3"),
+    ]
+    for options, says in cases:
+        with pytest.raises(InputError, match=says) as caught:
+            PairReader(options)
+        assert "\n" not in str(caught.value)
+    with PairReader(PairOptions("a", constant, good, fixed_bands=[1])) as reader:
+        assert reader.fixed_channels == ["flat_1"]
