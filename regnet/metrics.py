@@ -20,7 +20,8 @@ def epe(predicted: NDArray[np.floating], true: NDArray[np.floating]) -> NDArray[
     Returns:
         (...) px.
     """
-    return np.hypot(predicted[0] - true[0], predicted[1] - true[1])
+    length: NDArray[np.floating] = np.hypot(predicted[0] - true[0], predicted[1] - true[1])
+    return length
 
 
 def summarise(errors_px: NDArray[np.floating]) -> dict[str, float]:

@@ -11,13 +11,13 @@ from regnet.options import option
 class TrainingOptions:
     """How the network is fitted to the noisy labels."""
 
-    epochs: int = option(10, "passes at the end of which the validation error is measured", low=1)
-    steps: int = option(60, "optimiser steps an epoch", low=1)
+    epochs: int = option(6, "passes at the end of which the validation error is measured", low=1)
+    steps: int = option(50, "optimiser steps an epoch", low=1)
     batch: int = option(8, "tiles a step", low=1)
-    learning_rate: float = option(2e-3, "peak of the one-cycle schedule (Adam)", low=1e-6, high=1)
+    learning_rate: float = option(3e-3, "peak of the one-cycle schedule (Adam)", low=1e-6, high=1)
     weight_decay: float = option(1e-4, "decoupled weight decay", low=0, high=1)
     cross_entropy: float = option(1.0, "weight of the cross-entropy of the offset distribution (matcher)", low=0)
-    squared: float = option(0.3, "weight of the squared error", unit="1/px^2", low=0)
+    squared: float = option(1.0, "weight of the squared error", unit="1/px^2", low=0)
     segmentation: float = option(0.0, "weight of the auxiliary segmentation of moving's first band (unet)", low=0)
     patience: int = option(4, "epochs without a better validation error after which training stops", low=1)
     average: float = option(0.98, "decay of the running mean of the weights, a step", low=0, high=0.9999)
