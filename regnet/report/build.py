@@ -107,9 +107,7 @@ def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
             [_Sheet("split", "The parts of the scene.", lambda: maps.split_figure(run, options))],
         ),
         (
-            Section(
-                "Before and after", "Squares of fixed and moving in turn, or outlines over fixed: lines must meet."
-            ),
+            Section("Before and after", "Lines of moving over fixed: they must lie on the lines of fixed."),
             [
                 _Sheet(
                     f"before_after_{name}",
@@ -121,7 +119,8 @@ def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
         ),
         (
             Section(
-                "Errors on the map", "One colour scale for all methods; each title gives the mean over the picture."
+                "Errors on the map",
+                "One colour scale for all methods; means over the ground with structure, the rest is grey.",
             ),
             [
                 _Sheet(f"errors_{name}", f"{name} displacements.", _bound(maps.error_figure, run, name, options))

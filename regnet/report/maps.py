@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from regnet.report.draw import (
     ERROR_COLOURS,
     PART_COLOURS,
-    checkerboard,
     display,
+    edges,
     new_figure,
     outlines,
     picture,
@@ -27,6 +27,9 @@ from regnet.report.options import ReportOptions
 
 # Methods that a before-and-after figure shows, the best first; the first that ran is taken.
 AFTER = ("model", "matcher_mind")
+
+# Side of the windows that are shown before and after: small enough to see single pixels move.
+WINDOW_PX = 208
 
 
 def split_figure(run: RunFolder, options: ReportOptions) -> Figure:
@@ -58,8 +61,8 @@ def split_figure(run: RunFolder, options: ReportOptions) -> Figure:
 
 
 def before_after_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
-    """Held-out ground before and after: squares of fixed and moving in turn, or outlines over fixed."""
-    examples = run.examples(family, 288)[:2]
+    """Held-out ground before and after: the lines of moving over fixed."""
+    examples = run.examples(family, WINDOW_PX)[:2]
     method = _after(examples[0])
     figure = new_figure(7.5, 3.9 * len(examples))
     grid = figure.subplots(len(examples), 2, squeeze=False)
@@ -79,7 +82,8 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
         raise AbsentError("Every method failed on this ground; the table says why.")
     columns = min(len(methods), 4)
     strips = -(-len(methods) // columns)
-    figure = new_figure(7.5, 2.3 * strips * len(examples) + 0.6)
+    height, width = examples[0].patch.structure.shape
+    figure = new_figure(7.5, (7.5 / columns * height / width + 0.5) * strips * len(examples) + 0.6)
     grid = figure.subplots(strips * len(examples), columns, squeeze=False)
     shown: Any = None
     for place, example in enumerate(examples):
@@ -87,7 +91,7 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
         cells = grid[place * strips : (place + 1) * strips].ravel()
         for axes, method in zip(cells, methods, strict=False):
             if method in example.errors_px:
-                errors = example.errors_px[method]
+                errors = _counted(example, method)
                 title = f"{part}: {method}\n{np.nanmean(errors):.2f} px"
                 shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
         scale_bar(cells[0], example.patch.structure.shape[1], example.gsd_m)
@@ -99,22 +103,21 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
 
 def overview_figure(run: RunFolder, families: list[str], options: ReportOptions) -> Figure:
     """The picture of a run: held-out ground before and after, and the error before, training-free and of the model."""
-    rough = families[-1]
-    example = run.examples(rough, 288)[0]
+    example = run.examples(families[-1], WINDOW_PX)[0]
     method = _after(example)
     figure = new_figure(10, 7.4)
     grid = figure.subplots(2, 3)
     fixed = display(example.patch.fixed, example.patch.fixed_valid, options.rgb)
     picture(grid[0, 0], fixed, "fixed, ground that was not trained on")
     scale_bar(grid[0, 0], fixed.shape[1], example.gsd_m)
-    _overlay(grid[0, 1], example, example.patch.moving, run, options, "fixed and moving before")
-    _overlay(grid[0, 2], example, example.warped[method], run, options, f"fixed and moving after ({method})")
+    _overlay(grid[0, 1], example, example.patch.moving, run, options, "lines of moving over fixed, before")
+    _overlay(grid[0, 2], example, example.warped[method], run, options, f"lines of moving over fixed, after ({method})")
     shown: Any = None
     for axes, name in zip(grid[1], _three(example), strict=True):
         if name is None:
             axes.remove()
             continue
-        errors = example.errors_px[name]
+        errors = _counted(example, name)
         label = {"none": "before", "matcher_mind": "training-free"}.get(name, name)
         title = f"error, {label}: {np.nanmean(errors):.2f} px"
         shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
@@ -125,6 +128,11 @@ def overview_figure(run: RunFolder, families: list[str], options: ReportOptions)
 def _three(example: Example) -> list[str | None]:
     names = [name for name in ("none", "matcher_mind", "model") if name in example.errors_px]
     return [*names, *[None] * (3 - len(names))]
+
+
+def _counted(example: Example, method: str) -> NDArray[np.float32]:
+    """Errors of a method where the ground has structure, which is what the tables count; NaN elsewhere."""
+    return np.where(example.patch.structure, example.errors_px[method], np.float32(np.nan))
 
 
 def _after(example: Example) -> str:
@@ -139,10 +147,8 @@ def _overlay(
 ) -> None:
     patch = example.patch
     fixed = display(patch.fixed, patch.fixed_valid, options.rgb)
-    if run.store.moving_channels == VECTOR_CHANNELS:
-        shown = outlines(fixed, moving[VECTOR_CHANNELS.index("edge")])
-    else:
-        grey = np.broadcast_to(fixed.mean(-1, keepdims=True), fixed.shape)
-        shown = checkerboard(grey, display(moving.mean(0, keepdims=True), patch.moving_valid))
+    vector = run.store.moving_channels == VECTOR_CHANNELS
+    lines = moving[VECTOR_CHANNELS.index("edge")] if vector else edges(moving, patch.moving_valid)
+    shown = outlines(fixed, lines)
     picture(axes, shown, title)
     scale_bar(axes, shown.shape[1], example.gsd_m)

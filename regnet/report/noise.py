@@ -27,7 +27,8 @@ def factor_map_figure(run: RunFolder, options: ReportOptions) -> Figure:
     figure = new_figure(7.5, 6.4)
     axes = figure.subplots()
     picture(axes, grey, f"{pair}: noise left in the prediction, per px of label noise")
-    shades = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), FACTOR_COLOURS)
+    most = max(0.05, float(np.percentile(tiles["smoother_factor"], 98)))
+    shades = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, most), FACTOR_COLOURS)
     half = run.store.tile_px / 2
     for tile in tiles[tiles["pair"] == pair].itertuples():
         corner = ((tile.col + half / 2) / step, (tile.row + half / 2) / step)

@@ -13,7 +13,7 @@ from PIL import Image
 from regnet.errors import StoreError
 from regnet.files import read_json
 from regnet.report.build import build_report
-from regnet.report.draw import checkerboard, display, outlines
+from regnet.report.draw import display, edges, outlines
 from regnet.report.tables import accuracy_tables, accuracy_text
 
 MiniRun = tuple[Path, "subprocess.CompletedProcess[str]"]
@@ -129,12 +129,13 @@ def test_table_marks_the_least_error_and_survives_a_failure() -> None:
     assert accuracy_text(summary).splitlines()[2].split() == ["test", "smooth", "3.000", "0.500", "–"]
 
 
-def test_checkerboard_alternates() -> None:
-    black, white = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
-    board = checkerboard(black, white, cells=4)[..., 0]
-    assert board[0, 0] == board[2, 2] == 0
-    assert board[0, 2] == board[2, 0] == 1
-    assert board.mean() == 0.5
+def test_edges_lie_on_the_border_of_two_fields() -> None:
+    image = np.zeros((1, 40, 40), np.float32)
+    image[:, :, 20:] = 1
+    found = edges(image, np.ones((40, 40), bool))
+    rows, columns = np.nonzero(found)
+    assert len(set(rows)) > 30
+    assert set(columns) <= {19, 20}
 
 
 def test_display_stretches_valid_pixels_and_greys_the_rest() -> None:
