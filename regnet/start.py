@@ -1,0 +1,24 @@
+"""Entry point of the console script: what has to be set before torch is loaded, then the command."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+
+
+def main() -> int:
+    """Prepare the process and run the command; returns the exit code."""
+    # Threads that spin while they wait make two busy processes several times slower than one after the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "linux":
+        # Large arrays come from the heap, which stays mapped, so that their pages are not touched first time and again.
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    from regnet.cli import main as command
+
+    return command()
