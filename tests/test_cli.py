@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -11,7 +14,23 @@ import numpy as np
 import pytest
 import rasterio
 
+from regnet import cli
+
 MiniRun = tuple[Path, "CompletedProcess[str]"]
+Command = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process, which saves its start, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["regnet", *arguments])
+        code = cli.main()
+        return CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run
 
 
 def refused(result: CompletedProcess[str]) -> str:
@@ -28,65 +47,101 @@ def refused(result: CompletedProcess[str]) -> str:
     [
         (["run", "experiment=demo", "prepare.tile_pxx=64"], "did you mean prepare.tile_px?"),
         (["train", "output_dir=o", "training.epochs=0"], "training.epochs=0 is out of range"),
-        (["denoise"], "output_dir is missing"),
         (["register", "fixed=a.tif", "output_dir=o"], "moving is missing"),
+        (
+            ["prepare", "prepare.pairs=[{name: a, fixed: nowhere.tif, moving: nowhere.tif}]", "output_dir=o"],
+            "nowhere.tif",
+        ),
+    ],
+)
+def test_a_wrong_command_in_the_console_is_one_line_and_leaves_nothing(
+    arguments: list[str], expected: str, regnet: Any, tmp_path: Path
+) -> None:
+    assert expected in refused(regnet(*arguments, folder=tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["denoise"], "output_dir is missing"),
         (["prepare", "output_dir=o", "+extra=1"], "keys can neither be added nor deleted"),
         (["prepare", "output_dir=o", "--loud"], "--loud is not a flag"),
         (["regster", "output_dir=o"], "did you mean register?"),
         (["train", "output_dir=o"], "run `regnet prepare output_dir=o` first"),
         (["report", "output_dir=o"], "run `regnet prepare output_dir=o` first"),
+        (["register", "fixed=nowhere.tif", "moving=nowhere.tif", "output_dir=o"], "nowhere.tif"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_leaves_nothing(
-    arguments: list[str], expected: str, regnet: Any, tmp_path: Path
+    arguments: list[str], expected: str, here: Command, tmp_path: Path
 ) -> None:
-    assert expected in refused(regnet(*arguments, folder=tmp_path))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_input_file_is_one_line_and_leaves_nothing(regnet: Any, tmp_path: Path) -> None:
-    pair = "prepare.pairs=[{name: a, fixed: nowhere.tif, moving: nowhere.tif}]"
-    message = refused(regnet("prepare", pair, "output_dir=o", folder=tmp_path))
-    assert "nowhere.tif" in message
-    assert not list(tmp_path.rglob("*.*"))
+    assert expected in refused(here(*arguments))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_folder_is_one_line(regnet: Any, mini_settings: list[str], tmp_path: Path) -> None:
+def test_read_only_folder_is_one_line(here: Command, mini_settings: list[str], tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    assert "output_dir" in refused(regnet("prepare", *mini_settings, "output_dir=o", folder=tmp_path))
+    result = here("prepare", *mini_settings, "output_dir=o")
+    assert result.returncode == 2
+    assert "output_dir" in result.stderr.splitlines()[-1]
 
 
-def test_output_dir_below_a_file_is_one_line(regnet: Any, mini_settings: list[str], tmp_path: Path) -> None:
+def test_output_dir_below_a_file_is_one_line(here: Command, mini_settings: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    result = regnet("prepare", *mini_settings, "output_dir=file/o", folder=tmp_path)
+    result = here("prepare", *mini_settings, "output_dir=file/o")
     assert result.returncode == 2, result.stderr
     assert "file/o" in result.stderr.splitlines()[-1]
 
 
-def test_help_names_every_command_and_keys_with_units(regnet: Any, tmp_path: Path) -> None:
-    overview = regnet("--help", folder=tmp_path)
+def test_help_names_every_command_and_keys_with_units(here: Command, tmp_path: Path) -> None:
+    overview = here("--help")
     assert overview.returncode == 0
     for name in ("prepare", "train", "similarity", "denoise", "evaluate", "register", "report", "run"):
         assert f"\n  {name} " in overview.stdout
-    text = regnet("prepare", "--help", folder=tmp_path).stdout
+    text = here("prepare", "--help").stdout
     assert "prepare.tile_px\n      side of a tile [whole number; in px; default 128; 16..1024]" in text
     assert "experiment={cadaster_banepa,demo,optical_sar}" in text
     assert "training.epochs" not in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_command_is_bad_usage(regnet: Any, tmp_path: Path) -> None:
-    assert regnet(folder=tmp_path).returncode == 2
+def test_no_command_is_bad_usage(here: Command) -> None:
+    assert here().returncode == 2
 
 
-def test_paths_with_odd_characters_need_no_quotes(regnet: Any, tmp_path: Path) -> None:
+def test_paths_with_odd_characters_need_no_quotes(here: Command, tmp_path: Path) -> None:
     odd = tmp_path / "it's (1), a=b.tif"
     odd.touch()
-    arguments = ["register", f"fixed={odd}", f"moving={odd}", "output_dir=o", "--cfg", "job"]
-    result = regnet(*arguments, folder=tmp_path)
+    result = here("register", f"fixed={odd}", f"moving={odd}", "output_dir=o", "--cfg", "job")
     assert result.returncode == 0, result.stderr
     assert str(odd) in result.stdout
+
+
+def test_a_defect_is_one_line_and_keeps_its_traceback(
+    here: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr("regnet.run.run_stages", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = here("report", "output_dir=o")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "defect of regnet (ZeroDivisionError: on purpose)" in result.stderr
+    assert "ZeroDivisionError" in next(tmp_path.glob("regnet-traceback-*")).read_text()
+
+
+def test_an_interrupted_command_says_so(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regnet.run.run_stages", stopped)
+    result = here("train", "output_dir=o")
+    assert result.returncode == 130
+    assert "goes on from what is whole" in result.stderr
 
 
 def test_a_whole_run_leaves_what_it_promises(mini_run: MiniRun) -> None:
@@ -127,15 +182,30 @@ def test_a_second_run_skips_every_stage(mini_run: MiniRun, regnet: Any, mini_set
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_single_stages_are_the_stages_of_the_run(mini_run: MiniRun, regnet: Any, mini_settings: list[str]) -> None:
-    result = regnet("denoise", *mini_settings, "output_dir=mini", folder=mini_run[0].parent)
+def test_the_same_seed_gives_the_same_numbers(
+    mini_run: MiniRun, here: Command, mini_settings: list[str], tmp_path: Path
+) -> None:
+    result = here("run", *mini_settings, "output_dir=again", "threads=1")
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, again = (json.loads((folder / "summary.json").read_text()) for folder in (mini_run[0], tmp_path / "again"))
+    for family, methods in first["evaluation"].items():
+        for method, row in methods.items():
+            other = again["evaluation"][family][method]
+            assert other["epe_mean_px"] == pytest.approx(row["epe_mean_px"], rel=1e-5), (family, method)
+    assert again["denoise"]["factor_mean"] == pytest.approx(first["denoise"]["factor_mean"], rel=1e-4)
+
+
+def test_single_stages_are_the_stages_of_the_run(mini_run: MiniRun, here: Command, mini_settings: list[str]) -> None:
+    result = here("denoise", *mini_settings, f"output_dir={mini_run[0]}")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("denoise: skipped")
 
 
-def test_multirun_gives_every_combination_its_own_folder(regnet: Any, mini_settings: list[str], tmp_path: Path) -> None:
+def test_multirun_gives_every_combination_its_own_folder(
+    here: Command, mini_settings: list[str], tmp_path: Path
+) -> None:
     arguments = ["--multirun", *mini_settings, "prepare.noise.seed=1,2", "output_dir=sweep"]
-    result = regnet("prepare", *arguments, folder=tmp_path)
+    result = here("prepare", *arguments)
     assert result.returncode == 0, result.stderr
     labels = [gpd.read_parquet(tmp_path / "sweep" / job / "prepare" / "index.parquet")["label_dx_px"] for job in "01"]
     assert not labels[0].equals(labels[1])
@@ -156,15 +226,3 @@ def test_register_through_the_console(
     assert summary
     # Code 3 says that it abstained everywhere: then nothing moves and the expected error is infinite.
     assert (result.returncode == 3) == bool(np.isinf(field[2]).all())
-
-
-def test_a_defect_is_one_line_and_keeps_its_traceback(regnet: Any, mini_run: MiniRun, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import regnet.report.build\n\ndef broken(*_):\n    raise ZeroDivisionError('on purpose')\n\n"
-        "regnet.report.build.build_report = broken\n"
-    )
-    arguments = ["report", f"output_dir={mini_run[0]}", "report.dpi=60"]
-    result = regnet(*arguments, folder=tmp_path, PYTHONPATH=str(tmp_path), TMPDIR=str(tmp_path))
-    assert result.returncode == 1
-    assert "defect of regnet (ZeroDivisionError: on purpose)" in result.stderr.splitlines()[-1]
-    assert "ZeroDivisionError" in next(tmp_path.glob("regnet-traceback-*")).read_text()
