@@ -64,21 +64,7 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
         _frame(tiles, places, scenes).to_parquet(partial / INDEX)
         rows = [{"block_id": b.block_id, "pair": b.pair, "part": b.part, **asdict(b.box)} for b in blocks]
         _frame(rows, [block.box for block in blocks], scenes).to_parquet(partial / BLOCKS)
-        first = next(iter(scenes.values()))
-        write_json(
-            partial / MANIFEST,
-            {
-                "version": VERSION,
-                "tile_px": options.tile_px,
-                "tiles": len(tiles),
-                "parts": Counter(tile["part"] for tile in tiles),
-                "pairs": list(scenes),
-                "fixed_channels": first.attributes["fixed_channels"],
-                "moving_channels": first.attributes["moving_channels"],
-                "bytes": folder_bytes(partial / ARRAYS),
-                "options": asdict(options),
-            },
-        )
+        write_json(partial / MANIFEST, _manifest(options, tiles, scenes, partial / ARRAYS))
 
 
 def write_scene(
@@ -219,6 +205,23 @@ def _frame(rows: list[dict[str, Any]], boxes: list[Box], scenes: dict[str, Scene
 def _footprint(box: Box, transform: Affine) -> shapely.Polygon:
     corners = [(0, 0), (box.width, 0), (box.width, box.height), (0, box.height)]
     return shapely.Polygon([transform * (box.col + x, box.row + y) for x, y in corners])
+
+
+def _manifest(
+    options: PrepareOptions, tiles: list[dict[str, Any]], scenes: dict[str, Scene], arrays: Path
+) -> dict[str, Any]:
+    first = next(iter(scenes.values()))
+    return {
+        "version": VERSION,
+        "tile_px": options.tile_px,
+        "tiles": len(tiles),
+        "parts": Counter(tile["part"] for tile in tiles),
+        "pairs": list(scenes),
+        "fixed_channels": first.attributes["fixed_channels"],
+        "moving_channels": first.attributes["moving_channels"],
+        "bytes": folder_bytes(arrays),
+        "options": asdict(options),
+    }
 
 
 def _attributes(reader: PairReader) -> dict[str, Any]:
