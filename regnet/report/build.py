@@ -60,6 +60,9 @@ class _Sheet:
     draw: Callable[[], Figure]
 
 
+_Plan = tuple[Section, list[_Sheet]]
+
+
 def build_report(run_folder: Path, options: ReportOptions | None = None) -> Path:
     """Write `report.html` and `figures/*.png` of what a run folder holds.
 
@@ -89,8 +92,17 @@ def build_report(run_folder: Path, options: ReportOptions | None = None) -> Path
 
 
 def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
-    families = _families(run)
-    plans: list[tuple[Section, list[_Sheet]]] = [
+    plans = [*_ground(run, _families(run), options), *_learning(run, options)]
+    for section, sheets in tqdm(plans, desc="report", unit="section"):
+        _draw(section, sheets, run, options)
+    sections = [section for section, _ in plans]
+    _fill(sections, run)
+    return sections
+
+
+def _ground(run: RunFolder, families: list[str], options: ReportOptions) -> list[_Plan]:
+    """What is seen on the ground: overview, table, split, before and after, errors."""
+    return [
         (
             Section("Overview", "What the run came to, on ground that the network was not trained on."),
             [
@@ -127,6 +139,12 @@ def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
                 for name in families
             ],
         ),
+    ]
+
+
+def _learning(run: RunFolder, options: ReportOptions) -> list[_Plan]:
+    """What is known of the network: training, similarity, denoising."""
+    return [
         (
             Section("Training", "The labels are noisy: validation is against labels too, so its floor is their noise."),
             [_Sheet("training", "Loss and validation error.", lambda: network.loss_figure(run))],
@@ -143,12 +161,6 @@ def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
             ],
         ),
     ]
-    sections = []
-    for section, sheets in tqdm(plans, desc="report", unit="section"):
-        _draw(section, sheets, run, options)
-        sections.append(section)
-    _fill(sections, run)
-    return sections
 
 
 def _bound(function: Callable[..., Figure], *arguments: Any) -> Callable[[], Figure]:
