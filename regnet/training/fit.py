@@ -134,7 +134,7 @@ class Fit:
         with torch.no_grad():
             for key, value in self.model.state_dict().items():
                 self.mean[key].lerp_(value, 1 - decay)
-        return float(loss)
+        return float(loss.detach())
 
     def _validate(self) -> float:
         """Mean end-point error against the labels of the validation tiles, under displacements that never change."""
