@@ -1,0 +1,85 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from regnet.errors import InputError
+from regnet.models import ModelOptions, load_checkpoint
+from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
+from regnet.training import fit
+from regnet.training.fit import Fit, train
+from regnet.training.options import TrainingOptions
+
+SMALL = ModelOptions(descriptor="mind+learned", width=8, blocks=1, levels=2, descriptor_channels=4)
+BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0)
+
+
+@pytest.fixture(scope="module")
+def store(mini_pair, tmp_path_factory):
+    fixed, moving = (str(path) for path in mini_pair)
+    folder = tmp_path_factory.mktemp("store") / "prepare"
+    options = PrepareOptions(
+        pairs=[PairOptions("mini", fixed, moving)],
+        tile_px=64,
+        stride_px=32,
+        split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
+        noise=NoiseOptions(kind="tile", sigma_px=0.5),
+    )
+    prepare(options, folder)
+    return TileStore.open(folder)
+
+
+def test_training_writes_what_the_contract_names(store, tmp_path):
+    train(store, SMALL, BRIEF, tmp_path)
+    assert {"model.safetensors", "log.csv", "loss.png", "summary.json", "checkpoints"} == {
+        path.name for path in tmp_path.iterdir()
+    }
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert len(list((tmp_path / "checkpoints").glob("epoch_*.safetensors"))) >= 2
+    assert not load_checkpoint(tmp_path / "model.safetensors").training
+
+
+def test_a_killed_run_goes_on_to_the_same_model(store, tmp_path, monkeypatch):
+    train(store, SMALL, BRIEF, tmp_path / "whole")
+
+    whole_epoch = Fit._epoch
+
+    def killed(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return whole_epoch(self, epoch)
+
+    monkeypatch.setattr(Fit, "_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, SMALL, BRIEF, tmp_path / "killed")
+    monkeypatch.setattr(Fit, "_epoch", whole_epoch)
+    assert (tmp_path / "killed" / fit.STATE).is_file()
+    train(store, SMALL, BRIEF, tmp_path / "killed")
+
+    first, second = (load_checkpoint(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    for key, value in first.state_dict().items():
+        assert torch.allclose(value, second.state_dict()[key], atol=1e-6), key
+
+
+def test_state_of_other_settings_is_not_taken_up(store, tmp_path):
+    stale = Fit(store, SMALL, TrainingOptions(epochs=2, steps=1, batch=2), tmp_path)
+    stale._resume()
+    stale._epoch(0)
+    train(store, SMALL, BRIEF, tmp_path)
+    assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == 3
+
+
+def test_nothing_to_train_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="has nothing to train"):
+        train(store, ModelOptions(descriptor="mind"), BRIEF, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "supervised_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(InputError, match="the loss is not finite"):
+        train(store, SMALL, BRIEF, tmp_path)
+    assert not (Path(tmp_path) / "model.safetensors").exists()
