@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/regnet run experiment=demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --durations 10
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,17 +10,21 @@ from regnet.models.base import LevelOutput, Prediction
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import Batch
 
+REACH_PX = 4.0
+"""Errors up to this, in pixels of a level, count by their square."""
+
 
 def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptions) -> Tensor:
     """Deeply supervised loss: the mean over levels of the weighted terms.
 
-    The squared error is taken in pixels of each level, so that the coarse levels do not drown the fine one.
+    The squared error is taken in pixels of each level, so that the coarse levels do not drown the fine one, and grows
+    linearly beyond `REACH_PX` (Huber), so that open water, which no level can match, does not drown the rest.
     """
     total = prediction.displacement.new_zeros(())
     for level in prediction.levels:
         target, weight = pool_target(batch.target, batch.target_valid, level.displacement.shape[-2:])
         error = ((level.displacement - target) / level.scale).square().sum(1, keepdim=True)
-        total = total + options.squared * _mean(error, weight)
+        total = total + options.squared * _mean(_linear_beyond(error, REACH_PX), weight)
         if level.logits is not None and options.cross_entropy > 0:
             total = total + options.cross_entropy * offset_cross_entropy(level, target, weight)
     total = total / max(len(prediction.levels), 1)
@@ -54,6 +58,11 @@ def offset_cross_entropy(level: LevelOutput, target: Tensor, weight: Tensor) -> 
     mass = (hats[0][:, :, None] * hats[1][:, None]).flatten(1, 2)
     entropy = -(mass * F.log_softmax(level.logits, 1)).sum(1, keepdim=True)
     return _mean(entropy, weight * reached)
+
+
+def _linear_beyond(square: Tensor, reach: float) -> Tensor:
+    length = (square + 1e-12).sqrt()
+    return torch.where(length <= reach, square, 2 * reach * length - reach**2)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
