@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -72,12 +73,10 @@ class Aggregation(nn.Module):
             for dilation in (2 ** (index % 4) for index in range(options.blocks))
         )
         self.gains = nn.Conv2d(width, volumes, 1)
-        self.field = nn.Sequential(
-            nn.Conv2d(width + 3, width, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(width, len(FIELD_SIGMA_CELLS) + 3, 1),
-        )
-        for head in (self.gains, self.field[2]):
+        scales = len(FIELD_SIGMA_CELLS) + 1
+        self.weigh = nn.Conv2d(width + 3, 3, 3, padding=1)
+        self.share = nn.Sequential(nn.Conv2d(width + scales, width, 1), nn.LeakyReLU(0.1), nn.Conv2d(width, scales, 1))
+        for head in (self.gains, self.weigh, self.share[2]):
             assert isinstance(head, nn.Conv2d)
             nn.init.zeros_(head.weight)
             if head.bias is not None:
@@ -96,13 +95,21 @@ class Aggregation(nn.Module):
         logits: Tensor = torch.einsum("bvohw,bvhw->bohw", torch.stack(volumes, 1), gains)
         return logits
 
-    def regularise(self, features: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-        """Smooth the offsets by their learned weight, each cell as far as it says, and add what else it says."""
-        out = self.field(torch.cat((features, mean, spread), 1))
-        share = torch.softmax(out[:, :-3], 1)
-        weight = torch.exp(-spread + out[:, -3:-2].clamp(-6, 6))
-        smoothed = torch.stack([smooth(mean, sigma, weight) for sigma in FIELD_SIGMA_CELLS], 1)
-        field: Tensor = torch.einsum("bsdhw,bshw->bdhw", smoothed, share) + out[:, -2:]
+    def regularise(self, features: Tensor, mean: Tensor, spread: Tensor, plain: Tensor) -> Tensor:
+        """Smooth the offsets by their learned weight, each cell as far as it says, and add what else it says.
+
+        Among what each cell can choose is `plain`, the field that the widest window gives without training.
+
+        How far depends on how much the field changes from one smoothing to the next, compared with its spread.
+        """
+        out = self.weigh(torch.cat((features, mean, spread), 1))
+        weight = torch.exp(-spread + out[:, :1].clamp(-6, 6))
+        fields = [smooth(mean, sigma, weight) for sigma in FIELD_SIGMA_CELLS]
+        with torch.no_grad():
+            changes = [(a - b).square().sum(1, keepdim=True) for a, b in pairwise([*fields, plain])]
+            changes = [torch.log(smooth(change, FIELD_SIGMA_CELLS[-1]).clamp_min(1e-4)) for change in changes]
+        share = torch.softmax(self.share(torch.cat((features, *changes, spread), 1)), 1)
+        field: Tensor = torch.einsum("bsdhw,bshw->bdhw", torch.stack([*fields, plain], 1), share) + out[:, 1:]
         return field
 
 
@@ -168,18 +175,23 @@ class Matcher(nn.Module):
             correlation_volume(f * fixed[1], m * moving[1], radius) for f, m in self._describe(fixed[0], moving[0])
         ]
         if not self.trainable:
-            logits = self.options.sharpness * _window(volumes[0], count, self.options.window_sigma_px)
-            mean, spread, _ = self._statistics(logits)
-            confidence = 1 / (1 + spread.exp())
-            return smooth(mean, self.options.field_sigma_px / CELL, confidence.square()), confidence, logits
+            return self._training_free(_window(volumes[0], count, self.options.window_sigma_px))
         windowed = [_window(volume, count, sigma) for volume in volumes for sigma in WINDOW_SIGMA_PX]
         with torch.no_grad():
+            plain = self._training_free(windowed[len(WINDOW_SIGMA_PX) - 1])[0]
             statistics = [part for volume in windowed for part in self._statistics(4 * INITIAL_GAIN * volume)]
         covered = count.mean(1, keepdim=True) / CELL**2
         features = self.aggregate.features(torch.cat([*statistics, covered], 1))
         logits = self.aggregate.combine(features, windowed)
         mean, spread, _ = self._statistics(logits)
-        return self.aggregate.regularise(features, mean, spread), 1 / (1 + spread.exp()), logits
+        return self.aggregate.regularise(features, mean, spread, plain), 1 / (1 + spread.exp()), logits
+
+    def _training_free(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_match` gives, from one windowed volume alone."""
+        logits = self.options.sharpness * volume
+        mean, spread, _ = self._statistics(logits)
+        confidence = 1 / (1 + spread.exp())
+        return smooth(mean, self.options.field_sigma_px / CELL, confidence.square()), confidence, logits
 
     def _describe(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Pairs of descriptors: the fixed one, the learned one, or both."""

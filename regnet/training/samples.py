@@ -103,9 +103,9 @@ def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random
 
 
 def _draw(shape: tuple[int, int], options: TrainingOptions, generator: np.random.Generator) -> Tensor:
-    low, high = np.log(options.sigma_low_px), np.log(max(options.sigma_high_px, options.sigma_low_px))
+    sigma = float(generator.uniform(options.sigma_low_px, max(options.sigma_high_px, options.sigma_low_px)))
     peak = generator.uniform(0, options.peak_px)
-    field = random_field(shape, peak, float(np.exp(generator.uniform(low, high))), generator)
+    field = random_field(shape, peak, sigma, generator)
     shift = generator.uniform(-options.shift_px, options.shift_px, 2).astype(np.float32)
     return torch.from_numpy(field + shift[:, None, None])
 
