@@ -148,8 +148,10 @@ class Fit:
         progress, epoch = self.progress, row["epoch"]
         progress.rows.append(row)
         progress.epoch = epoch + 1
-        if row["validation_epe_px"] < progress.best_epe_px:
-            progress.best_epe_px, progress.best_epoch = row["validation_epe_px"], epoch
+        epe_px = row["validation_epe_px"]
+        progress.best_epe_px = min(progress.best_epe_px, epe_px)
+        if epe_px <= progress.best_epe_px * (1 + self.options.tolerance):
+            progress.best_epoch = epoch
             save_checkpoint(self.folder / MODEL, self.model, self.mean)
         every = max(1, self.options.epochs // self.options.checkpoints)
         if (epoch + 1) % every == 0:
@@ -209,7 +211,7 @@ def validation_epe(
 def train(store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
     """Train a model on the labels of a tile store.
 
-    Writes into `folder`: model.safetensors (best validation error, running mean of the weights), checkpoints/ (weights
+    Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), checkpoints/ (weights
     and Adam's second moments along the way), log.csv, loss.png, summary.json. A killed run goes on from its last epoch.
 
     Raises:

@@ -20,6 +20,13 @@ class TrainingOptions:
     squared: float = option(1.0, "weight of the squared error", unit="1/px^2", low=0)
     segmentation: float = option(0.0, "weight of the auxiliary segmentation of moving's first band (unet)", low=0)
     patience: int = option(4, "epochs without a better validation error after which training stops", low=1)
+    tolerance: float = option(
+        0.03,
+        "the latest epoch is kept whose validation error is within this share of the least: label noise is most of "
+        "that error and hides smaller differences",
+        low=0,
+        high=1,
+    )
     average: float = option(0.98, "decay of the running mean of the weights, a step", low=0, high=0.9999)
     peak_px: float = option(10.0, "greatest random displacement drawn on the fly", unit="px", low=0, high=200)
     shift_px: float = option(3.0, "greatest constant shift drawn beside it, a component", unit="px", low=0, high=200)
