@@ -95,16 +95,18 @@ class Aggregation(nn.Module):
         logits: Tensor = torch.einsum("bvohw,bvhw->bohw", torch.stack(volumes, 1), gains)
         return logits
 
-    def regularise(self, features: Tensor, mean: Tensor, spread: Tensor, plain: Tensor) -> Tensor:
+    def regularise(self, features: Tensor, mean: Tensor, spread: Tensor, plain: Tensor, base: Tensor) -> Tensor:
         """Smooth the offsets by their learned weight, each cell as far as it says, and add what else it says.
 
-        Among what each cell can choose is `plain`, the field that the widest window gives without training.
+        Smoothed is the whole field, what coarser levels gave (`base`, px of this level) included, since the offsets
+        alone are mostly corrections of its errors. Among what each cell can choose is `plain`, the offsets that the
+        widest window gives without training.
 
         How far depends on how much the field changes from one smoothing to the next, compared with its spread.
         """
         out = self.weigh(torch.cat((features, mean, spread), 1))
         weight = torch.exp(-spread + out[:, :1].clamp(-6, 6))
-        fields = [smooth(mean, sigma, weight) for sigma in FIELD_SIGMA_CELLS]
+        fields = [smooth(mean + base, sigma, weight) - base for sigma in FIELD_SIGMA_CELLS]
         with torch.no_grad():
             changes = [(a - b).square().sum(1, keepdim=True) for a, b in pairwise([*fields, plain])]
             changes = [torch.log(smooth(change, FIELD_SIGMA_CELLS[-1]).clamp_min(1e-4)) for change in changes]
@@ -157,18 +159,20 @@ class Matcher(nn.Module):
         for scale in (2**level for level in reversed(range(self.options.levels))):
             base = displacement.detach()
             warped, warped_valid = warp(moving, base), warp_valid(moving_valid, base)
+            cells = F.avg_pool2d(base, CELL * scale)
             step, confidence, logits = self._match(
-                _coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale)
+                _coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale), cells / scale
             )
             full = F.interpolate(step * scale, scale_factor=CELL * scale, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
-            cells = F.avg_pool2d(base, CELL * scale)
             levels.append(LevelOutput(step * scale + cells, cells, logits, scale))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
-    def _match(self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Offsets (B, 2, h, w) in px of the level, confidence (B, 1, h, w) and logits (B, K * K, h, w) of one level."""
+    def _match(
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets (B, 2, h, w) beyond `base` in px of the level, confidence (B, 1, h, w) and logits of one level."""
         radius = self.options.radius_px
         count = correlation_volume(fixed[1], moving[1], radius)
         volumes = [
@@ -184,7 +188,7 @@ class Matcher(nn.Module):
         features = self.aggregate.features(torch.cat([*statistics, covered], 1))
         logits = self.aggregate.combine(features, windowed)
         mean, spread, _ = self._statistics(logits)
-        return self.aggregate.regularise(features, mean, spread, plain), 1 / (1 + spread.exp()), logits
+        return self.aggregate.regularise(features, mean, spread, plain, base), 1 / (1 + spread.exp()), logits
 
     def _training_free(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `_match` gives, from one windowed volume alone."""
