@@ -213,6 +213,9 @@ def _run(config: RunConfig) -> int:
 
     run_stages(config)
     run = Path(config.output_dir)
+    if config.study != "none":
+        print(f"\n{config.study}: see {run / config.study}")
+        return DONE
     print(f"\n{accuracy_text(read_json(run / 'summary.json'))}\n\nreport: {run / 'report.html'}")
     return DONE
 
@@ -228,7 +231,7 @@ def _register(config: RegisterConfig) -> int:
 
 
 COMMANDS = {
-    "run": Command("all stages, each skipped when its outputs are there", RunConfig, "", "run", (), _run),
+    "run": Command("all stages, or a study; each skipped when its outputs are there", RunConfig, "", "run", (), _run),
     "prepare": Command("pairs to tiles with labels", RunConfig, "", "run", ("prepare",), _stage("prepare")),
     "train": Command("tiles to a model", RunConfig, "", "run", ("model", "training"), _stage("train")),
     "similarity": Command(

@@ -25,7 +25,7 @@ from regnet.models.options import ModelOptions
 from regnet.options import check_options, option
 from regnet.registration.options import RegisterOptions
 from regnet.report.options import ReportOptions
-from regnet.similarity.options import SimilarityOptions
+from regnet.similarity.options import PaperToyOptions, SimilarityOptions
 from regnet.tiles.options import PrepareOptions
 from regnet.training.options import TrainingOptions
 
@@ -72,8 +72,9 @@ class CommonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(CommonConfig):
-    """Settings of `run` and of its stages."""
+    """Settings of `run`, of its stages, and of the studies that it runs instead of them."""
 
+    study: str = option("none", "what `run` does instead of all stages", choices=["none", "paper_toy"])
     prepare: PrepareOptions = option(PrepareOptions(), "tiles and labels")
     model: ModelOptions = option(ModelOptions(), "network")
     training: TrainingOptions = option(TrainingOptions(), "training")
@@ -81,6 +82,7 @@ class RunConfig(CommonConfig):
     denoise: DenoiseOptions = option(DenoiseOptions(), "how much label noise was averaged away")
     evaluate: EvaluateOptions = option(EvaluateOptions(), "accuracy beside other methods")
     report: ReportOptions = option(ReportOptions(), "figures and HTML report")
+    paper_toy: PaperToyOptions = option(PaperToyOptions(), "study: neighbours against the frequency of a target")
 
 
 @dataclass(frozen=True, kw_only=True)

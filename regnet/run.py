@@ -2,7 +2,7 @@
 
 A stage's folder is stamped, once it is whole, with the stage's settings, the stamps of the stages before it, and the
 size and time of its input files. A stage is skipped when it would be stamped alike. A stage that runs takes away the
-stamps of all stages after it.
+stamps of all stages after it. A study is a stage that only `run` with `study=<name>` runs, after those that it needs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from regnet.files import STAMP, is_stamped, read_json, write_json, write_stamp, 
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
 from regnet.similarity.stage import similarity_stage
+from regnet.similarity.toy import run_paper_toy
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
 from regnet.training.fit import train
@@ -41,6 +42,7 @@ class Stage:
         reads: stages whose outputs it reads if they are there.
         settings: those of the run's settings that it depends on.
         work: fills the folder, given the run's settings and the run's folder.
+        study: belongs to no run but one whose `study` names it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Stage:
     reads: tuple[str, ...]
     settings: Callable[[RunConfig], Mapping[str, Any]]
     work: Callable[[RunConfig, Path], None]
+    study: bool = False
 
 
 def _model(run: Path) -> Path:
@@ -78,6 +81,10 @@ def _evaluate(config: RunConfig, run: Path) -> None:
 
 def _report(config: RunConfig, run: Path) -> None:
     build_report(run, config.report)
+
+
+def _paper_toy(config: RunConfig, run: Path) -> None:
+    run_paper_toy(config.paper_toy, run / "paper_toy")
 
 
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -113,16 +120,18 @@ STAGES = {
             lambda config: asdict(config.report),
             _report,
         ),
+        Stage("paper_toy", "paper_toy", (), (), lambda config: asdict(config.paper_toy), _paper_toy, study=True),
     )
 }
 
 
-def run_stages(config: RunConfig, names: Sequence[str] = tuple(STAGES)) -> list[str]:
+def run_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[str]:
     """Run stages in their order, each unless its outputs are there and were made alike.
 
     Args:
         config: the run's settings.
-        names: stages to run; what they need of others must be there already.
+        names: stages to run, what they need of others must be there already; None: what `run` does, all stages or the
+            chosen study with those that it needs.
 
     Returns:
         Names of the stages that ran.
@@ -132,12 +141,19 @@ def run_stages(config: RunConfig, names: Sequence[str] = tuple(STAGES)) -> list[
     """
     run = Path(config.output_dir)
     ran = []
+    chosen = _whole_run(config.study) if names is None else names
     for name in STAGES:
-        if name in names and _run_stage(STAGES[name], config, run):
+        if name in chosen and _run_stage(STAGES[name], config, run):
             ran.append(name)
             write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
             write_json(run / "summary.json", collect_summary(run))
     return ran
+
+
+def _whole_run(study: str) -> Sequence[str]:
+    if study != "none":
+        return (*STAGES[study].needs, study)
+    return [stage.name for stage in STAGES.values() if not stage.study]
 
 
 def seed_everything(seed: int, threads: int) -> None:

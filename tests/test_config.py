@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, keys, register_schemas, typed
 from regnet.errors import ConfigError
+from regnet.run import STAGES
 
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
@@ -31,13 +32,23 @@ def complaint(*overrides: str) -> str:
 def test_every_experiment_composes(name: str) -> None:
     config = composed(f"experiment={name}")
     assert Path(config.output_dir) == Path("outputs") / name
-    assert config.prepare.pairs
+    needs = STAGES[config.study].needs if config.study != "none" else ("prepare",)
+    assert bool(config.prepare.pairs) == ("prepare" in needs)
+    if config.study != "none":
+        return
     families = {family.name: (family.peak_px, family.sigma_px) for family in config.evaluate.families}
     assert families == {"smooth": (8, 80), "rough": (8, 20)}
 
 
 def test_experiments_are_there() -> None:
     assert {"demo", "cadaster_banepa", "optical_sar"} <= set(EXPERIMENTS)
+
+
+def test_every_study_can_be_chosen_and_has_its_experiment() -> None:
+    studies = {stage.name for stage in STAGES.values() if stage.study}
+    choices = next(key.metadata["choices"] for key in keys(RunConfig) if key.path == "study")
+    assert set(choices) == {"none", *studies}
+    assert studies <= {composed(f"experiment={name}").study for name in EXPERIMENTS}
 
 
 def test_optical_sar_tests_on_the_pairs_kept_back() -> None:
@@ -65,7 +76,7 @@ def test_settings_survive_as_lists_of_sections() -> None:
 
 def test_seed_reaches_every_stage() -> None:
     config = composed("output_dir=o", "seed=7")
-    assert (config.prepare.seed, config.training.seed, config.similarity.seed) == (7, 7, 7)
+    assert (config.prepare.seed, config.training.seed, config.similarity.seed, config.paper_toy.seed) == (7, 7, 7, 7)
 
 
 def test_data_root_comes_from_the_environment_and_can_be_overridden() -> None:

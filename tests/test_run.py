@@ -83,6 +83,14 @@ def test_a_stage_refuses_to_run_before_what_it_needs(config: RunConfig) -> None:
         run.run_stages(config, ["denoise"])
 
 
+def test_a_study_runs_with_what_it_needs_and_nothing_else(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.run_stages(config) == ALL
+    monkeypatch.setitem(run.STAGES, "paper_toy", replace(run.STAGES["paper_toy"], needs=("prepare", "train")))
+    chosen = replace(config, study="paper_toy", training=TrainingOptions(epochs=3))
+    assert run.run_stages(chosen) == ["train", "paper_toy"]
+    assert run.run_stages(chosen) == []
+
+
 def test_a_stage_that_runs_alone_makes_later_ones_stale(config: RunConfig) -> None:
     run.run_stages(config, ALL)
     changed = replace(config, training=TrainingOptions(epochs=3))

@@ -8,24 +8,21 @@ from typing import Any
 
 from regnet.files import STAMP, read_json
 
-STAGES = ("train", "similarity", "denoise", "evaluate")
-
 
 def collect_summary(run: Path) -> dict[str, Any]:
-    """Gather the summaries of the stages that are whole.
+    """Gather the summaries of the stages and studies that are whole.
 
     Returns:
         `evaluation.<family>.<method>.<metric>` (other parts: `evaluation_<part>`), `denoise.<name>`, `train.<name>`,
-        `similarity.<name>` and `regnet`, the version.
+        `similarity.<name>`, `<study>.<name>` and `regnet`, the version.
     """
     summary: dict[str, Any] = {"regnet": version("regnet")}
-    for stage in STAGES:
-        path = run / stage / "summary.json"
-        if path.is_file() and (run / stage / STAMP).is_file():
+    for path in sorted(run.glob("*/summary.json")):
+        if (path.parent / STAMP).is_file():
             found = read_json(path)
             found.pop("settings", None)
-            if stage == "evaluate":
+            if path.parent.name == "evaluate":
                 summary.update(found)
             else:
-                summary[stage] = found
+                summary[path.parent.name] = found
     return summary

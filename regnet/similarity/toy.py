@@ -33,7 +33,7 @@ def run_paper_toy(options: PaperToyOptions, folder: Path) -> None:
         ConfigError: an option out of range.
         OutputError: the folder cannot be written.
     """
-    check_options(options, "toy.")
+    check_options(options, "paper_toy.")
     rows = []
     for frequency in tqdm(options.frequencies, desc="frequencies"):
         for replica in range(options.replicas):

@@ -22,6 +22,20 @@ def test_faster_targets_leave_fewer_neighbours(tmp_path):
     assert (tmp_path / "toy.png").stat().st_size > 1000
 
 
+def test_the_experiment_through_the_console(regnet, tmp_path):
+    sizes = "paper_toy={frequencies: [1, 4], replicas: 1, points: 32, width: 8, layers: 1, steps: 5}"
+    command = ("run", "experiment=paper_toy", sizes, "output_dir=toy", "seed=3")
+    result = regnet(*command, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip().endswith("paper_toy: see toy/paper_toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    table = pd.read_csv(tmp_path / "toy" / "paper_toy" / "toy.csv")
+    assert table["frequency"].tolist() == [1, 4]
+    assert set(table["seed"]) == {3}
+    assert read_json(tmp_path / "toy" / "summary.json")["paper_toy"]["density"] == pytest.approx(table["density"])
+    assert "paper_toy: skipped" in regnet(*command, folder=tmp_path).stdout
+
+
 def test_the_slope_of_a_power_law():
     x = np.array([1.0, 2, 4])
     assert slope(x, 3 * x**-0.7) == pytest.approx(-0.7)
@@ -29,5 +43,5 @@ def test_the_slope_of_a_power_law():
 
 
 def test_options_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match=r"toy\.steps=0 is out of range"):
+    with pytest.raises(ConfigError, match=r"paper_toy\.steps=0 is out of range"):
         run_paper_toy(PaperToyOptions(steps=0), tmp_path)
