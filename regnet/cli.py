@@ -1,6 +1,6 @@
 """`regnet <command> key=value ...`: one thin Hydra app a command.
 
-Exit codes: 0 done; 1 a defect of regnet; 2 bad input or configuration, in one line; 3 `register` abstained everywhere.
+Exit codes: 0 done; 1 a defect of regnet; 2 bad input or configuration, in one line; 3 nothing was registered.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from regnet.config import Key, RegisterConfig, RunConfig, conf_folder, explain, keys, register_schemas, typed
 from regnet.errors import ConfigError, RegnetError
 from regnet.files import read_json
+from regnet.registration.options import ApplyOptions
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -106,7 +107,7 @@ def _hydra(command: Command, arguments: list[str]) -> int:
 
     def job(config: DictConfig) -> None:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
-        if several:
+        if several and "output_dir" in config:
             config.output_dir = HydraConfig.get().runtime.output_dir
         code = _guarded(lambda: command.work(typed(config, command.schema)), command.schema)
         if several and code:
@@ -208,10 +209,13 @@ def _stage(name: str) -> Callable[[RunConfig], int]:
 
 
 def _run(config: RunConfig) -> int:
+    from regnet.ranks import launch
     from regnet.report.tables import accuracy_text
     from regnet.run import run_stages
 
     run_stages(config)
+    if not launch(config.fabric).main:
+        return DONE
     run = Path(config.output_dir)
     if config.study != "none":
         print(f"\n{config.study}: see {run / config.study}")
@@ -230,6 +234,17 @@ def _register(config: RegisterConfig) -> int:
     return DONE if share > 0 else ABSTAINED
 
 
+def _apply(config: ApplyOptions) -> int:
+    from regnet.registration.apply import apply
+
+    applied = apply(config)
+    for note in applied.notes:
+        print(note)
+    what = f"{applied.share:.0%} of the area" if applied.features is None else str(applied.features)
+    print(f"moved {what}; see {config.output}")
+    return DONE if applied.share > 0 else ABSTAINED
+
+
 COMMANDS = {
     "run": Command("all stages, or a study; each skipped when its outputs are there", RunConfig, "", "run", (), _run),
     "prepare": Command("pairs to tiles with labels", RunConfig, "", "run", ("prepare",), _stage("prepare")),
@@ -241,6 +256,7 @@ COMMANDS = {
     "evaluate": Command("accuracy beside other methods", RunConfig, "", "run", ("evaluate",), _stage("evaluate")),
     "report": Command("a run folder to figures and report.html", RunConfig, "", "run", ("report",), _stage("report")),
     "register": Command("register a pair of files", RegisterConfig, "register", "register", (), _register),
+    "apply": Command("a saved displacement onto other files", ApplyOptions, "apply", "apply", (), _apply),
 }
 
 
@@ -259,7 +275,7 @@ def _command_help(name: str, command: Command) -> str:
     lines += ["--multirun key=a,b,c: one run for every combination, each in its own folder of output_dir", ""]
     for key in keys(command.schema):
         section = key.path.partition(".")[0]
-        if not command.sections or "." not in key.path or section in (*command.sections, "data"):
+        if not command.sections or "." not in key.path or section in (*command.sections, "data", "fabric"):
             lines += _key_help(key)
     return "\n".join(lines)
 

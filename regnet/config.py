@@ -23,7 +23,8 @@ from regnet.denoising.options import DenoiseOptions
 from regnet.evaluation.options import EvaluateOptions
 from regnet.models.options import ModelOptions
 from regnet.options import check_options, option
-from regnet.registration.options import RegisterOptions
+from regnet.ranks import FabricOptions
+from regnet.registration.options import ApplyOptions, RegisterOptions
 from regnet.report.options import ReportOptions
 from regnet.similarity.options import PaperToyOptions, SimilarityOptions
 from regnet.tiles.options import PrepareOptions
@@ -74,6 +75,7 @@ class CommonConfig:
 class RunConfig(CommonConfig):
     """Settings of `run`, of its stages, and of the studies that it runs instead of them."""
 
+    fabric: FabricOptions = option(FabricOptions(), "processes that share the work")
     study: str = option("none", "what `run` does instead of all stages", choices=["none", "paper_toy"])
     prepare: PrepareOptions = option(PrepareOptions(), "tiles and labels")
     model: ModelOptions = option(ModelOptions(), "network")
@@ -117,6 +119,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=_open_twin(RunConfig))
     store.store(name="register_schema", node=_open_twin(RegisterConfig))
+    store.store(name="apply_schema", node=_open_twin(ApplyOptions))
 
 
 def typed(config: DictConfig, schema: type[Config]) -> Config:

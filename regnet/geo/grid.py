@@ -188,6 +188,33 @@ def check_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
     raise InputError(f"{name}: {trouble}; {remedy}")
 
 
+def transform_points(source: CRS, target: Grid, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (n, 2) in one CRS to x and y in a grid's; infinite where there is no such place.
+
+    Longitudes are given in the turn that the grid counts in, so that a grid may lie across the 180th meridian.
+
+    Raises:
+        InputError: the two CRSs cannot be reached from one another.
+    """
+    if source == target.crs:
+        return points
+    try:
+        x, y = rasterio.warp.transform(source, target.crs, *points.T)
+    except (RasterioError, CRSError) as error:
+        names = f"{_crs_name(source)} and {_crs_name(target.crs)}"
+        raise InputError(f"{names} do not convert ({_one_line(error)}); check the CRS of both files") from error
+    return unwrap(np.column_stack([x, y]), target)
+
+
+def unwrap(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+    """Turn longitudes of points (n, 2) by whole turns to within half a turn of a grid's middle; other x stay."""
+    if not grid.crs.is_geographic:
+        return points
+    left, _, right, _ = grid.bounds
+    x = points[:, 0]
+    return np.column_stack([x - 360 * np.round((x - (left + right) / 2) / 360), points[:, 1]])
+
+
 def densify(box: Box, step_px: float = 64) -> NDArray[np.float64]:
     """Points (n, 2), column and row, along the outline of a box, at most `step_px` apart."""
     left, right, top, bottom = box.col, box.col + box.width, box.row, box.row + box.height

@@ -24,7 +24,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, apply, check_overlap, densify
+from regnet.geo.grid import Box, Grid, apply, check_overlap, densify, transform_points
 
 AVERAGE_BELOW = 0.7
 """Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
@@ -43,8 +43,24 @@ def raster_sources(path: str) -> list[str]:
 
 def is_vector(path: str) -> bool:
     """Tell a vector file from a raster by its name."""
-    suffixes = (".geojson", ".json", ".shp", ".gpkg", ".fgb", ".kml", ".gml", ".sqlite")
+    suffixes = (".geojson", ".json", ".shp", ".gpkg", ".fgb", ".kml", ".gml", ".sqlite", ".parquet", ".geoparquet")
     return Path(path).suffix.lower() in suffixes
+
+
+def amplitude_dtype(dtype: str) -> str | None:
+    """Type of the amplitude of complex values, as single-look SAR has them; None for real ones."""
+    return {"complex_int16": "float32", "complex64": "float32", "complex128": "float64"}.get(dtype)
+
+
+def complex_files(path: str) -> list[str]:
+    """Files of a raster that hold complex values, of which only the amplitude is used."""
+    if is_vector(path):
+        return []
+    found = []
+    for source in raster_sources(path):
+        with open_raster(source) as dataset:
+            found += [source] if any(map(amplitude_dtype, dataset.dtypes)) else []
+    return found
 
 
 def open_raster(path: str) -> DatasetReader:
@@ -209,7 +225,8 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
         return result
     window = Window(inside.col, inside.row, inside.width, inside.height)
     try:
-        values = dataset.read(list(bands), window=window).astype(np.float32)
+        raw = dataset.read(list(bands), window=window)
+        values = (np.abs(raw) if np.iscomplexobj(raw) else raw).astype(np.float32)
         valid = dataset.dataset_mask(window=window) > 0
         # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
         for alpha in _alpha_bands(dataset):
@@ -225,13 +242,8 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
 
 def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, float]:
     """Pixels of a file that a box of the grid needs, and the size of a source pixel in grid pixels."""
-    points = apply(grid.transform, densify(box))
-    if dataset.crs != grid.crs:
-        try:
-            points = np.stack(rasterio.warp.transform(grid.crs, dataset.crs, *points.T), axis=1)
-        except RasterioError as error:
-            raise InputError(f"{dataset.name}: cannot be reprojected onto the fixed image; check its CRS") from error
-    source = apply(~dataset.transform, points)
+    file = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
+    source = apply(~dataset.transform, transform_points(grid.crs, file, apply(grid.transform, densify(box))))
     source = source[np.isfinite(source).all(axis=1)]
     if len(source) == 0:
         return Box(0, 0, 0, 0), 1.0

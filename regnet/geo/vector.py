@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid, apply, check_overlap
 
 CHANNELS = ("interior", "edge", "vertex")
+PARQUET = (".parquet", ".geoparquet")
 SUPERSAMPLING = 4
 EDGE_HALF_WIDTH_PX = 1.0
 VERTEX_RADIUS_PX = 1.5
@@ -171,13 +173,14 @@ def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDat
     """
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
+    source: str | io.BytesIO = _parquet_copy(path) if Path(path).suffix.lower() in PARQUET else path
     try:
-        layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
+        layers = [str(name) for name in pyogrio.list_layers(source)[:, 0]]
         if layer is not None and layer not in layers:
             raise InputError(f"{path}: has no layer {layer!r}; choose one of {', '.join(layers)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = pyogrio.read_dataframe(path, layer=layer or layers[0], where=where, force_2d=True)
+            frame = pyogrio.read_dataframe(source, layer=layer or layers[0], where=where, force_2d=True)
     except (DataSourceError, DataLayerError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
@@ -189,6 +192,22 @@ def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDat
     if not isinstance(frame, gpd.GeoDataFrame):
         raise InputError(f"{path}: layer {layer or layers[0]!r} has no geometries; choose another layer")
     return frame
+
+
+def _parquet_copy(path: str) -> io.BytesIO:
+    """A GeoParquet file as GeoPackage in memory: GDAL, which filters by `where`, is mostly built without Parquet.
+
+    Raises:
+        InputError: it is not GeoParquet.
+    """
+    copy = io.BytesIO()
+    try:
+        pyogrio.write_dataframe(gpd.read_parquet(path), copy, driver="GPKG", layer=Path(path).stem)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: not GeoParquet that can be read ({reason}); check the file") from error
+    copy.seek(0)
+    return copy
 
 
 def _to_grid_crs(frame: gpd.GeoDataFrame, grid: Grid, path: str) -> gpd.GeoDataFrame:

@@ -1,11 +1,21 @@
-"""What `register` can be told."""
+"""What `register` and `apply` can be told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from regnet.options import option
 from regnet.registration.windows import WindowOptions
+
+
+def _polygons() -> Any:
+    return option(
+        "rigid",
+        "rigid: each polygon moves as a whole by its own robust offset; joined: polygons that touch move together, so "
+        "that shared walls stay shared; vertices: every vertex by the field",
+        choices=("rigid", "joined", "vertices"),
+    )
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,28 @@ class RegisterOptions:
     layer: str | None = option(None, "layer of a vector file; null: its only or first one")
     where: str | None = option(None, "filter of the vector's features, as in SQL's WHERE")
     gsd_m: float | None = option(None, "ground sampling distance of the working grid; null: fixed's", unit="m", low=0)
-    polygons: str = option(
-        "rigid",
-        "rigid: each polygon moves as a whole by its own robust offset; vertices: every vertex by the field",
-        choices=("rigid", "vertices"),
-    )
+    polygons: str = _polygons()
     max_error_px: float = option(
         2.0, "greatest expected error at which a place counts as registered", unit="px", low=0.05, high=100
     )
     tie_spacing_px: int = option(64, "distance of the tie points that are written", unit="px", low=4)
     windows: WindowOptions = option(WindowOptions(), "windows of the prediction; smaller ones take less memory")
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """What moves, by which displacement, and to where."""
+
+    displacement: str = option(help="displacement.tif that `register` wrote")
+    target: str = option(
+        help="raster (files joined by | are stacked) or vector file of the same place, as far off as moving was"
+    )
+    output: str = option(help="file of the result: .tif for a raster; .gpkg, .geojson, .fgb or .parquet for a vector")
+    grid: str = option(
+        "target",
+        "target: a raster keeps its own pixels' size and CRS; fixed: it comes onto the displacement's grid",
+        choices=("target", "fixed"),
+    )
+    polygons: str = _polygons()
+    layer: str | None = option(None, "layer of a vector file; null: its only or first one")
+    where: str | None = option(None, "filter of the vector's features, as in SQL's WHERE")

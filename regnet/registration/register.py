@@ -16,7 +16,7 @@ from rasterio.windows import Window
 from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
-from regnet.geo.raster import is_vector, raster_sources
+from regnet.geo.raster import complex_files, is_vector, raster_sources
 from regnet.options import check_options
 from regnet.registration.consistency import CHANNELS, CONFIDENCE, VALID, ConsistentMatcher, expected_error
 from regnet.registration.field import FieldFile, create_field
@@ -101,6 +101,11 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     resample(options.moving, field_file, folder / RASTER)
             summary = {
                 **summarise(tally, ties.write(folder / TIES), moved, reader),
+                "notes": [
+                    f"{name} is complex: its amplitude was taken"
+                    for source in (options.fixed, options.moving)
+                    for name in complex_files(source)
+                ],
                 "seconds": time.perf_counter() - start,
                 "settings": asdict(options),
             }

@@ -1,4 +1,4 @@
-"""Moving resampled once, from its own pixels through the displacement onto the working grid."""
+"""Rasters resampled once, from their own pixels through a displacement onto a grid."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio.warp
 import torch
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
-from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
 from regnet import displacement
-from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid
-from regnet.geo.raster import open_raster, raster_sources
+from regnet.geo.raster import amplitude_dtype, open_raster, raster_sources
 from regnet.registration.cog import BLOCK_PX, write_cog
 from regnet.registration.field import FieldFile
-from regnet.registration.places import to_ground, to_pixels
+from regnet.registration.places import project
 
-# Between these knots the transform from the working grid to moving's pixels is interpolated bilinearly.
-KNOT_PX = 16
 MAX_DECIMATION = 64
 
 
-def resample(moving: str, field: FieldFile, path: Path) -> None:
-    """Write all bands of moving on the field's grid, with moving's own dtype and nodata.
+def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None) -> float:
+    """Write all bands of moving, pulled by a displacement, with moving's own dtype and nodata.
+
+    Complex values, as single-look SAR has them, become their amplitude.
 
     Args:
         moving: raster, or several joined by | that are stacked.
         field: the displacement.
         path: of the Cloud Optimized GeoTIFF. Without a nodata value or an alpha band it gets a mask.
+        grid: of the result; None for the field's own.
+
+    Returns:
+        Share of the result for which the field knows the displacement; elsewhere nothing moves.
 
     Raises:
-        InputError: the raster is complex.
         OutputError: the file cannot be written.
     """
-    grid = field.grid
+    grid = grid or field.grid
+    known = 0
     with ExitStack() as stack:
         datasets = [stack.enter_context(open_raster(source)) for source in raster_sources(moving)]
         bands = [(dataset, band) for dataset in datasets for band in dataset.indexes]
-        kind = np.result_type(*(dataset.dtypes[band - 1] for dataset, band in bands))
-        if np.issubdtype(kind, np.complexfloating):
-            raise InputError(f"{moving}: holds complex values; give their amplitude")
-        nodata = next((dataset.nodata for dataset in datasets if _fits(dataset.nodata, kind)), None)
+        dtypes = [dataset.dtypes[band - 1] for dataset, band in bands]
+        amplitude = any(map(amplitude_dtype, dtypes))
+        kind = np.result_type(*(amplitude_dtype(dtype) or dtype for dtype in dtypes))
+        usable = [dataset.nodata for dataset in datasets if not amplitude and _fits(dataset.nodata, kind)]
+        nodata = usable[0] if usable else None
         masked = nodata is None and all(ColorInterp.alpha not in dataset.colorinterp for dataset in datasets)
         categorical = any(ColorInterp.palette in dataset.colorinterp for dataset in datasets)
         target = stack.enter_context(
@@ -68,28 +70,38 @@ def resample(moving: str, field: FieldFile, path: Path) -> None:
         )
         _describe(target, bands)
         for box in tqdm(grid.blocks(BLOCK_PX), desc="resample", unit="block"):
-            parts = [resample_box(dataset, field, box, categorical) for dataset in datasets]
+            pulled, sure = field.pull(grid, box)
+            parts = [resample_box(dataset, field.grid, pulled, categorical) for dataset in datasets]
             values = np.concatenate([part[0] for part in parts])
             valid = np.logical_and.reduce([part[1] for part in parts])
             window = Window(box.col, box.row, box.width, box.height)
             target.write(to_dtype(values, valid, kind, nodata), window=window)
             if masked:
                 target.write_mask(valid, window=window)
+            known += int(sure.sum())
+    return known / (grid.height * grid.width)
 
 
 def resample_box(
-    dataset: DatasetReader, field: FieldFile, box: Box, categorical: bool
+    dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64], categorical: bool
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Resample one box of the working grid from a file's own pixels: bicubic, nearest for categories.
+    """Resample a file's own pixels at places of a grid: bicubic, nearest for categories.
 
-    Pixels much finer than the grid's are averaged first, so that nothing aliases.
+    Pixels much finer than the places lie apart are averaged first, so that nothing aliases.
+
+    Args:
+        dataset: the file.
+        grid: the grid that the places are on.
+        pulled: (2, height, width) columns and rows of the grid, whole numbers at corners of pixels; NaN for nowhere.
+        categorical: values are names of classes.
 
     Returns:
         (C, height, width) values and (height, width) validity.
     """
-    cols, rows, pixel_px = _source_places(dataset, field, box)
-    values = np.zeros((dataset.count, box.height, box.width))
-    valid = np.zeros((box.height, box.width), bool)
+    cols, rows, pixel_px = _source_places(dataset, grid, pulled)
+    height, width = cols.shape
+    values = np.zeros((dataset.count, height, width))
+    valid = np.zeros((height, width), bool)
     step = 1 if categorical else min(max(1, round(1 / pixel_px)), MAX_DECIMATION)
     needed = _needed(cols, rows, dataset.shape, step)
     if not needed.height or not needed.width:
@@ -98,7 +110,7 @@ def resample_box(
     # Positions in the decimated window, in pixels from the centre of its first one.
     places = np.stack([(cols - needed.col) / step - 0.5, (rows - needed.row) / step - 0.5])
     places = np.nan_to_num(places, nan=-1e6)
-    pull = places - np.stack(np.meshgrid(np.arange(box.width), np.arange(box.height)))
+    pull = places - np.stack(np.meshgrid(np.arange(width), np.arange(height)))
     pull_tensor = torch.from_numpy(pull)[None]
     mask = torch.from_numpy(source_valid)[None, None]
     if categorical:
@@ -135,38 +147,19 @@ def to_dtype(
 
 
 def _source_places(
-    dataset: DatasetReader, field: FieldFile, box: Box
+    dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Where in a file `x + displacement(x)` lies, in columns and rows (corner-based), and how large its pixels are.
+    """Where in a file places of a grid lie, and how large a pixel of the file is, in steps from place to place.
 
     Returns:
-        columns, rows: (height, width), NaN where the file's CRS has no such place.
-        side of a file's pixel, in pixels of the working grid.
+        columns, rows: (height, width), corner-based; NaN where the file's CRS has no such place.
+        side of a file's pixel.
     """
-    shift = field.read(box)[:2].astype(np.float64)
-    cols = np.arange(box.width) + 0.5 + box.col + shift[0]
-    rows = (np.arange(box.height) + 0.5 + box.row)[:, None] + shift[1]
-    grid = field.grid
-    low_col, low_row = math.floor(cols.min()) - 1, math.floor(rows.min()) - 1
-    knot_cols = np.arange(low_col, cols.max() + KNOT_PX + 1, KNOT_PX)
-    knot_rows = np.arange(low_row, rows.max() + KNOT_PX + 1, KNOT_PX)
-    knots = _transform(dataset, grid, *np.meshgrid(knot_cols, knot_rows))
-    where = np.stack([(rows - low_row) / KNOT_PX, (cols - low_col) / KNOT_PX])
-    source_cols, source_rows = (map_coordinates(knot, where, order=1, mode="nearest") for knot in knots)
-    steps = [np.hypot(np.diff(knots[0], axis=axis), np.diff(knots[1], axis=axis)) / KNOT_PX for axis in (0, 1)]
-    sides = np.concatenate([step[np.isfinite(step)] for step in steps])
-    return source_cols, source_rows, 1 / float(np.median(sides)) if sides.size else 1.0
-
-
-def _transform(
-    dataset: DatasetReader, grid: Grid, cols: NDArray[np.floating], rows: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """From the grid's columns and rows to the file's, (2, ...)."""
-    ground = to_ground(grid.transform, np.column_stack([cols.ravel(), rows.ravel()]))
-    if dataset.crs != grid.crs:
-        ground = np.column_stack(rasterio.warp.transform(grid.crs, dataset.crs, *ground.T))
-    places = to_pixels(dataset.transform, ground).T.reshape(2, *cols.shape)
-    return np.where(np.isfinite(places), places, np.nan)
+    source = project(grid, Grid(dataset.crs, dataset.transform, dataset.height, dataset.width), pulled)
+    steps = [np.hypot(*np.diff(source, axis=axis)) for axis in (1, 2)]
+    sides = np.concatenate([step[np.isfinite(step)].ravel() for step in steps])
+    side = float(np.median(sides)) if sides.size else 1.0
+    return source[0], source[1], 1 / max(side, 1e-12)
 
 
 def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequence[int], step: int) -> Box:
@@ -187,7 +180,8 @@ def _read(dataset: DatasetReader, box: Box, step: int) -> tuple[NDArray[np.float
     window = Window(box.col, box.row, box.width, box.height)
     shape = (dataset.count, box.height // step, box.width // step)
     read = dataset.read(window=window, masked=True, out_shape=shape, resampling=Resampling.average)
-    values = read.filled(0).astype(np.float64)
+    filled = read.filled(0)
+    values = (np.abs(filled) if np.iscomplexobj(filled) else filled).astype(np.float64)
     valid = ~np.ma.getmaskarray(read).any(axis=0) & np.isfinite(values).all(axis=0)
     values[:, ~valid] = 0
     return values, np.asarray(valid)

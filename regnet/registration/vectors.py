@@ -1,7 +1,8 @@
-"""Vector layers moved onto the fixed image: every feature and attribute kept, polygons valid."""
+"""Vector layers moved by a displacement: every feature and attribute kept, polygons valid."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,99 +12,162 @@ import pyogrio
 import shapely
 import shapely.affinity
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from regnet import files
+from regnet.errors import ConfigError, InputError
+from regnet.geo.grid import unwrap
 from regnet.geo.vector import read_features
 from regnet.registration.field import FieldFile
 from regnet.registration.places import to_ground, to_pixels
 
+DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".parquet": ""}
 SAMPLE_SPACING_PX = 2.0
 MIN_KNOWN = 0.5
+TOUCHING_PX = 1e-3
 COLUMNS = ("regnet_dx_px", "regnet_dy_px", "regnet_expected_error_px", "regnet_status")
+MOVED, ABSTAINED, BESIDE, EMPTY = "moved", "abstained", "beside", "empty"
+
+
+@dataclass(frozen=True)
+class Offset:
+    """What became of a feature: by how much it went (px, to the right and down), its expected error and its status."""
+
+    dx_px: float = float("nan")
+    dy_px: float = float("nan")
+    error_px: float = float("nan")
+    status: str = MOVED
 
 
 def move_vectors(
     moving: str, field: FieldFile, path: Path, rule: str, layer: str | None = None, where: str | None = None
 ) -> dict[str, int]:
-    """Move the polygons of a vector file by a displacement and write them, in their own CRS, as a GeoPackage.
+    """Move the features of a vector file by a displacement and write them, in their own CRS, to another.
 
-    The displacement pulls from fixed to moving, so polygons go by its inverse. New columns tell by how much each went
-    (px of the working grid, to the right and down), its expected error and its status: `moved`, `abstained` (the field
-    does not know half of it), `beside` (not on the fixed image) or `not a polygon`; only `moved` ones are changed.
+    The displacement pulls from fixed to moving, so features go by its inverse: polygons as the rule says, points and
+    lines vertex by vertex. New columns tell by how much each went (px of the working grid, to the right and down), its
+    expected error and its status: `moved`, `abstained` (the field does not know half of it), `beside` (not on the
+    fixed image) or `empty`; only `moved` ones are changed.
 
     Args:
         moving: vector file.
         field: the displacement.
-        path: of the GeoPackage.
-        rule: rigid (each polygon by the median offset of its outline and inside) or vertices (each vertex by the
-            field; a polygon that would become invalid goes rigidly).
+        path: of the result; its suffix (`DRIVERS`) tells the format.
+        rule: rigid (each polygon by the median offset of its outline and inside), joined (the same for polygons that
+            touch, together, so that their shared walls stay shared and straight) or vertices (each vertex by the field,
+            which keeps shared walls shared too; a polygon that would become invalid goes rigidly).
         layer: layer name; None for the only or first one.
         where: filter as in SQL's WHERE.
 
     Returns:
         How many features have each status.
+
+    Raises:
+        InputError: the file cannot be read, or has no CRS.
+        ConfigError: the format of the result is not known.
+        OutputError: the result cannot be written.
     """
+    if path.suffix.lower() not in DRIVERS:
+        raise ConfigError(f"{path}: format is not known; end the name in one of {', '.join(DRIVERS)}")
     frame = read_features(moving, layer, where)
+    if frame.crs is None:
+        raise InputError(f"{moving}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
     geometry = np.array(frame.geometry.values)
-    in_pixels = np.array(frame.geometry.to_crs(field.grid.crs.to_wkt()).values)
-    in_pixels = shapely.transform(in_pixels, lambda points: to_pixels(field.grid.transform, points))
-    rows: list[tuple[float, float, float, str]] = []
-    moved: dict[int, Any] = {}
-    for place, shape in enumerate(tqdm(in_pixels, desc="move polygons", unit="polygon")):
-        result, row = move_polygon(shape, field, rule)
-        rows.append(row)
-        if row[-1] == "moved":
-            moved[place] = result
-    places = list(moved)
-    shapes = np.array([moved[place] for place in places])
-    on_ground = shapely.transform(shapes, lambda points: to_ground(field.grid.transform, points))
-    geometry[places] = np.array(gpd.GeoSeries(on_ground, crs=field.grid.crs.to_wkt()).to_crs(frame.crs).values)
+    crs = field.grid.crs.to_wkt()
+    in_pixels = shapely.transform(
+        np.array(frame.geometry.to_crs(crs).values),
+        lambda points: to_pixels(field.grid.transform, unwrap(points, field.grid)),
+    )
+    shapes, offsets = move_shapes(in_pixels, field, rule)
+    places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]
+    on_ground = shapely.transform(shapes[places], lambda points: to_ground(field.grid.transform, points))
+    geometry[places] = np.array(gpd.GeoSeries(on_ground, crs=crs).to_crs(frame.crs).values)
     result = frame.set_geometry(gpd.GeoSeries(geometry, index=frame.index, crs=frame.crs))
+    rows = [(offset.dx_px, offset.dy_px, offset.error_px, offset.status) for offset in offsets]
     for column, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
         result[column] = list(values)
-    with files.whole_path(path) as partial:
-        pyogrio.write_dataframe(result, partial, driver="GPKG", layer=path.stem)
+    _write(result, path)
     return {status: int(count) for status, count in result[COLUMNS[-1]].value_counts().items()}
 
 
-def move_polygon(shape: Any, field: FieldFile, rule: str) -> tuple[Any, tuple[float, float, float, str]]:
-    """Move one polygon given in pixels (column, row) of the working grid.
+def move_shapes(shapes: NDArray[np.object_], field: FieldFile, rule: str) -> tuple[NDArray[np.object_], list[Offset]]:
+    """Move geometries given in pixels (column, row) of the working grid.
 
     Returns:
-        The polygon, and its dx, dy, expected error (px; NaN unless moved) and status.
+        The geometries, and what became of each.
     """
-    nowhere = (float("nan"),) * 3
-    if shape is None or shape.is_empty or shape.geom_type not in ("Polygon", "MultiPolygon"):
-        return shape, (*nowhere, "not a polygon")
-    if not np.isfinite(shape.bounds).all() or not shape.intersects(shapely.box(0, 0, *field.grid.shape[::-1])):
-        return shape, (*nowhere, "beside")
-    offsets = field.inverse_offsets(sample_points(shape))
+    groups = _touching(shapes) if rule == "joined" else np.arange(len(shapes))
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
+    result, offsets = shapes.copy(), [Offset(status=EMPTY)] * len(shapes)
+    for group in tqdm(members, desc="move features", unit="feature"):
+        offset = _offset(shapes[group], field)
+        for place in group:
+            offsets[place] = offset
+            if offset.status == MOVED:
+                result[place] = _moved(shapes[place], offset, field, rule)
+    return result, offsets
+
+
+def _touching(shapes: NDArray[np.object_]) -> NDArray[np.intp]:
+    """Number the groups of polygons that touch or overlap; every other geometry is its own group."""
+    polygons = np.flatnonzero(np.isin(shapely.get_type_id(shapes), (3, 6)) & np.isfinite(shapely.bounds(shapes)).all(1))
+    tree = shapely.STRtree(shapes[polygons])
+    pairs = polygons[tree.query(shapes[polygons], predicate="dwithin", distance=TOUCHING_PX)]
+    graph = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(len(shapes), len(shapes)))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _offset(group: NDArray[np.object_], field: FieldFile) -> Offset:
+    """The robust offset of geometries that move together: the median of the inverse field on them."""
+    filled = [shape for shape in group if shape is not None and not shape.is_empty]
+    if not filled:
+        return Offset(status=EMPTY)
+    if not all(np.isfinite(shape.bounds).all() for shape in filled):
+        return Offset(status=BESIDE)
+    extent = shapely.box(0, 0, *field.grid.shape[::-1])
+    offsets = field.inverse_offsets(np.concatenate([sample_points(shape) for shape in filled]))
     known = np.isfinite(offsets).all(1)
-    if known.mean() < MIN_KNOWN:
-        return shape, (*nowhere, "abstained")
-    dx, dy, error = (float(value) for value in np.median(offsets[known], axis=0))
-    result = shapely.affinity.translate(shape, dx, dy)
-    if rule == "vertices":
-        bent = move_vertices(shape, field)
-        # Only a change of shape can break a polygon: by its own offset it stays as valid as it was.
-        result = bent if bent is not None and bent.is_valid else result
-    return result, (dx, dy, error, "moved")
+    if known.mean() >= MIN_KNOWN:
+        dx, dy, error = (float(value) for value in np.median(offsets[known], axis=0))
+        return Offset(dx, dy, error)
+    return Offset(status=ABSTAINED if any(shape.intersects(extent) for shape in filled) else BESIDE)
 
 
-def move_vertices(shape: Any, field: FieldFile) -> Any | None:
-    """Move each vertex of a polygon in pixels by the inverse field; None where the field does not know all of them."""
-    offsets = field.inverse_offsets(shapely.get_coordinates(shape))[:, :2]
-    if not np.isfinite(offsets).all():
-        return None
-    return shapely.transform(shape, lambda points: points + offsets)
+def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> Any:
+    """One geometry in its new place."""
+    rigid = shapely.affinity.translate(shape, offset.dx_px, offset.dy_px)
+    if rule != "vertices" and shapely.get_type_id(shape) in (3, 6):
+        return rigid
+    moved = field.inverse_offsets(shapely.get_coordinates(shape))[:, :2]
+    if not np.isfinite(moved).all():
+        return rigid
+    bent = shapely.transform(shape, lambda points: points + moved)
+    # Only a change of shape can break a polygon: by its own offset it stays as valid as it was.
+    return bent if bent.is_valid else rigid
 
 
 def sample_points(shape: Any) -> NDArray[np.float64]:
-    """Points (n, 2) along a polygon's outline and inside it, a few px apart and at most some thousand."""
+    """Points (n, 2) along a geometry and, if it is a polygon, inside it: a few px apart and at most some thousand."""
+    if shape.geom_type in ("Point", "MultiPoint"):
+        return np.asarray(shapely.get_coordinates(shape))
     spacing = max(SAMPLE_SPACING_PX, shape.length / 1000, (shape.area / 1000) ** 0.5)
-    outline = shapely.get_coordinates(shapely.segmentize(shapely.boundary(shape), spacing))
+    outline = shapely.get_coordinates(shapely.segmentize(shape, spacing))
+    if not shape.area:
+        return np.asarray(outline)
     left, top, right, bottom = shape.bounds
     grid = np.meshgrid(np.arange(left, right, spacing) + spacing / 2, np.arange(top, bottom, spacing) + spacing / 2)
     inside = np.column_stack([axis.ravel() for axis in grid])
     return np.concatenate([outline, inside[shapely.contains_xy(shape, inside)]])
+
+
+def _write(frame: gpd.GeoDataFrame, path: Path) -> None:
+    """Write features in the format that the path's suffix tells."""
+    driver = DRIVERS[path.suffix.lower()]
+    with files.whole_path(path) as partial:
+        if driver:
+            pyogrio.write_dataframe(frame, partial, driver=driver, layer=path.stem)
+        else:
+            frame.to_parquet(partial)

@@ -20,7 +20,7 @@ def write_raster(path, bands, origin=ORIGIN, gsd=GSD, crs=CRS, **profile):
     bands = np.atleast_3d(bands) if bands.ndim == 3 else bands[None]
     transform = Affine.translation(*origin) @ Affine.scale(gsd, -gsd)
     options = {"driver": "GTiff", "count": len(bands), "dtype": bands.dtype, "crs": crs, "transform": transform}
-    with rasterio.open(path, "w", height=bands.shape[1], width=bands.shape[2], **options, **profile) as target:
+    with rasterio.open(path, "w", height=bands.shape[1], width=bands.shape[2], **options | profile) as target:
         target.write(bands)
     return str(path)
 

@@ -12,7 +12,7 @@ from rasterio.features import rasterize
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from regnet import files
-from regnet.errors import ConfigError, InputError, OutputError, RegnetError
+from regnet.errors import ConfigError, OutputError, RegnetError
 from regnet.models.base import Prediction
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
@@ -200,11 +200,17 @@ def test_bands_that_do_not_fit_the_model_are_refused(tmp_path, shifted):
         register(RegisterOptions(*shifted, model=str(tmp_path / "model.safetensors")), tmp_path / "out")
 
 
-def test_a_complex_raster_is_refused_by_name(tmp_path, shifted, scene, quick):
-    path = write_raster(tmp_path / "slc.tif", scene.astype(np.complex64))
-    with pytest.raises(InputError, match="complex"):
-        register(RegisterOptions(shifted[0], path), tmp_path / "out")
-    assert not (tmp_path / "out" / "displacement.tif").exists()
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_of_a_complex_raster_the_amplitude_is_taken_and_said(tmp_path, shifted, scene, quick, dtype):
+    amplitude = scene[50:306, 50:338].astype(float) / 4
+    turned = amplitude * np.exp(1j * np.random.default_rng(0).uniform(0, 2 * np.pi, amplitude.shape))
+    path = write_raster(tmp_path / "slc.tif", turned.astype(np.complex64), dtype=dtype)
+    register(RegisterOptions(shifted[0], path), tmp_path / "out")
+    with rasterio.open(tmp_path / "out" / "registered.tif") as registered:
+        assert registered.dtypes == ("float32",)
+        np.testing.assert_allclose(inner(registered.read(1)), inner(amplitude), atol=1.0)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "slc.tif is complex: its amplitude was taken" in summary["notes"][0]
 
 
 def test_a_transform_with_rotation_gives_the_same_shift(tmp_path, scene):
@@ -264,13 +270,15 @@ def test_polygons_move_onto_the_image(tmp_path, rule):
     assert result.crs == layer.crs
     assert list(result["name"]) == list(layer["name"])
     assert list(result["levels"]) == list(layer["levels"])
-    assert list(result["regnet_status"][-2:]) == ["beside", "not a polygon"]
-    assert result.geometry.iloc[-1].equals(layer.geometry.iloc[-1])
+    assert list(result["regnet_status"][-2:]) == ["beside", "moved"]
+    assert result.geometry.iloc[-2].equals(layer.geometry.iloc[-2])
+    assert not result.geometry.iloc[-1].equals(layer.geometry.iloc[-1])
     moved = result[result["regnet_status"] == "moved"]
     assert len(moved) > 0.7 * len(shapes)
     assert moved["regnet_dx_px"].median() == pytest.approx(-5, abs=0.5)
     assert moved["regnet_dy_px"].median() == pytest.approx(3, abs=0.5)
     assert result.geometry.is_valid.all()
+    moved = moved.iloc[:-1]
     there = moved.to_crs(CRS).geometry.centroid
     wanted = gpd.GeoSeries(right).iloc[moved.index].centroid
     assert np.median(there.distance(wanted.set_crs(CRS), align=False)) < 0.6 * GSD
