@@ -1,0 +1,119 @@
+"""Several processes that share the work of one command, by Lightning Fabric.
+
+`torchrun` or SLURM starts them; `fabric.devices` and `fabric.num_nodes` say how many there are. Every process, a rank,
+works on its own share and writes its own files; sums are added up over all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from regnet.errors import ConfigError
+from regnet.options import option
+
+Item = TypeVar("Item")
+
+# Ranks wait for each other at most this long: the first one alone prepares tiles and trains.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class FabricOptions:
+    """How many processes share the work, and on what."""
+
+    devices: int = option(1, "processes on each node, started by torchrun or SLURM", low=1)
+    num_nodes: int = option(1, "nodes", low=1)
+    accelerator: str = option("cpu", "where networks are evaluated by `similarity`", choices=["cpu", "cuda"])
+
+
+class Ranks:
+    """This process among those that share the work; without arguments it is alone.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        device: where this process evaluates networks.
+    """
+
+    def __init__(self, options: FabricOptions | None = None) -> None:
+        options = options or FabricOptions()
+        self.rank, self.size, self.device = 0, 1, torch.device(options.accelerator)
+        self._fabric = None
+        if options.devices * options.num_nodes > 1:
+            from lightning_fabric import Fabric
+            from lightning_fabric.strategies.ddp import DDPStrategy
+
+            self._fabric = Fabric(
+                accelerator=options.accelerator,
+                devices=options.devices,
+                num_nodes=options.num_nodes,
+                strategy=DDPStrategy(timeout=_PATIENCE),
+            )
+            self._fabric.launch()
+            self.rank, self.size = self._fabric.global_rank, self._fabric.world_size
+            self.device = self._fabric.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that does what is done once: tables, figures, messages."""
+        return self.rank == 0
+
+    def own(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's share of the items: every `size`-th."""
+        return items[self.rank :: self.size]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, on every rank."""
+        if self._fabric is None:
+            return values
+        total: Tensor = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")  # type: ignore[assignment]
+        return total
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self._fabric is not None:
+            self._fabric.barrier()
+
+
+@cache
+def launch(options: FabricOptions) -> Ranks:
+    """Join the other ranks; the same settings give the same ranks again.
+
+    Raises:
+        ConfigError: there are other processes than the settings say, or no such device.
+    """
+    started, wanted = _started(), options.devices * options.num_nodes
+    if started != wanted:
+        remedy = (
+            f"start it by `torchrun --nproc-per-node {options.devices} --no-python regnet ...` or by srun"
+            if started == 1
+            else f"make their product {started}"
+        )
+        raise ConfigError(
+            f"fabric.devices={options.devices} x fabric.num_nodes={options.num_nodes}: "
+            f"{started} process{'es' if started > 1 else ''} started; {remedy}"
+        )
+    if options.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("fabric.accelerator=cuda: torch sees no such device; set fabric.accelerator=cpu")
+    return Ranks(options)
+
+
+def _started() -> int:
+    """How many processes torchrun or SLURM started."""
+    if not {"WORLD_SIZE", "SLURM_NTASKS"} & os.environ.keys():
+        return 1
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            return environment().world_size()
+    return 1
