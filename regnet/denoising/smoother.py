@@ -6,11 +6,12 @@ With ridge lambda (weight decay, early stopping) `S = K (K + lambda I)^-1`; afte
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
-from regnet.denoising.operators import Array, Operator
+from regnet.denoising.operators import Array, DenseKernel, Operator
 
 KINDS = ("ridge", "flow")
 RULES = ("residuals", "likelihood", "gcv")
@@ -18,9 +19,60 @@ _LEAST_FREE = 0.02  # share of the labels' freedom that a smoother must leave to
 _STEPS = np.logspace(-9, 2, 111)  # candidates of lambda, or of 1 / t, relative to the largest eigenvalue
 
 
+class Smoother(ABC):
+    """A linear map S from the labels of n tiles with d outputs to the network's predictions.
+
+    Attributes:
+        n: number of tiles.
+        d: outputs a tile.
+        strength: what was chosen without the truth; each kind says what it means.
+    """
+
+    n: int
+    d: int
+    strength: float
+
+    @abstractmethod
+    def apply(self, values: Array) -> Array:
+        """S v, (n, d)."""
+
+    @abstractmethod
+    def blocks(self) -> Array:
+        """S_ii, (n, d, d): how much a tile's own label moves its prediction."""
+
+    @abstractmethod
+    def noise_blocks(self, correlation: Array | None = None) -> Array:
+        """(S C S^T)_ii, (n, d, d): covariance of the noise left in the predictions, for label noise of unit size.
+
+        Args:
+            correlation: (n, n) of the noise between tiles, the identity if None.
+        """
+
+    def factor(self, correlation: Array | None = None) -> Array:
+        """Share of the label noise (standard deviation) left in every prediction, (n,)."""
+        blocks = self.noise_blocks(correlation)
+        result: Array = np.sqrt(np.maximum(np.trace(blocks, axis1=1, axis2=2), 0) / self.d)
+        return result
+
+    @property
+    def effective_parameters(self) -> float:
+        """Tr S."""
+        return float(np.trace(self.blocks(), axis1=1, axis2=2).sum())
+
+    def residual_freedom(self) -> float:
+        """Tr((I - S)(I - S)^T): the expected squared residual of pure noise of unit size."""
+        return float(np.trace(self.residual_blocks(), axis1=1, axis2=2).sum())
+
+    def residual_blocks(self) -> Array:
+        """((I - S)(I - S)^T)_ii, (n, d, d): covariance of the residuals of pure noise of unit size."""
+        own = self.blocks()
+        blocks: Array = np.eye(self.d) - own - own.transpose(0, 2, 1) + self.noise_blocks()
+        return blocks
+
+
 @dataclass(frozen=True)
-class Smoother:
-    """S of n tiles with d outputs, by its spectrum.
+class SpectralSmoother(Smoother):
+    """S that shares its eigenvectors with one kernel.
 
     Attributes:
         vectors: (n, d, r) eigenvectors of K.
@@ -32,23 +84,24 @@ class Smoother:
     shares: Array
     strength: float
 
+    def __post_init__(self) -> None:
+        """Note the sizes."""
+        object.__setattr__(self, "n", self.vectors.shape[0])
+        object.__setattr__(self, "d", self.vectors.shape[1])
+
     def apply(self, values: Array) -> Array:
-        """S v, (n, d)."""
+        """Through the spectrum."""
         inner = np.einsum("iar,ia->r", self.vectors, values)
         result: Array = self.vectors @ (self.shares * inner)
         return result
 
     def blocks(self) -> Array:
-        """S_ii, (n, d, d): how much a tile's own label moves its prediction."""
+        """Through the spectrum."""
         result: Array = (self.vectors * self.shares) @ self.vectors.transpose(0, 2, 1)
         return result
 
     def noise_blocks(self, correlation: Array | None = None) -> Array:
-        """(S C S^T)_ii, (n, d, d): covariance of the noise left in the predictions, for label noise of unit size.
-
-        Args:
-            correlation: (n, n) of the noise between tiles, the identity if None.
-        """
+        """Through the spectrum."""
         weighted = self.vectors * self.shares
         if correlation is None:
             plain: Array = weighted @ weighted.transpose(0, 2, 1)
@@ -58,32 +111,43 @@ class Smoother:
         result: Array = weighted @ inner @ weighted.transpose(0, 2, 1)
         return result
 
-    def factor(self, correlation: Array | None = None) -> Array:
-        """Share of the label noise (standard deviation) left in every prediction, (n,)."""
-        blocks = self.noise_blocks(correlation)
-        result: Array = np.sqrt(np.maximum(np.trace(blocks, axis1=1, axis2=2), 0) / blocks.shape[1])
-        return result
 
-    @property
-    def effective_parameters(self) -> float:
-        """Tr S."""
-        return float(self.shares.sum())
+@dataclass(frozen=True)
+class DenseSmoother(Smoother):
+    """S held whole; it need not be symmetric.
 
-    def residual_freedom(self) -> float:
-        """Tr((I - S)(I - S)^T): the expected squared residual of pure noise of unit size."""
-        n, d, rank = self.vectors.shape
-        return float(((1 - self.shares) ** 2).sum() + n * d - rank)
+    Attributes:
+        matrix: (n d, n d).
+        d: outputs a tile.
+        strength: factor on the time of training (1: the learning rates as they were).
+    """
 
-    def residual_blocks(self) -> Array:
-        """((I - S)(I - S)^T)_ii, (n, d, d): covariance of the residuals of pure noise of unit size."""
-        blocks: Array = np.eye(self.vectors.shape[1]) - 2 * self.blocks() + self.noise_blocks()
-        return blocks
+    matrix: Array
+    d: int
+    strength: float
+
+    def __post_init__(self) -> None:
+        """Note the size."""
+        object.__setattr__(self, "n", len(self.matrix) // self.d)
+
+    def apply(self, values: Array) -> Array:
+        """Multiply by S."""
+        return (self.matrix @ values.reshape(-1)).reshape(self.n, self.d)
+
+    def blocks(self) -> Array:
+        """Diagonal blocks."""
+        places = np.arange(self.n)
+        return self.matrix.reshape(self.n, self.d, self.n, self.d)[places, :, places]
+
+    def noise_blocks(self, correlation: Array | None = None) -> Array:
+        """Diagonal blocks of the product."""
+        return DenseKernel(self.matrix.reshape(self.n, self.d, self.n, self.d)).squared(correlation)
 
 
 def smoother(kernel: Operator, strength: float, kind: str = "ridge") -> Smoother:
-    """Make S for one strength (see `Smoother.strength`)."""
+    """Make S for one strength (see `SpectralSmoother.strength`)."""
     values, vectors = kernel.spectrum
-    return Smoother(vectors.reshape(kernel.n, kernel.d, -1), _shares(values, strength, kind), strength)
+    return SpectralSmoother(vectors.reshape(kernel.n, kernel.d, -1), _shares(values, strength, kind), strength)
 
 
 def choose_smoother(
@@ -136,7 +200,8 @@ def estimate_noise(found: Smoother, labels: Array, predictions: Array) -> float:
 
 
 def _own_rest(found: Smoother) -> Array:
-    rest: Array = np.eye(found.vectors.shape[1]) - found.blocks()
+    own = found.blocks()
+    rest: Array = np.eye(found.d) - (own + own.transpose(0, 2, 1)) / 2
     values, vectors = np.linalg.eigh(rest)
     result: Array = (vectors * np.maximum(values, 1e-6)[:, None]) @ vectors.transpose(0, 2, 1)
     return result
