@@ -22,6 +22,7 @@ from regnet.denoising.stage import denoise_stage
 from regnet.errors import StoreError
 from regnet.evaluation.stage import evaluate_stage
 from regnet.files import STAMP, is_stamped, read_json, write_json, write_stamp, write_text
+from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
 from regnet.similarity.stage import similarity_stage
@@ -42,6 +43,7 @@ class Stage:
         reads: stages whose outputs it reads if they are there.
         settings: those of the run's settings that it depends on.
         work: fills the folder, given the run's settings and the run's folder.
+        shared: every rank does its share of the work; otherwise the first rank does it alone.
         study: belongs to no run but one whose `study` names it.
     """
 
@@ -51,6 +53,7 @@ class Stage:
     reads: tuple[str, ...]
     settings: Callable[[RunConfig], Mapping[str, Any]]
     work: Callable[[RunConfig, Path], None]
+    shared: bool = False
     study: bool = False
 
 
@@ -67,7 +70,8 @@ def _train(config: RunConfig, run: Path) -> None:
 
 
 def _similarity(config: RunConfig, run: Path) -> None:
-    similarity_stage(TileStore.open(run / "prepare"), _model(run), config.similarity, run / "similarity")
+    store = TileStore.open(run / "prepare")
+    similarity_stage(store, _model(run), config.similarity, run / "similarity", launch(config.fabric))
 
 
 def _denoise(config: RunConfig, run: Path) -> None:
@@ -101,7 +105,13 @@ STAGES = {
         Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare),
         Stage("train", "train", ("prepare",), (), _train_settings, _train),
         Stage(
-            "similarity", "similarity", ("prepare", "train"), (), lambda config: asdict(config.similarity), _similarity
+            "similarity",
+            "similarity",
+            ("prepare", "train"),
+            (),
+            lambda config: asdict(config.similarity),
+            _similarity,
+            shared=True,
         ),
         Stage(
             "denoise",
@@ -139,14 +149,15 @@ def run_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[st
     Raises:
         StoreError: a stage that another needs has not run in this folder.
     """
-    run = Path(config.output_dir)
+    run, ranks = Path(config.output_dir), launch(config.fabric)
     ran = []
     chosen = _whole_run(config.study) if names is None else names
     for name in STAGES:
-        if name in chosen and _run_stage(STAGES[name], config, run):
+        if name in chosen and _run_stage(STAGES[name], config, run, ranks):
             ran.append(name)
-            write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-            write_json(run / "summary.json", collect_summary(run))
+            if ranks.main:
+                write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+                write_json(run / "summary.json", collect_summary(run))
     return ran
 
 
@@ -167,17 +178,26 @@ def seed_everything(seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _run_stage(stage: Stage, config: RunConfig, run: Path) -> bool:
+def _run_stage(stage: Stage, config: RunConfig, run: Path, ranks: Ranks) -> bool:
     folder, stamp = run / stage.folder, _stamp(stage, config, run)
-    if is_stamped(folder, stamp):
-        print(f"{stage.name}: skipped, {folder} was made with these settings", flush=True)
+    whole = is_stamped(folder, stamp)
+    if ranks.main:
+        print(
+            f"{stage.name}: {f'skipped, {folder} was made with these settings' if whole else f'writing {folder}'}",
+            flush=True,
+        )
+    if whole:
         return False
-    print(f"{stage.name}: writing {folder}", flush=True)
-    for name in (stage.name, *_after(stage)):
+    ranks.barrier()  # all have seen the stamps as they were
+    for name in (stage.name, *_after(stage)) if ranks.main else ():
         (run / STAGES[name].folder / STAMP).unlink(missing_ok=True)
     seed_everything(config.seed, config.threads)
-    stage.work(config, run)
-    write_stamp(folder, stamp)
+    if stage.shared or ranks.main:
+        stage.work(config, run)
+    ranks.barrier()
+    if ranks.main:
+        write_stamp(folder, stamp)
+    ranks.barrier()
     return True
 
 

@@ -7,107 +7,81 @@ along the training, not by the last alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from regnet.errors import ConfigError
 from regnet.similarity.checkpoints import Checkpoint
 from regnet.similarity.exact import FunctionRows, cross, gram
 from regnet.similarity.kernel import correlation_matrices, inverse_roots, normalised, scalar, self_products
 from regnet.similarity.linear import SoftCounter
-from regnet.similarity.neighbours import Neighbours, count, soft_only
-from regnet.similarity.options import SimilarityOptions
+from regnet.similarity.neighbours import Neighbours, count, nearest_faiss, soft_only, without_self
 from regnet.similarity.sketch import Sketcher, sketched_kc
 from regnet.similarity.store import ShardStore
-from regnet.similarity.tiles import batches, read_batch, tiles_digest
-from regnet.tiles.store import TileStore
+from regnet.similarity.task import (
+    Comparison,
+    Task,
+    fill_shards,
+    gathered,
+    open_shards,
+    own_blocks,
+    progress,
+    remove_shards,
+)
+from regnet.similarity.tiles import read_batch
+from regnet.similarity.trajectory import spread
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is compared: reference tiles first, then query tiles.
-
-    Attributes:
-        store: the tiles.
-        positions: (n,) in the store's index.
-        references: how many of them, from the front, make the reference set.
-        checkpoints: networks to compare by.
-        options: how.
-        folder: for what is kept on disk.
-    """
-
-    store: TileStore
-    positions: NDArray[np.int64]
-    references: int
-    checkpoints: list[Checkpoint]
-    options: SimilarityOptions
-    folder: Path
-
-    def self_columns(self) -> NDArray[np.int64]:
-        """Where each tile stands in the reference set, -1 for query tiles."""
-        places = np.arange(len(self.positions))
-        return np.where(places < self.references, places, -1)
-
-
-@dataclass
-class Comparison:
-    """What came out, for the n tiles of a task.
-
-    Attributes:
-        found: neighbour counts.
-        self_kernel: (n, d, d) float64.
-        blocks: (m, d, m, d) float64 K among the reference tiles (exact), or None.
-        features: (n, d, k) Phi with `K = Phi Phi^T` (sketch), or None.
-        trajectory: one row a checkpoint: quantiles of kC and of N_S / m.
-    """
-
-    found: Neighbours
-    self_kernel: Tensor
-    blocks: Tensor | None = None
-    features: Tensor | None = None
-    trajectory: list[dict[str, Any]] = field(default_factory=list)
 
 
 def compare(task: Task) -> Comparison:
     """Compare by the backend that the options name.
 
     Raises:
-        ConfigError: the linear backend with several checkpoints.
+        ConfigError: the options contradict each other.
     """
-    return {"exact": _exact, "sketch": _sketch, "linear": _linear}[task.options.backend](task)
+    options = task.options
+    if options.backend == "linear" and (options.checkpoints != "last" or options.trajectory):
+        raise ConfigError(
+            "similarity.backend=linear counts with one network; set backend=exact or sketch for several checkpoints"
+        )
+    if options.search == "faiss" and options.backend != "sketch":
+        raise ConfigError(f"similarity.search=faiss searches sketches; set backend=sketch, not {options.backend}")
+    return {"exact": _exact, "sketch": _sketch, "linear": _linear}[options.backend](task)
 
 
 def _exact(task: Task) -> Comparison:
-    m, n = task.references, len(task.positions)
+    m = task.references
+    trajectory = [spread(at.name, _correlations(*_kernel(task, at), m)) for at in task.along]
     kernel, own = torch.zeros(()), torch.zeros(())
-    trajectory = []
     for checkpoint in task.checkpoints:
-        shards = _shards(task, checkpoint, "gradients", {})
-        _fill(task, checkpoint, shards, lambda jacobians, _: {"jacobians": jacobians})
-        selves = torch.from_numpy(shards.all("self_kernel"))
-        part = _all_pairs(task, shards, (n, selves.shape[1], checkpoint.engine.size))
-        places = torch.arange(m)
-        part[places, :, places] = selves[:m]
-        trajectory.append(_spread(checkpoint, _correlations(part, selves, m)))
+        part, selves = _kernel(task, checkpoint)
+        trajectory.append(spread(checkpoint.name, _correlations(part, selves, m)))
         share = _share(task, selves)
         kernel, own = kernel + part * share, own + selves * share
-        if not task.options.keep_gradients:
-            shards.remove()
-    found = _count(task, _correlations(kernel, own, m), task.self_columns())
+    similarities = _correlations(kernel, own, m).numpy()
+    options = task.options
+    found = count(similarities, options.tau, options.alpha, options.nearest, task.self_columns())
     return Comparison(found, own, blocks=kernel[:m], trajectory=trajectory)
 
 
+def _kernel(task: Task, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """K of all tiles to the reference tiles, (n, d, m, d), and K(x, x), (n, d, d), in float64 by one network."""
+    m = task.references
+    shards = open_shards(task, checkpoint, "gradients", {})
+    fill_shards(task, checkpoint, shards, lambda jacobians, _: {"jacobians": jacobians})
+    selves = torch.from_numpy(shards.all("self_kernel"))
+    kernel = _all_pairs(task, shards, (*selves.shape[:2], checkpoint.engine.size))
+    places = torch.arange(m)
+    kernel[places, :, places] = selves[:m]
+    remove_shards(task, shards)
+    return kernel, selves
+
+
 def _all_pairs(task: Task, shards: ShardStore, shape: tuple[int, int, int]) -> Tensor:
-    """K of all tiles to the reference tiles, (n, d, m, d) float64."""
+    """K of all tiles to the reference tiles, (n, d, m, d) float64; every rank multiplies its share of the blocks."""
     n, d, p = shape
     m, memory_mb, dtype = task.references, task.options.memory_mb, DTYPES[task.options.precision]
 
@@ -117,95 +91,105 @@ def _all_pairs(task: Task, shards: ShardStore, shape: tuple[int, int, int]) -> T
 
         return FunctionRows((stop - start, d, p), read)
 
-    inside = gram(rows(0, m), memory_mb=memory_mb, dtype=dtype).double()
-    if n == m:
-        return inside
-    outside = cross(rows(m, n), rows(0, m), memory_mb=memory_mb, dtype=dtype).double()
-    return torch.cat((inside, outside))
+    share = task.ranks.rank, task.ranks.size
+    whole = gram(rows(0, m), memory_mb=memory_mb, dtype=dtype, share=share).double()
+    if n > m:
+        outside = cross(rows(m, n), rows(0, m), memory_mb=memory_mb, dtype=dtype, share=share).double()
+        whole = torch.cat((whole, outside))
+    return task.ranks.sum(whole.to(task.ranks.device)).cpu()
 
 
 def _sketch(task: Task) -> Comparison:
-    m, options = task.references, task.options
-    features, own = [], torch.zeros(())
+    m = task.references
     trajectory = []
+    for at in task.along:
+        _, sketches = _sketches(task, at)
+        trajectory.append(spread(at.name, sketched_kc(sketches[:m], sketches[:m])))
+    features, own = [], torch.zeros(())
     for checkpoint in task.checkpoints:
-        settings = {"floats": options.sketch_floats, "landmarks": options.landmarks, "seed": options.seed}
-        shards = _shards(task, checkpoint, "sketch", settings)
-        if shards.missing():
-            _fill(task, checkpoint, shards, _sketches(_fit_sketcher(task, checkpoint)))
-        selves, sketches = (torch.from_numpy(shards.all(name)).double() for name in ("self_kernel", "sketch"))
-        trajectory.append(_spread(checkpoint, sketched_kc(sketches, sketches[:m])))
+        selves, sketches = _sketches(task, checkpoint)
+        trajectory.append(spread(checkpoint.name, sketched_kc(sketches[:m], sketches[:m])))
         share = _share(task, selves)
         features.append(_roots(selves) @ sketches * share**0.5)
         own = own + selves * share
-        if not task.options.keep_gradients:
-            shards.remove()
     whole = torch.cat(features, -1)
-    unit = normalised(whole, inverse_roots(own).roots)
-    columns = task.self_columns()
-    similarities = sketched_kc(unit, unit[:m])
-    similarities[torch.arange(m), torch.arange(m)] = (~inverse_roots(own[:m]).dead).double()
-    return Comparison(_count(task, similarities, columns), own, features=whole, trajectory=trajectory)
+    roots = inverse_roots(own)
+    found = _count_sketches(task, normalised(whole, roots.roots), ~roots.dead)
+    return Comparison(found, own, features=whole, trajectory=trajectory)
 
 
-def _sketches(sketcher: Sketcher) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+def _sketches(task: Task, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """K(x, x), (n, d, d), and sketches of the normalised Jacobians, (n, d, k), in float64 by one network."""
+    options = task.options
+    settings = {"floats": options.sketch_floats, "landmarks": options.landmarks, "seed": options.seed}
+    shards = open_shards(task, checkpoint, "sketch", settings)
+    if shards.missing():
+        fill_shards(task, checkpoint, shards, _sketching(_sketcher(task, checkpoint, shards)))
+    selves, sketches = (torch.from_numpy(shards.all(name)).double() for name in ("self_kernel", "sketch"))
+    remove_shards(task, shards)
+    return selves, sketches
+
+
+def _sketching(sketcher: Sketcher) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     return lambda jacobians, roots: {"sketch": sketcher(normalised(jacobians, roots))}
 
 
-def _fit_sketcher(task: Task, checkpoint: Checkpoint) -> Sketcher:
-    options = task.options
-    rng = np.random.default_rng(options.seed)
-    chosen = rng.permutation(task.positions[: task.references])[: options.landmarks]
-    rows = []
-    for _, batch in tqdm(
-        batches(task.store, np.sort(chosen), options.batch), desc="landmarks", total=-(-len(chosen) // options.batch)
-    ):
-        jacobians = checkpoint.jacobians(batch)
-        rows.append(normalised(jacobians, inverse_roots(self_products(jacobians)).roots))
-    return Sketcher(torch.cat(rows), options.sketch_floats, options.seed)
+def _sketcher(task: Task, checkpoint: Checkpoint, shards: ShardStore) -> Sketcher:
+    """The sketcher of these shards: read, or fitted to landmarks by the first rank and written beside the shards."""
+    path = shards.folder / "sketcher.safetensors"
+    if task.ranks.main and not path.is_file():
+        options = task.options
+        rng = np.random.default_rng(options.seed)
+        chosen = np.sort(rng.permutation(task.positions[: task.references])[: options.landmarks])
+        rows = []
+        for start in progress(task, range(0, len(chosen), options.batch), "landmarks"):
+            jacobians = checkpoint.jacobians(read_batch(task.store, chosen[start : start + options.batch]))
+            rows.append(normalised(jacobians, inverse_roots(self_products(jacobians)).roots))
+        Sketcher(torch.cat(rows), options.sketch_floats, options.seed).save(path)
+    task.ranks.barrier()
+    return Sketcher.load(path, task.ranks.device)
+
+
+def _count_sketches(task: Task, unit: Tensor, alive: Tensor) -> Neighbours:
+    """Count by blocks of rows, each rank its share; a tile is wholly like itself, which a sketch only nears."""
+    m, options, columns = task.references, task.options, task.self_columns()
+    k = min(options.nearest, m - 1)
+    by_faiss = options.search == "faiss"
+    parts = []
+    # kC, and what counting makes of it: its ranked copy, its powers, its order.
+    size = max(1, int(options.memory_mb * 2**20 / (5 * 8 * m)))
+    for block in own_blocks(task, size, len(unit)):
+        similarities = sketched_kc(unit[block], unit[:m])
+        own = torch.arange(block.start, min(block.stop, m))
+        similarities[own - block.start, own] = alive[own].double()
+        found = count(similarities.numpy(), options.tau, options.alpha, 0 if by_faiss else k, columns[block])
+        if by_faiss:
+            flat = unit.flatten(1).float().numpy() / unit.shape[1] ** 0.5
+            nearest, kc = without_self(*nearest_faiss(flat[:m], flat[block], k + 1), columns[block], k)
+            found = Neighbours(found.n_soft, found.n_tau, found.n_alpha, nearest, kc)
+        parts.append((block, found))
+    return gathered(task, parts, k)
 
 
 def _linear(task: Task) -> Comparison:
-    if len(task.checkpoints) > 1:
-        raise ConfigError("similarity.checkpoints=mean needs backend=exact or sketch; linear counts with one network")
     (checkpoint,) = task.checkpoints
-    options, counter = task.options, SoftCounter()
-    steps = -(-task.references // options.batch)
-    inside = batches(task.store, task.positions[: task.references], options.batch)
-    for _, batch in tqdm(inside, desc="sum", total=steps, unit="batch"):
-        counter.add(checkpoint.jacobians(batch))
-    counts, selves = [], []
-    steps = -(-len(task.positions) // options.batch)
-    for _, batch in tqdm(batches(task.store, task.positions, options.batch), desc="count", total=steps, unit="batch"):
-        jacobians = checkpoint.jacobians(batch)
-        counts.append(counter.count(jacobians))
-        selves.append(self_products(jacobians))
-    return Comparison(soft_only(torch.cat(counts).numpy()), torch.cat(selves))
+    m, n, size = task.references, len(task.positions), task.options.batch
 
+    def jacobians(block: slice) -> Tensor:
+        return checkpoint.jacobians(read_batch(task.store, task.positions[block]))
 
-def _shards(task: Task, checkpoint: Checkpoint, kind: str, settings: dict[str, Any]) -> ShardStore:
-    manifest = {
-        **settings,
-        "kind": kind,
-        "model": checkpoint.digest,
-        "metric": task.options.metric,
-        "data": tiles_digest(task.store, task.positions),
-        "readout": task.options.readout,
-        "parameters": list(task.options.parameters),
-        "p": checkpoint.engine.size,
-    }
-    return ShardStore(task.folder / f"{kind}_{checkpoint.name}", manifest, len(task.positions), task.options.batch)
-
-
-def _fill(
-    task: Task, checkpoint: Checkpoint, shards: ShardStore, keep: Callable[[Tensor, Tensor], dict[str, Tensor]]
-) -> None:
-    """Write what `keep` makes of the Jacobians and K(x, x)^-1/2, for the shards that are not there yet."""
-    for index in tqdm(shards.missing(), desc=f"gradients {checkpoint.name}", unit="batch"):
-        jacobians = checkpoint.jacobians(read_batch(task.store, task.positions[shards.span(index)]))
-        selves = self_products(jacobians)
-        arrays = {"self_kernel": selves, **keep(jacobians, inverse_roots(selves).roots)}
-        shards.write(index, {name: values.numpy() for name, values in arrays.items()})
+    counter = SoftCounter()
+    counter.add(torch.zeros_like(jacobians(slice(0, 1))))  # a sum of the right shape on ranks without tiles, too
+    for block in progress(task, own_blocks(task, size, m), "sum"):
+        counter.add(jacobians(block))
+    counter.total = task.ranks.sum(counter.sums())
+    d = len(counter.total)
+    counts, selves = (torch.zeros(n, *shape, dtype=torch.float64, device=task.ranks.device) for shape in ((), (d, d)))
+    for block in progress(task, own_blocks(task, size, n), "count"):
+        rows = jacobians(block)
+        counts[block], selves[block] = counter.count(rows), self_products(rows)
+    counts, selves = task.ranks.sum(counts).cpu(), task.ranks.sum(selves).cpu()
+    return Comparison(soft_only(counts.numpy()), selves)
 
 
 def _share(task: Task, selves: Tensor) -> float:
@@ -225,20 +209,3 @@ def _roots(selves: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(selves)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
     return root
-
-
-def _count(task: Task, similarities: Tensor, columns: NDArray[np.int64]) -> Neighbours:
-    options = task.options
-    return count(similarities.numpy(), options.tau, options.alpha, options.nearest, columns)
-
-
-def _spread(checkpoint: Checkpoint, similarities: Tensor) -> dict[str, Any]:
-    """Quantiles over the reference tiles of kC (without the tile itself) and of N_S / m."""
-    m = similarities.shape[1]
-    inside = similarities[:m].numpy()
-    pairs = inside[~np.eye(m, dtype=bool)] if m > 1 else inside.ravel()
-    levels = (5, 25, 50, 75, 95)
-    row: dict[str, Any] = {"checkpoint": checkpoint.name}
-    row |= {f"kc_p{level:02d}": value for level, value in zip(levels, np.percentile(pairs, levels), strict=True)}
-    density = np.percentile(inside.mean(1), levels)
-    return row | {f"density_p{level:02d}": value for level, value in zip(levels, density, strict=True)}

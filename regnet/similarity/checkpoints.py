@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,12 +38,15 @@ class Checkpoint:
     scale: Tensor | None = None
 
     def jacobians(self, batch: Sequence[Tensor]) -> Tensor:
-        """J D^1/2 of a batch, (n, d, p)."""
-        _, jacobians = self.engine(*batch)
+        """J D^1/2 of a batch, (n, d, p), on the network's device."""
+        device = next(self.engine.model.parameters()).device
+        _, jacobians = self.engine(*(values.to(device) for values in batch))
         return jacobians if self.scale is None else jacobians.mul_(self.scale)
 
 
-def load_checkpoints(model_path: Path, options: SimilarityOptions) -> list[Checkpoint]:
+def load_checkpoints(
+    model_path: Path, options: SimilarityOptions, device: torch.device | None = None
+) -> list[Checkpoint]:
     """Load the trained model, or with `checkpoints=mean` every checkpoint that training kept beside it.
 
     Raises:
@@ -50,16 +54,50 @@ def load_checkpoints(model_path: Path, options: SimilarityOptions) -> list[Check
     """
     folder = model_path.parent / "checkpoints"
     kept = sorted(folder.glob("epoch_*.safetensors"))
-    paths = kept if options.checkpoints == "mean" else [model_path]
-    if not paths:
+    if options.checkpoints == "mean" and not kept:
         raise InputError(f"{folder}: holds no checkpoints; set similarity.checkpoints=last or train again")
     loaded = []
-    for path in paths:
-        engine = Jacobians(models.load_checkpoint(path), READOUTS[options.readout], options.parameters)
-        beside = path if options.checkpoints == "mean" else (kept[-1] if kept else folder / "epoch_last.safetensors")
-        scale = optimiser_scale(engine, _moments(beside)) if options.metric == "adam" else None
-        loaded.append(Checkpoint(path.stem, engine, model_digest(engine.model), scale))
+    for path in kept if options.checkpoints == "mean" else [model_path]:
+        checkpoint = _load(path, path.stem, options, device)
+        if options.metric == "adam":
+            latest = kept[-1] if kept else folder / "epoch_last.safetensors"
+            moments = _moments(latest if path == model_path else path)
+            checkpoint = replace(checkpoint, scale=optimiser_scale(checkpoint.engine, moments))
+        loaded.append(checkpoint)
     return loaded
+
+
+def load_along(model_path: Path, options: SimilarityOptions, device: torch.device | None = None) -> list[Checkpoint]:
+    """Load the networks that the patterns of `trajectory` find beside the trained model, in the patterns' order.
+
+    Each is named by its place, `round_1/checkpoints/epoch_003.safetensors` as `round_1_epoch_003`, and compares in the
+    plain metric. Those that `load_checkpoints` gives are left out.
+
+    Raises:
+        InputError: a pattern finds none.
+    """
+    folder, found = model_path.parent, []
+    for pattern in options.trajectory:
+        paths = [path for path in folder.glob(pattern) if not path.name.startswith("adam_v_")]
+        if not paths:
+            raise InputError(f"similarity.trajectory={pattern}: {folder} holds no such file; look what is there")
+        found += sorted(paths, key=_numbered)
+    compared = {model_path} if options.checkpoints == "last" else set(folder.glob("checkpoints/epoch_*.safetensors"))
+    return [_load(path, _place(path, folder), options, device) for path in found if path not in compared]
+
+
+def _load(path: Path, name: str, options: SimilarityOptions, device: torch.device | None) -> Checkpoint:
+    model = models.load_checkpoint(path).to(device)
+    return Checkpoint(name, Jacobians(model, READOUTS[options.readout], options.parameters), model_digest(model))
+
+
+def _numbered(path: Path) -> list[str | int]:
+    """Key that sorts round_10 behind round_9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def _place(path: Path, folder: Path) -> str:
+    return "_".join(part for part in path.relative_to(folder).with_suffix("").parts if part != "checkpoints")
 
 
 def optimiser_scale(engine: Jacobians, moments: dict[str, Tensor]) -> Tensor:
@@ -68,8 +106,8 @@ def optimiser_scale(engine: Jacobians, moments: dict[str, Tensor]) -> Tensor:
     Parameters without second moments, which the optimiser never moved, get 0.
     """
     named = dict(engine.model.named_parameters())
-    parts = [moments.get(name, torch.zeros_like(named[name])).flatten() for name in engine.names]
-    metric = torch.cat(parts).to(named[engine.names[0]].dtype).sqrt()
+    parts = [moments.get(name, torch.zeros(named[name].shape)).flatten() for name in engine.names]
+    metric = torch.cat(parts).to(named[engine.names[0]]).sqrt()
     moved = metric > 0
     inverse = torch.where(moved, 1 / metric.clamp_min(torch.finfo(metric.dtype).tiny), 0)
     middle = inverse[moved].median() if bool(moved.any()) else inverse.new_ones(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -49,6 +50,7 @@ def kernel_blocks(
     memory_mb: float = 1024,
     dtype: torch.dtype | None = None,
     scalar: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Multiply all pairs of two sets, or of one set with itself (upper triangle of blocks only).
 
@@ -58,6 +60,7 @@ def kernel_blocks(
         memory_mb: bound of what is held beyond the caller's own: two blocks of rows and their product.
         dtype: precision of the products: float32, bfloat16 or float64; the rows' own by default.
         scalar: give the traces only, (a, b), at 1/d of the work, instead of K (a, d, b, d).
+        share: (rank, size): give every `size`-th block only, so that several processes share the work.
 
     Yields:
         Positions in `rows`, positions in `others`, and the block.
@@ -67,40 +70,56 @@ def kernel_blocks(
     partner = rows if others is None else others
     own, second = rows.shape, partner.shape
     size = block_rows(torch.Size((max(own[0], second[0]), *own[1:])), memory_mb, itemsize)
+    number = itertools.count()
     for start in range(0, own[0], size):
-        left = slice(start, min(start + size, own[0]))
-        a = rows[left].to(kind)
+        left, a = slice(start, min(start + size, own[0])), None
         for other in range(start if others is None else 0, second[0], size):
+            if next(number) % share[1] != share[0]:
+                continue
+            a = rows[left].to(kind) if a is None else a
             right = slice(other, min(other + size, second[0]))
             b = a if others is None and other == start else partner[right].to(kind)
             yield left, right, (a.flatten(1) @ b.flatten(1).T if scalar else products(a, b))
 
 
-def gram(rows: Rows, *, memory_mb: float = 1024, dtype: torch.dtype | None = None, scalar: bool = False) -> Tensor:
-    """All pairs within one set: (n, d, n, d), or (n, n) traces with `scalar`; exactly symmetric."""
+def gram(
+    rows: Rows,
+    *,
+    memory_mb: float = 1024,
+    dtype: torch.dtype | None = None,
+    scalar: bool = False,
+    share: tuple[int, int] = (0, 1),
+) -> Tensor:
+    """All pairs within one set: (n, d, n, d), or (n, n) traces with `scalar`; exactly symmetric.
+
+    With a `share` of the blocks the others are zero, so that the sum over all shares is the whole.
+    """
     n, d, _ = rows.shape
-    result: Tensor | None = None
-    for left, right, block in kernel_blocks(rows, memory_mb=memory_mb, dtype=dtype, scalar=scalar):
-        if result is None:
-            result = block.new_empty((n, n) if scalar else (n, d, n, d))
+    result = _zeros(rows, (n, n) if scalar else (n, d, n, d), dtype)
+    for left, right, block in kernel_blocks(rows, memory_mb=memory_mb, dtype=dtype, scalar=scalar, share=share):
         if scalar:
             result[left, right] = block
             result[right, left] = block.T
         else:
             result[left, :, right] = block
             result[right, :, left] = block.permute(2, 3, 0, 1)
-    if result is None:
-        raise ValueError("no tiles")
     return result
 
 
-def cross(rows: Rows, others: Rows, *, memory_mb: float = 1024, dtype: torch.dtype | None = None) -> Tensor:
-    """K between two sets, (n, d, m, d)."""
-    result: Tensor | None = None
-    for left, right, block in kernel_blocks(rows, others, memory_mb=memory_mb, dtype=dtype):
-        if result is None:
-            result = block.new_empty(rows.shape[0], rows.shape[1], others.shape[0], others.shape[1])
+def cross(
+    rows: Rows,
+    others: Rows,
+    *,
+    memory_mb: float = 1024,
+    dtype: torch.dtype | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Tensor:
+    """K between two sets, (n, d, m, d); with a `share` of the blocks the others are zero."""
+    result = _zeros(rows, (*rows.shape[:2], *others.shape[:2]), dtype)
+    for left, right, block in kernel_blocks(rows, others, memory_mb=memory_mb, dtype=dtype, share=share):
         result[left, :, right] = block
-    if result is None:
-        raise ValueError("no tiles")
     return result
+
+
+def _zeros(rows: Rows, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+    return torch.zeros(shape, dtype=dtype or rows[0:1].dtype, device=rows[0:1].device)

@@ -27,13 +27,21 @@ class SoftCounter:
         self.total = part if self.total is None else self.total + part
         self.tiles += len(jacobians)
 
-    def count(self, jacobians: Tensor) -> Tensor:
-        """N_S of a batch, (n,) float64, over all tiles that were added; of new tiles too."""
+    def sums(self) -> Tensor:
+        """M so far, (d, p) float64.
+
+        Raises:
+            ValueError: no tiles were added.
+        """
         if self.total is None:
             raise ValueError("no tiles were added")
-        rows = _normalised(jacobians)
+        return self.total
+
+    def count(self, jacobians: Tensor) -> Tensor:
+        """N_S of a batch, (n,) float64, over all tiles that were added; of new tiles too."""
+        rows, total = _normalised(jacobians), self.sums()
         sums = [
-            (rows[:, :, start : start + 65536].double() * self.total[:, start : start + 65536]).sum((1, 2))
+            (rows[:, :, start : start + 65536].double() * total[:, start : start + 65536]).sum((1, 2))
             for start in range(0, rows.shape[2], 65536)
         ]
         return torch.stack(sums).sum(0) / jacobians.shape[1]

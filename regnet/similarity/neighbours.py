@@ -7,6 +7,7 @@ Source: Charpiat et al. 2019, section 4: `N_S(x) = sum_x' kC(x, x')`, `N_tau(x) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def count(
         inside = self_columns >= 0
         ranked[np.nonzero(inside)[0], self_columns[inside]] = -np.inf
     k = min(k, values.shape[1] - (0 if self_columns is None or not inside.any() else 1))
-    nearest = np.argsort(-ranked, axis=1, kind="stable")[:, :k]
+    nearest = _largest(ranked, k)
     return Neighbours(
         n_soft=values.sum(1),
         n_tau=(values >= tau).sum(1).astype(np.float64),
@@ -61,6 +62,15 @@ def count(
     )
 
 
+def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Columns of the k largest of every row, largest first."""
+    if k == 0:
+        return np.zeros((len(values), 0), np.int64)
+    columns = np.sort(np.argpartition(-values, k - 1, axis=1)[:, :k], axis=1)
+    order = np.argsort(-np.take_along_axis(values, columns, 1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, 1)
+
+
 def soft_only(n_soft: NDArray[np.floating]) -> Neighbours:
     """N_S alone: what the linear backend knows; the other counts are NaN and no neighbour is listed."""
     n = len(n_soft)
@@ -68,15 +78,28 @@ def soft_only(n_soft: NDArray[np.floating]) -> Neighbours:
     return Neighbours(n_soft.astype(np.float64), unknown, unknown, np.zeros((n, 0), np.int64), np.zeros((n, 0)))
 
 
+def without_self(
+    nearest: NDArray[np.int64], similarity: NDArray[np.floating], self_columns: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Leave a tile out of its own list of k + 1 nearest, or the last one where it is not in its list: (n, k) each."""
+    own = nearest == self_columns[:, None]
+    kept = np.sort(np.argsort(own, axis=1, kind="stable")[:, :k], axis=1)
+    return np.take_along_axis(nearest, kept, 1), np.take_along_axis(similarity, kept, 1).astype(np.float64)
+
+
 def nearest_faiss(
-    features: NDArray[np.float32], queries: NDArray[np.float32], k: int
+    features: NDArray[np.float32], queries: NDArray[np.float32], k: int, exact_below: int = 20_000
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Nearest tiles by scalar product through faiss (extra `knn`), for sets too large for all pairs.
+    """Nearest tiles by scalar product through faiss (extra `knn`).
+
+    From `exact_below` tiles on it looks only into the eighth of the set's cells (Voronoi cells of k-means) that are
+    next to the query, and so may miss a neighbour.
 
     Args:
         features: (n, q) normalised sketches flattened and divided by sqrt(d), so that their product is kC.
         queries: (m, q).
         k: how many.
+        exact_below: sets smaller than this are searched whole.
 
     Returns:
         Positions (m, k) and kC (m, k), best first; a tile of the set finds itself too.
@@ -90,7 +113,13 @@ def nearest_faiss(
         raise InputError(
             "the k nearest of a large set need faiss, which is not installed; pip install 'regnet[knn]'"
         ) from error
-    index = faiss.IndexFlatIP(features.shape[1])
+    m, width = features.shape
+    index: Any = faiss.IndexFlatIP(width)
+    if m >= exact_below:
+        cells = int(m**0.5)
+        index = faiss.IndexIVFFlat(index, width, cells, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = -(-cells // 8)
+        index.train(features)
     index.add(np.ascontiguousarray(features, dtype=np.float32))
     similarity, nearest = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
     return nearest, similarity

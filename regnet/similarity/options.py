@@ -16,10 +16,19 @@ class SimilarityOptions:
     max_tiles: int = option(400, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)
     max_query_tiles: int = option(100, "most query tiles of each part", unit="tiles", low=0)
     seed: int = option(0, "seed of the draw of tiles and of the sketch", low=0)
-    readout: str = option("centre_offset", "what is differentiated", choices=["centre_offset"])
+    readout: str = option(
+        "centre_offset",
+        "what is differentiated: the displacement at the tile's centre, its mean or its sum over the tile",
+        choices=["centre_offset", "mean_offset", "sum_offset"],
+    )
     parameters: list[str] = option(["*"], "glob patterns of the parameters to differentiate in")
     checkpoints: str = option(
         "last", "the trained model, or the mean kernel of the checkpoints along its training", choices=["last", "mean"]
+    )
+    trajectory: list[str] = option(
+        [],
+        "networks to compare the same tiles by, for trajectory.png: glob patterns in the training's folder, such as "
+        "checkpoints/*.safetensors or round_*/model.safetensors",
     )
     metric: str = option("plain", "J J^T, or J D J^T with Adam's D = 1 / sqrt(v)", choices=["plain", "adam"])
     backend: str = option(
@@ -34,6 +43,9 @@ class SimilarityOptions:
     tau: float = option(0.5, "least kC of a hard neighbour", low=-1, high=1)
     alpha: float = option(2.0, "exponent of the neighbour count N_alpha", low=0.1, high=20)
     nearest: int = option(10, "nearest neighbours kept of every tile", unit="tiles", low=1)
+    search: str = option(
+        "exact", "how the nearest are found: among all pairs, or of sketches by faiss", choices=["exact", "faiss"]
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,18 @@ def centre_offset(model: nn.Module, fixed: Tensor, moving: Tensor) -> Tensor:
     return offset
 
 
+def mean_offset(model: nn.Module, fixed: Tensor, moving: Tensor) -> Tensor:
+    """Mean displacement over the tile, (n, 2) px."""
+    offset: Tensor = model(fixed, moving).displacement.mean((2, 3))
+    return offset
+
+
+def sum_offset(model: nn.Module, fixed: Tensor, moving: Tensor) -> Tensor:
+    """Sum of the whole field of displacements, (n, 2) px: what the paper's authors differentiate."""
+    offset: Tensor = model(fixed, moving).displacement.sum((2, 3))
+    return offset
+
+
 def forward(model: nn.Module, *inputs: Any) -> Tensor:
     """All the outputs of a model that returns a tensor, flattened to (n, d): for regression, and for logits."""
     return _rows(model(*inputs))
@@ -60,6 +72,8 @@ def _rows(outputs: Tensor) -> Tensor:
 
 READOUTS: dict[str, Readout] = {
     "centre_offset": centre_offset,
+    "mean_offset": mean_offset,
+    "sum_offset": sum_offset,
     "forward": forward,
     "log_probabilities": log_probabilities,
     "binary": binary,

@@ -20,7 +20,7 @@ class StoredKernel:
 
     Attributes:
         tile_id: (n,).
-        values: (n, d) readouts.
+        values: (n, 2) displacement predicted at the tiles' centres, px.
         self_kernel: (n, d, d) float64 K(x, x).
         blocks: (n, d, n, d) float64 K, or None.
         features: (n, d, k) float64 Phi with `K = Phi Phi^T`, or None.

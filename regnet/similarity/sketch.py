@@ -9,11 +9,16 @@ noisy, they are shrunk as much as serves landmarks that are held out. Tiles outs
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, StoreError
+from regnet.files import whole_path
 
 _ENOUGH = 16  # landmarks from which on a quarter can be held out
 _RANK = 1e-14  # directions below this share of the largest eigenvalue are left out (its square root in float32)
@@ -32,19 +37,48 @@ class Sketcher:
     """
 
     def __init__(self, landmarks: Tensor, floats: int = 1024, seed: int = 0) -> None:
-        self.d, self.p = landmarks.shape[1:]
-        self.k = floats // self.d
-        if self.k < 1:
-            raise ConfigError(f"similarity.sketch_floats={floats} is less than one number for each of {self.d} outputs")
-        self.shrinkage = 1.0
-        self.basis = _orthonormal(landmarks.flatten(0, 1), self.k)
-        self.buckets = min(self.k - len(self.basis), self.p)
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (self.p,), generator=generator, dtype=torch.int8) * 2 - 1
-        self.signs = signs.to(landmarks.dtype).to(landmarks.device)
-        self._folded_basis = self._fold(self.basis) if self.buckets else None
+        d = landmarks.shape[1]
+        k = floats // d
+        if k < 1:
+            raise ConfigError(f"similarity.sketch_floats={floats} is less than one number for each of {d} outputs")
+        self._take(_orthonormal(landmarks.flatten(0, 1), k), k, seed, 1.0)
         if self.buckets and len(landmarks) >= _ENOUGH:
             self.shrinkage = self._best_shrinkage(landmarks)
+
+    def _take(self, basis: Tensor, k: int, seed: int, shrinkage: float) -> None:
+        self.basis, self.k, self.seed, self.shrinkage = basis, k, seed, shrinkage
+        self.p: int = basis.shape[1]
+        self.buckets: int = min(k - len(basis), self.p)
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (self.p,), generator=generator, dtype=torch.int8) * 2 - 1
+        self.signs = signs.to(basis.dtype).to(basis.device)
+        self._folded_basis = self._fold(basis) if self.buckets else None
+
+    def save(self, path: Path) -> None:
+        """Write it to one safetensors file, to sketch tiles later that nobody has seen yet.
+
+        Raises:
+            OutputError: full disk or read-only folder.
+        """
+        settings = {"k": str(self.k), "seed": str(self.seed), "shrinkage": repr(self.shrinkage)}
+        with whole_path(path) as partial:
+            partial.write_bytes(save({"basis": self.basis.cpu().contiguous()}, settings))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | None = None) -> Sketcher:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: it is not there or damaged.
+        """
+        sketcher = cls.__new__(cls)
+        try:
+            with safe_open(path, "pt", device=str(device or "cpu")) as stream:
+                settings, basis = stream.metadata(), stream.get_tensor("basis")
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"{path}: no sketcher, or a damaged one; run `regnet similarity` again") from error
+        sketcher._take(basis, int(settings["k"]), int(settings["seed"]), float(settings["shrinkage"]))
+        return sketcher
 
     def __call__(self, jacobians: Tensor) -> Tensor:
         """Sketch normalised Jacobians: (n, d, k) from (n, d, p)."""

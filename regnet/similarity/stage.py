@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from regnet import models
 from regnet.errors import InputError
 from regnet.files import remove, whole_path, write_json
-from regnet.similarity.backends import Comparison, Task, compare
-from regnet.similarity.checkpoints import load_checkpoints
+from regnet.ranks import Ranks
+from regnet.similarity.backends import compare
+from regnet.similarity.checkpoints import load_along, load_checkpoints
 from regnet.similarity.kernel import inverse_roots
 from regnet.similarity.options import SimilarityOptions
-from regnet.similarity.readouts import READOUTS
 from regnet.similarity.result import StoredKernel, save_kernel
+from regnet.similarity.task import Comparison, Task
 from regnet.similarity.tiles import batches, pick_tiles
 from regnet.similarity.trajectory import draw_trajectory
 from regnet.tiles.store import TileStore
@@ -28,12 +29,14 @@ from regnet.tiles.store import TileStore
 COUNTS = ("n_soft", "n_tau", "n_alpha")
 
 
-def similarity_stage(store: TileStore, model_path: Path, options: SimilarityOptions, folder: Path) -> None:
+def similarity_stage(
+    store: TileStore, model_path: Path, options: SimilarityOptions, folder: Path, ranks: Ranks | None = None
+) -> None:
     """Compare tiles as the network does, and write what follows from it.
 
     Writes `neighbours.parquet` (a row a tile: tile_id, pair, part, region, reference, n_soft, n_tau, n_alpha,
     nearest_kc, floored, dead, predicted_dx_px, predicted_dy_px, geometry), `regions.csv` (means by region),
-    `nearest.npz` (tile_id, nearest_tile_id, kc), `kernel.zarr` (not with backend=linear), with several checkpoints
+    `nearest.npz` (tile_id, nearest_tile_id, kc), `kernel.zarr` (not with backend=linear), with several networks
     `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes on behind the last batch it wrote.
 
     Args:
@@ -41,8 +44,10 @@ def similarity_stage(store: TileStore, model_path: Path, options: SimilarityOpti
         model_path: weights of a trained model.
         options: what to compare and how.
         folder: where to write.
+        ranks: who shares the gradients, products and counts; the first writes the tables.
 
     Raises:
+        ConfigError: options that contradict each other.
         InputError: no tiles, a model without parameters or with bad weights, non-finite tiles.
         StoreError: the folder holds gradients or sketches of another model or other settings.
     """
@@ -53,22 +58,24 @@ def similarity_stage(store: TileStore, model_path: Path, options: SimilarityOpti
     if len(reference) == 0:
         raise InputError(f"similarity.parts={','.join(options.parts)}: the store has no such tile; prepare more tiles")
     positions = np.concatenate([reference, *queries])
-    task = Task(store, positions, len(reference), load_checkpoints(model_path, options), options, folder)
+    ranks = ranks or Ranks()
+    checkpoints = load_checkpoints(model_path, options, ranks.device)
+    along = load_along(model_path, options, ranks.device)
+    task = Task(store, positions, len(reference), checkpoints, along, options, folder, ranks)
     result = compare(task)
-    values = predict(store, model, positions, options)
+    if not ranks.main:
+        return
+    values = predict(store, model, positions, options.batch)
     _save_kernel(folder / "kernel.zarr", task, result, values)
     table = _table(task, result, values)
     _write_tables(folder, table, result, len(reference))
     write_json(folder / "summary.json", _summary(task, table))
 
 
-def predict(
-    store: TileStore, model: torch.nn.Module, positions: NDArray[np.int64], options: SimilarityOptions
-) -> NDArray[np.float32]:
-    """Readouts (n, d) of some tiles."""
-    readout = READOUTS[options.readout]
+def predict(store: TileStore, model: torch.nn.Module, positions: NDArray[np.int64], batch: int) -> NDArray[np.float32]:
+    """Displacement predicted at the centre of some tiles, where their labels are: (n, 2) px, whatever the readout."""
     with torch.no_grad():
-        parts = [readout(model, *batch).numpy() for _, batch in batches(store, positions, options.batch)]
+        parts = [models.centre_offset(model, *images).numpy() for _, images in batches(store, positions, batch)]
     return np.concatenate(parts)
 
 

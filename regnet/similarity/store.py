@@ -8,7 +8,7 @@ temporary name and renamed when whole, so whatever is there can be used, and a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def model_digest(model: nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-def arrays_digest(*arrays: NDArray[Any]) -> str:
+def arrays_digest(arrays: Iterable[NDArray[Any]]) -> str:
     """Hash of arrays with their shapes, to 16 hexadecimal digits."""
     total = hashlib.sha256()
     for values in arrays:

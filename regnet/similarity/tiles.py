@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -53,11 +54,16 @@ def batches(
 
 
 def tiles_digest(store: TileStore, positions: NDArray[np.int64]) -> str:
-    """Hash which tiles these are and, for the first, middle and last of them, what they show."""
+    """Hash which tiles these are and what every one of them shows."""
     if len(positions) == 0:
         raise InputError("similarity: there is no tile in the chosen parts; check parts and the prepared tiles")
     index = store.index.iloc[positions]
     places = index[["tile_id", "row", "col"]].to_numpy(dtype=np.int64)
     names = np.array(index["pair"].tolist(), dtype="U")
-    shown = [store.tile(int(positions[place])) for place in sorted({0, len(positions) // 2, len(positions) - 1})]
-    return arrays_digest(places, names, *(tile.fixed for tile in shown), *(tile.moving for tile in shown))
+    shown = (values for position in positions for values in _shown(store, int(position)))
+    return arrays_digest(chain((places, names), shown))
+
+
+def _shown(store: TileStore, position: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    tile = store.tile(position)
+    return tile.fixed, tile.moving

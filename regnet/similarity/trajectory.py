@@ -6,9 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from regnet.files import whole_path
+
+LEVELS = (5, 25, 50, 75, 95)
+
+
+def spread(name: str, similarities: Tensor) -> dict[str, Any]:
+    """Quantiles over the m reference tiles of kC, without the tile itself, and of N_S / m.
+
+    Args:
+        name: of the checkpoint.
+        similarities: (n, m) kC, the reference tiles first.
+    """
+    m = similarities.shape[1]
+    inside = similarities[:m].numpy()
+    pairs = inside[~np.eye(m, dtype=bool)] if m > 1 else inside.ravel()
+    row: dict[str, Any] = {"checkpoint": name}
+    for key, values in (("kc", pairs), ("density", inside.mean(1))):
+        levels = zip(LEVELS, np.percentile(values, LEVELS), strict=True)
+        row |= {f"{key}_p{level:02d}": value for level, value in levels}
+    return row
 
 
 def draw_trajectory(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from regnet.errors import InputError
+from regnet.errors import InputError, StoreError
 from regnet.similarity.exact import block_rows, cross, gram, kernel_blocks
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.kernel import (
@@ -24,7 +24,7 @@ from regnet.similarity.kernel import (
     self_products,
 )
 from regnet.similarity.linear import SoftCounter
-from regnet.similarity.neighbours import count, nearest_faiss
+from regnet.similarity.neighbours import count, nearest_faiss, without_self
 from regnet.similarity.readouts import binary, fisher, forward, log_probabilities
 from regnet.similarity.sketch import Sketcher, sketched_kc
 
@@ -204,6 +204,28 @@ def test_a_sketch_serves_tiles_that_are_not_landmarks():
     assert float(error[off].square().mean()) < 0.5 * float(worse[off].square().mean())
 
 
+def test_a_sketcher_comes_back_the_same(tmp_path):
+    torch.manual_seed(0)
+    unit = unit_rows(torch.randn(40, 2, 60, dtype=torch.float64) @ torch.randn(60, 700, dtype=torch.float64)).float()
+    sketcher = Sketcher(unit[:20], floats=256, seed=3)
+    sketcher.save(tmp_path / "sketcher.safetensors")
+    again = Sketcher.load(tmp_path / "sketcher.safetensors")
+    assert 0 < again.shrinkage < 1
+    assert torch.equal(again(unit[20:]), sketcher(unit[20:]))
+    (tmp_path / "sketcher.safetensors").write_bytes(b"cut")
+    for name in ("sketcher", "nothing"):
+        with pytest.raises(StoreError, match=rf"{name}.safetensors: no sketcher, or a damaged one"):
+            Sketcher.load(tmp_path / f"{name}.safetensors")
+
+
+def test_shares_of_the_blocks_add_up():
+    jacobians = make_jacobians(20)
+    for way in (gram, lambda rows, **kw: cross(rows[:7], rows, **kw)):
+        whole, parts = way(jacobians), [way(jacobians, memory_mb=0.02, share=(rank, 3)) for rank in range(3)]
+        torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-12)
+        assert all(bool(part.any()) for part in parts)
+
+
 def test_folding_alone_is_unbiased():
     unit = unit_rows(make_jacobians(6, p=500))
     exact = sketched_kc(unit, unit)
@@ -232,6 +254,26 @@ def test_faiss_finds_what_all_pairs_find(monkeypatch):
     exact = sketched_kc(unit, unit).numpy()[:5]
     np.testing.assert_array_equal(nearest, np.argsort(-exact, 1)[:, :4])
     np.testing.assert_allclose(similarity, np.take_along_axis(exact, nearest, 1), atol=1e-5)
+
+
+def test_faiss_searches_large_sets_by_their_cells():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 16))
+    rows = (centres[rng.integers(40, size=4000)] + rng.normal(size=(4000, 16))).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    whole, _ = nearest_faiss(rows, rows[:200], 10)
+    cells, _ = nearest_faiss(rows, rows[:200], 10, exact_below=1000)
+    found = [len(set(a) & set(b)) / 10 for a, b in zip(whole.tolist(), cells.tolist(), strict=True)]
+    assert 0.9 < np.mean(found) < 1  # it does leave cells out
+
+
+def test_a_tile_is_left_out_of_its_own_list():
+    nearest = np.array([[3, 0, 2], [1, 3, 0], [5, 6, 7]])
+    similarity = np.array([[1.0, 0.9, 0.8], [1.0, 1.0, 0.2], [0.3, 0.2, 0.1]])
+    kept, kc = without_self(nearest, similarity, np.array([0, 1, -1]), 2)
+    assert kept.tolist() == [[3, 2], [3, 0], [5, 6]]
+    assert kc.tolist() == [[1.0, 0.8], [1.0, 0.2], [0.3, 0.2]]
 
 
 def test_neighbour_counts_by_hand():

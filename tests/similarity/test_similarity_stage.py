@@ -1,6 +1,9 @@
 """The stage on a prepared scene: the backends agree, it resumes, and it refuses what does not fit."""
 
 import json
+import resource
+import shutil
+import signal
 from dataclasses import replace
 
 import geopandas as gpd
@@ -9,10 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from regnet.errors import InputError, OutputError, StoreError
+from regnet.errors import ConfigError, InputError, OutputError, StoreError
 from regnet.files import read_json
-from regnet.models import load_checkpoint
-from regnet.similarity import backends, tiles
+from regnet.models import centre_offset, load_checkpoint, save_checkpoint
+from regnet.similarity import backends, task, tiles
 from regnet.similarity.checkpoints import load_checkpoints, optimiser_scale
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
@@ -97,7 +100,7 @@ def test_the_optimisers_metric_is_bounded_and_leaves_out_what_never_moved():
 def test_it_goes_on_where_it_was_killed(scene, trained, tmp_path, monkeypatch):
     options = replace(OPTIONS, backend="sketch")
     similarity_stage(scene, trained, options, tmp_path / "whole")
-    calls = []
+    calls, landmarks = [], []
 
     def killed(*args):
         calls.append(args)
@@ -105,7 +108,12 @@ def test_it_goes_on_where_it_was_killed(scene, trained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read_batch(*args)
 
-    monkeypatch.setattr(backends, "read_batch", killed)
+    def landmark(*args):
+        landmarks.append(args)
+        return read_batch(*args)
+
+    monkeypatch.setattr(task, "read_batch", killed)
+    monkeypatch.setattr(backends, "read_batch", landmark)
     with pytest.raises(KeyboardInterrupt):
         similarity_stage(scene, trained, options, tmp_path / "cut")
     with pytest.raises(StoreError, match=r"cut short, \d+ of \d+ shards are missing"):
@@ -116,6 +124,7 @@ def test_it_goes_on_where_it_was_killed(scene, trained, tmp_path, monkeypatch):
     similarity_stage(scene, trained, options, tmp_path / "cut")
     shards = -(-len(neighbours(tmp_path / "whole")) // OPTIONS.batch)
     assert len(calls) == 3 + shards - 2  # two shards were not computed again
+    assert len(landmarks) == 2  # nor the landmarks, 24 tiles by 12
     pd.testing.assert_frame_equal(neighbours(tmp_path / "cut"), neighbours(tmp_path / "whole"))
 
 
@@ -195,7 +204,7 @@ def test_digests_see_every_weight_and_shape():
     with torch.no_grad():
         model.bias[0] += 1e-6
     assert before != model_digest(model)
-    assert arrays_digest(np.zeros((2, 3))) != arrays_digest(np.zeros((3, 2)))
+    assert arrays_digest([np.zeros((2, 3))]) != arrays_digest([np.zeros((3, 2))])
 
 
 def test_the_draw_of_tiles_sees_every_region(scene):
@@ -206,3 +215,111 @@ def test_the_draw_of_tiles_sees_every_region(scene):
     np.testing.assert_array_equal(drawn, pick_tiles(scene, ["train"], len(every), 3))
     assert tiles.tiles_digest(scene, drawn) != tiles.tiles_digest(scene, drawn[:-1])
     json.dumps(tiles.tiles_digest(scene, drawn))
+
+
+@pytest.mark.parametrize("readout", ["mean_offset", "sum_offset"])
+def test_another_readout_and_some_parameters(scene, trained, tmp_path, readout):
+    options = replace(OPTIONS, readout=readout, parameters=["*head*", "*.bias"], max_query_tiles=0)
+    similarity_stage(scene, trained, options, tmp_path)
+    model, batch = load_checkpoint(trained), read_batch(scene, pick_tiles(scene, ["train"], 24, 0))
+
+    def reduced(net, *images):
+        field = net(*images).displacement
+        return field.mean((2, 3)) if readout == "mean_offset" else field.sum((2, 3))
+
+    engine = Jacobians(model, reduced, options.parameters)
+    assert 0 < engine.size < Jacobians(model).size
+    _, jacobians = engine(*batch)
+    expected = torch.einsum("iap,jbp->iajb", jacobians.double(), jacobians.double()).numpy()
+    stored = load_kernel(tmp_path / "kernel.zarr")
+    np.testing.assert_allclose(stored.blocks, expected, rtol=0, atol=1e-5 * expected.max())
+    with torch.no_grad():  # what is compared to the labels stays the prediction at their place
+        np.testing.assert_allclose(stored.values, centre_offset(model, *batch).numpy(), atol=1e-5)
+
+
+def test_the_search_by_faiss_finds_what_all_pairs_find(scene, trained, tmp_path):
+    pytest.importorskip("faiss")
+    options = replace(OPTIONS, backend="sketch", memory_mb=16)
+    for search in ("exact", "faiss"):
+        similarity_stage(scene, trained, replace(options, search=search), tmp_path / search)
+    exact, faiss = (np.load(tmp_path / search / "nearest.npz") for search in ("exact", "faiss"))
+    np.testing.assert_array_equal(faiss["nearest_tile_id"], exact["nearest_tile_id"])
+    np.testing.assert_allclose(faiss["kc"], exact["kc"], atol=1e-5)
+    assert not (faiss["nearest_tile_id"] == faiss["tile_id"][:, None]).any()
+    pd.testing.assert_frame_equal(neighbours(tmp_path / "faiss"), neighbours(tmp_path / "exact"), atol=1e-5)
+
+
+def test_contradicting_options_are_refused(scene, trained, tmp_path):
+    with pytest.raises(ConfigError, match="search=faiss searches sketches; set backend=sketch, not exact"):
+        similarity_stage(scene, trained, replace(OPTIONS, search="faiss"), tmp_path)
+    for several in ({"checkpoints": "mean"}, {"trajectory": ["checkpoints/epoch_*.safetensors"]}):
+        with pytest.raises(ConfigError, match="backend=linear counts with one network"):
+            similarity_stage(scene, trained, replace(OPTIONS, backend="linear", **several), tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["exact", "sketch"])
+def test_similarity_along_epochs_and_rounds(scene, trained, tmp_path, backend):
+    train = tmp_path / "train"
+    shutil.copytree(trained.parent, train)
+    for number in (2, 10):
+        shutil.copytree(trained.parent, train / f"round_{number}")
+    patterns = ["checkpoints/*.safetensors", "round_*/model.safetensors", "model.safetensors"]
+    options = replace(OPTIONS, backend=backend, trajectory=patterns)
+    similarity_stage(scene, train / "model.safetensors", options, tmp_path / "along")
+    rows = pd.read_csv(tmp_path / "along" / "trajectory.csv").set_index("checkpoint")
+    assert rows.index.tolist() == ["epoch_000", "epoch_001", "round_2_model", "round_10_model", "model"]
+    assert (tmp_path / "along" / "trajectory.png").stat().st_size > 1000
+    similarity_stage(scene, train / "model.safetensors", replace(options, trajectory=[]), tmp_path / "alone")
+    pd.testing.assert_frame_equal(neighbours(tmp_path / "along"), neighbours(tmp_path / "alone"))
+    table = neighbours(tmp_path / "alone")
+    density = table.loc[table["reference"], "n_soft"] / 24
+    # The last checkpoint, the trained model and its copies are one network.
+    for name in ("epoch_001", "round_2_model", "round_10_model", "model"):
+        assert rows.loc[name, "density_p50"] == pytest.approx(density.median(), abs=1e-6)
+    assert rows.loc["epoch_000", "density_p50"] != pytest.approx(density.median(), abs=1e-6)
+    with pytest.raises(InputError, match=r"trajectory=round_3/\*: .* holds no such file"):
+        similarity_stage(scene, trained, replace(options, trajectory=["round_3/*"]), tmp_path / "none")
+
+
+def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkeypatch):
+    positions = pick_tiles(scene, ["train"], 24, 0)
+    honest = type(scene).tile
+
+    def twice(self, place):
+        return honest(self, int(positions[0]) if place == positions[1] else place)
+
+    monkeypatch.setattr(type(scene), "tile", twice)
+    for backend in ("exact", "sketch"):
+        similarity_stage(scene, trained, replace(OPTIONS, backend=backend), tmp_path / backend)
+        nearest, ids = np.load(tmp_path / backend / "nearest.npz"), scene.index["tile_id"].to_numpy()[positions]
+        assert nearest["nearest_tile_id"][:2, 0].tolist() == [ids[1], ids[0]]
+        np.testing.assert_allclose(nearest["kc"][:2, 0], 1, atol=1e-5)
+    constant = load_checkpoint(trained)
+    with torch.no_grad():
+        for parameter in constant.parameters():
+            parameter.zero_()
+    save_checkpoint(tmp_path / "dead" / "model.safetensors", constant)
+    flat = replace(OPTIONS, parameters=["describe_*"])
+    similarity_stage(scene, tmp_path / "dead" / "model.safetensors", flat, tmp_path / "none")
+    table = neighbours(tmp_path / "none")
+    assert table["dead"].all()
+    assert (table["n_soft"] == 0).all()
+    assert read_json(tmp_path / "none" / "summary.json")["dead_tiles"] == table["tile_id"].tolist()
+
+
+@pytest.mark.parametrize("full", ["shard", "sketcher"])
+def test_a_full_disk_in_the_stage_leaves_what_was_whole(scene, trained, tmp_path, full):
+    """With room for less than a shard (or a sketcher) the stage names the file, and goes on when there is room."""
+    options = replace(OPTIONS, backend="exact" if full == "shard" else "sketch")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=f"{full}.*: cannot be written"):
+            similarity_stage(scene, trained, options, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.rglob(".partial-*"))
+    similarity_stage(scene, trained, options, tmp_path)
+    assert len(neighbours(tmp_path)) > 24
