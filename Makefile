@@ -31,5 +31,5 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "regnet needs Python 3.11 or later: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,perceptual]'
 	touch $@

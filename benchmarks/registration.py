@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from data_prep.sentinel2_sample import fetch
 from regnet import metrics
-from regnet.baselines.registry import METHODS
+from regnet.baselines.registry import METHODS, find_method
 from regnet.config import default_cache, default_data_root
 from regnet.errors import InputError
 from regnet.evaluation.cases import SceneField, displaced
@@ -102,7 +102,7 @@ def run_tool(tool: str, folder: Path) -> dict[str, Any]:
             result["share_registered"] = register(options, out)
         else:
             (fixed, fixed_valid), (moving, moving_valid) = read(folder / "fixed.tif"), read(folder / "moving.tif")
-            np.save(folder / f"{tool}.npy", METHODS[tool](fixed, moving, fixed_valid, moving_valid))
+            np.save(folder / f"{tool}.npy", find_method(tool)(fixed, moving, fixed_valid, moving_valid))
     except InputError as error:
         result["failure"] = str(error)
     result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}

@@ -117,6 +117,15 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vgg_file(data_root: Path) -> Path:
+    """Weights of VGG16's trunk in its authors' convention, beside the real data."""
+    path = data_root.parent / "weights" / "vgg16_oxford_conv1-3_bgr_caffe.pth"
+    if not path.is_file():
+        missing_data(f"no weights at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def sample_scene() -> Path:
     """Folder of the Sentinel-2 sample's six bands; fetched only where data are required."""
     cache = Path(default_cache())

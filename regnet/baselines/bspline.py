@@ -17,9 +17,10 @@ def bspline(
     moving: NDArray[np.float32],
     fixed_valid: NDArray[np.bool_],
     moving_valid: NDArray[np.bool_],
-    knot_px: float = 64.0,
-    iterations: int = 30,
-    sample_share: float = 0.05,
+    *,
+    knot_px: float,
+    iterations: int,
+    sample_share: float,
 ) -> NDArray[np.float32]:
     """Estimate the displacement with SimpleITK (extra `classical`): Mattes mutual information, L-BFGS-B, three levels.
 

@@ -16,8 +16,9 @@ def ecc(
     moving: NDArray[np.float32],
     fixed_valid: NDArray[np.bool_],
     moving_valid: NDArray[np.bool_],
-    iterations: int = 100,
-    epsilon: float = 1e-5,
+    *,
+    iterations: int,
+    epsilon: float,
 ) -> NDArray[np.float32]:
     """Estimate one affine displacement of the whole image, OpenCV's `findTransformECC` on the grey bands.
 

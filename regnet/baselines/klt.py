@@ -18,10 +18,11 @@ def klt(
     moving: NDArray[np.float32],
     fixed_valid: NDArray[np.bool_],
     moving_valid: NDArray[np.bool_],
-    window_px: int = 31,
-    corners_per_megapixel: int = 8000,
-    back_px: float = 1.0,
-    sigma_px: float = 15.0,
+    *,
+    window_px: int,
+    corners_per_megapixel: int,
+    back_px: float,
+    sigma_px: float,
 ) -> NDArray[np.float32]:
     """Track corners of the grey bands there and back, and spread the displacements of those that return.
 

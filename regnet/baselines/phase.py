@@ -15,10 +15,11 @@ def phase_correlation(
     moving: NDArray[np.float32],
     fixed_valid: NDArray[np.bool_],
     moving_valid: NDArray[np.bool_],
-    tile_px: int = 64,
-    upsample: int = 20,
-    max_shift_px: float = 24.0,
-    min_valid: float = 0.5,
+    *,
+    tile_px: int,
+    upsample: int,
+    max_shift_px: float,
+    min_valid: float,
 ) -> NDArray[np.float32]:
     """Estimate the displacement tile by tile by phase correlation (Guizar-Sicairos et al. 2008) of the grey bands.
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regnet.baselines.bspline import bspline
 from regnet.baselines.ecc import ecc
+from regnet.baselines.elastix import elastix
 from regnet.baselines.flow import dis, tvl1
 from regnet.baselines.klt import klt
+from regnet.baselines.options import BaselineOptions
+from regnet.baselines.perceptual_registration import perceptual
 from regnet.baselines.phase import phase_correlation
 from regnet.baselines.sift import sift
 from regnet.errors import ConfigError
@@ -30,8 +35,9 @@ def nothing(
     return np.zeros((2, *fixed.shape[1:]), np.float32)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Callable[..., NDArray[np.float32]]] = {
     "none": nothing,
+    "perceptual": perceptual,
     "classical.phase": phase_correlation,
     "classical.ecc": ecc,
     "classical.sift": sift,
@@ -39,16 +45,22 @@ METHODS: dict[str, Method] = {
     "classical.dis": dis,
     "classical.tvl1": tvl1,
     "classical.bspline": bspline,
+    "classical.elastix": elastix,
 }
 
 
-def find_method(name: str) -> Method:
-    """Find a method by its name.
+def find_method(name: str, options: BaselineOptions = BaselineOptions()) -> Method:
+    """Find a method by its name, with its section of the options.
 
     Raises:
         ConfigError: there is no such method.
     """
-    try:
-        return METHODS[name]
-    except KeyError:
-        raise ConfigError(f"method {name!r} is not known; choose among {', '.join(METHODS)}") from None
+    if name not in METHODS:
+        raise ConfigError(f"method {name!r} is not known; choose among {', '.join(METHODS)}")
+    return partial(METHODS[name], **settings_of(name, options))
+
+
+def settings_of(name: str, options: BaselineOptions) -> dict[str, Any]:
+    """What a method is told beside the pair; empty if it has no settings."""
+    section = getattr(options, name.removeprefix("classical."), None)
+    return {} if section is None else dict(vars(section))

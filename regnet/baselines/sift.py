@@ -16,9 +16,10 @@ def sift(
     moving: NDArray[np.float32],
     fixed_valid: NDArray[np.bool_],
     moving_valid: NDArray[np.bool_],
-    ratio: float = 0.8,
-    threshold_px: float = 3.0,
-    min_matches: int = 6,
+    *,
+    ratio: float,
+    threshold_px: float,
+    min_matches: int,
 ) -> NDArray[np.float32]:
     """Estimate one affine displacement of the whole image from matched keypoints of the grey bands.
 

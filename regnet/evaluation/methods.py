@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
+from regnet.baselines.options import BaselineOptions
 from regnet.baselines.registry import METHODS, Method, find_method
 from regnet.errors import ConfigError, InputError
 from regnet.models.checkpoint import build_model, check_channels, load_checkpoint
 from regnet.models.options import ModelOptions
 from regnet.registration.network import NetworkMatcher
-from regnet.registration.windows import PatchReader, WindowOptions, predict_field
+from regnet.registration.windows import Match, Matcher, PatchReader, WindowOptions, predict_field
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
 
@@ -22,6 +22,8 @@ Solver = Callable[[Patch], NDArray[np.float32]]
 
 LABELS = "labels"
 NETWORKS = ("model", "matcher_mind")
+# Baselines whose memory grows so fast with the image that they work by windows too.
+WINDOWED = ("perceptual",)
 
 
 def check_names(names: list[str]) -> None:
@@ -36,7 +38,9 @@ def check_names(names: list[str]) -> None:
             raise ConfigError(f"evaluate.methods: {name!r} is not known; choose among {', '.join(known)}")
 
 
-def make_solver(name: str, store: TileStore, model_path: Path | None, windows: WindowOptions) -> Solver:
+def make_solver(
+    name: str, store: TileStore, model_path: Path | None, windows: WindowOptions, baselines: BaselineOptions
+) -> Solver:
     """Make the function that solves one block by a method; networks are loaded here.
 
     Raises:
@@ -44,23 +48,28 @@ def make_solver(name: str, store: TileStore, model_path: Path | None, windows: W
     """
     if name == "matcher_mind":
         options = ModelOptions(descriptor="mind")
-        return _by_windows(build_model(options, len(store.fixed_channels), len(store.moving_channels)), windows)
+        model = build_model(options, len(store.fixed_channels), len(store.moving_channels))
+        return _by_windows(NetworkMatcher(model), windows)
     if name == "model":
         if model_path is None:
             raise InputError("there is no trained model; run `regnet train` first, or leave model out of methods")
         model = load_checkpoint(model_path)
         check_channels(model, len(store.fixed_channels), len(store.moving_channels))
-        return _by_windows(model, windows)
-    return _by_arrays(find_method(name))
+        return _by_windows(NetworkMatcher(model), windows)
+    by_arrays = _by_arrays(find_method(name, baselines))
+    return _by_windows(_certain(by_arrays), windows) if name in WINDOWED else by_arrays
 
 
 def _by_arrays(method: Method) -> Solver:
     return lambda patch: method(patch.fixed, patch.moving, patch.fixed_valid, patch.moving_valid)
 
 
-def _by_windows(model: nn.Module, windows: WindowOptions) -> Solver:
-    matcher = NetworkMatcher(model)
+def _certain(solver: Solver) -> Matcher:
+    """A method without a confidence of its own as a matcher of windows."""
+    return lambda patch: Match(solver(patch), np.ones((1, *patch.fixed_valid.shape), np.float32))
 
+
+def _by_windows(matcher: Matcher, windows: WindowOptions) -> Solver:
     def solve(patch: Patch) -> NDArray[np.float32]:
         shape = patch.fixed_valid.shape
         return predict_field(matcher, PatchReader(patch), (shape[0], shape[1]), windows).displacement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from regnet.baselines.options import BaselineOptions
 from regnet.options import option
 from regnet.registration.windows import WindowOptions
 
@@ -30,10 +31,11 @@ class EvaluateOptions:
     methods: list[str] = option(
         ["none", "labels", "model", "matcher_mind", "classical.phase"],
         "rows of the table: none (before registration), labels (the training labels themselves), model, matcher_mind "
-        "(training-free), classical.<name>",
+        "(training-free), perceptual (by an ImageNet network), classical.<name>",
     )
     context_px: int = option(
         32, "ground around a block that methods may see; never more than the gap between parts", unit="px", low=0
     )
     draws: int = option(1, "random displacements of each family for each block", low=1, high=100)
+    baselines: BaselineOptions = option(BaselineOptions(), "settings of perceptual and classical.<name>")
     windows: WindowOptions = option(WindowOptions(), "windows of the networks' predictions, for large blocks")

@@ -88,7 +88,7 @@ def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions
     for name in options.methods:
         if name != LABELS:
             try:
-                solvers[name] = make_solver(name, store, model_path, options.windows)
+                solvers[name] = make_solver(name, store, model_path, options.windows, options.baselines)
             except InputError as error:
                 solvers[name] = str(error)
     return solvers

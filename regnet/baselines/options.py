@@ -1,0 +1,76 @@
+"""Settings of the registration methods that people have; those without a section have none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regnet.baselines.perceptual_registration import PerceptualOptions
+from regnet.options import option
+
+
+@dataclass(frozen=True)
+class PhaseOptions:
+    """Phase correlation of overlapping tiles."""
+
+    tile_px: int = option(64, "side of a tile", unit="px", low=8)
+    upsample: int = option(20, "shifts are found to 1 / upsample px", low=1, high=1000)
+    max_shift_px: float = option(24.0, "a tile with a longer shift is not believed", unit="px", low=0)
+    min_valid: float = option(0.5, "a tile with a smaller share of pixels valid in both is left out", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class EccOptions:
+    """One affine transform by the enhanced correlation coefficient."""
+
+    iterations: int = option(100, "at most", low=1)
+    epsilon: float = option(1e-5, "gain of the coefficient at which it stops", low=0)
+
+
+@dataclass(frozen=True)
+class SiftOptions:
+    """One affine transform through SIFT keypoints and RANSAC."""
+
+    ratio: float = option(0.8, "a match must be better than the second best by this factor", low=0.1, high=1)
+    threshold_px: float = option(3.0, "RANSAC's distance of an inlier", unit="px", low=0.1)
+    min_matches: int = option(6, "fewest inliers that are believed", low=3)
+
+
+@dataclass(frozen=True)
+class KltOptions:
+    """Corners tracked there and back."""
+
+    window_px: int = option(31, "side of the window that is tracked", unit="px", low=3)
+    corners_per_megapixel: int = option(8000, "at most so many corners", low=1)
+    back_px: float = option(1.0, "a corner must come back to within this distance", unit="px", low=0)
+    sigma_px: float = option(15.0, "Gaussian by which the points' displacements are spread", unit="px", low=0.5)
+
+
+@dataclass(frozen=True)
+class BsplineOptions:
+    """Free-form deformation by mutual information (SimpleITK)."""
+
+    knot_px: float = option(64.0, "distance of the splines' knots", unit="px", low=4)
+    iterations: int = option(30, "at most, at each level", low=1)
+    sample_share: float = option(0.05, "share of the pixels that the metric is estimated from", low=1e-4, high=1)
+
+
+@dataclass(frozen=True)
+class ElastixOptions:
+    """Affine transform, then free-form deformation, by mutual information (elastix)."""
+
+    knot_px: float = option(64.0, "distance of the splines' knots", unit="px", low=4)
+    iterations: int = option(256, "of the stochastic gradient descent, at each level", low=1)
+    samples: int = option(2048, "pixels that the metric is estimated from, drawn anew at every iteration", low=64)
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """Settings of the methods that `evaluate` compares with, one section a method (`conf/baseline/`)."""
+
+    perceptual: PerceptualOptions = option(PerceptualOptions(), "perceptual")
+    phase: PhaseOptions = option(PhaseOptions(), "classical.phase")
+    ecc: EccOptions = option(EccOptions(), "classical.ecc")
+    sift: SiftOptions = option(SiftOptions(), "classical.sift")
+    klt: KltOptions = option(KltOptions(), "classical.klt")
+    bspline: BsplineOptions = option(BsplineOptions(), "classical.bspline")
+    elastix: ElastixOptions = option(ElastixOptions(), "classical.elastix")
