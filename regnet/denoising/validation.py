@@ -83,7 +83,7 @@ def noise_transfer(apply: Callable[[Array], Array], predictions: Array, noise: A
         noise: (R, n, d) px.
     """
     explained = np.stack([apply(draw) for draw in moved_by_noise(noise)])
-    return _correlation(explained.ravel(), moved_by_noise(predictions).ravel())
+    return correlation(explained, moved_by_noise(predictions))
 
 
 def without_own(apply: Callable[[Array], Array], own: Array) -> Callable[[Array], Array]:
@@ -99,7 +99,14 @@ def neighbour_mean(nearest: Array) -> Callable[[Array], Array]:
 
 def spearman(a: Array, b: Array) -> float:
     """Rank correlation; ties get their mean rank."""
-    return _correlation(_ranks(a), _ranks(b))
+    return correlation(_ranks(a), _ranks(b))
+
+
+def correlation(a: Array, b: Array) -> float:
+    """Correlation of two arrays of one shape, over all their values; NaN if one is constant."""
+    a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else float("nan")
 
 
 def chi_square_quantiles(freedom: int, coverage: float) -> tuple[float, float]:
@@ -115,9 +122,3 @@ def _ranks(values: Array) -> Array:
     ends = np.cumsum(counts)
     ranks: Array = (ends - (counts - 1) / 2)[places]
     return ranks
-
-
-def _correlation(a: Array, b: Array) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0 else float("nan")

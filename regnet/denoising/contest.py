@@ -1,0 +1,212 @@
+"""Which similarity says whose label noise was averaged away? Weights of every kind, judged on replicas.
+
+Every contestant proposes weights `w_ij`: label j counts so much in prediction i. Replicas tell by how much the noise on
+the labels moved every prediction; the score is the noise transfer of `regnet.denoising.validation`. The error of
+averaged labels is told too, but is no judge of its own: neighbours have other displacements, so that a similarity that
+is right about the noise can still average labels that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from regnet.denoising.operators import Array
+from regnet.denoising.smoother import Smoother
+from regnet.denoising.validation import correlation, moved_by_noise
+
+COUNTS = (5, 10)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Weights of n tiles with d outputs.
+
+    Attributes:
+        name: of the similarity and of what was made of it.
+        kind: of the similarity: gradient, perceptual, pixels, features.
+        own: whether a tile's own label counts.
+        weights: (n, d, n, d); row i says how prediction i is made of the labels.
+    """
+
+    name: str
+    kind: str
+    own: bool
+    weights: Array
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Scores of the contestants.
+
+    Attributes:
+        table: a row a contestant: name, kind, own, noise_transfer, noise_transfer_tile_median (of the tiles' own
+            scores), noise_transfer_region_mean, outputs_apart_px (mean distance between the outputs of a tile and of
+            those it is averaged with) and averaged_label_error_px (NaN where the truth is not known).
+        tiles: (n, contestants) noise transfer over replicas and outputs of every tile.
+        regions: (regions, contestants) noise transfer over the tiles of a region; regions by name.
+        outputs_apart_px: mean distance between the outputs of any two tiles, to compare with.
+    """
+
+    table: pd.DataFrame
+    tiles: pd.DataFrame
+    regions: pd.DataFrame
+    outputs_apart_px: float
+
+    def best(self, kind: str) -> str:
+        """Name of the contestant of a kind that has the highest noise transfer."""
+        rows = self.table[self.table["kind"] == kind]
+        return str(rows.loc[rows["noise_transfer"].idxmax(), "name"])
+
+    def duel(self, one: str = "gradient", other: str = "perceptual") -> dict[str, object]:
+        """The best of one kind against the best of another: scores, ratio, share of the regions that the first wins."""
+        first, second = self.best(one), self.best(other)
+        scores = self.table.set_index("name")["noise_transfer"]
+        ratio = float(scores[first] / scores[second]) if scores[second] > 0 else float("inf")
+        return {
+            one: first,
+            other: second,
+            f"noise_transfer_{one}": float(scores[first]),
+            f"noise_transfer_{other}": float(scores[second]),
+            "ratio": ratio,
+            "regions": len(self.regions),
+            "regions_won_share": float((self.regions[first] > self.regions[second]).mean()),
+        }
+
+
+def by_smoother(name: str, kind: str, found: Smoother) -> list[Contestant]:
+    """The weights of a smoother, with and without the tile's own label."""
+    n, d = found.n, found.d
+    basis = np.eye(n * d).reshape(n * d, n, d)
+    weights = np.stack([found.apply(column).ravel() for column in basis], axis=1).reshape(n, d, n, d)
+    return _both_ways(name, kind, weights, _without_own(weights))
+
+
+def by_kernel(name: str, kind: str, similarities: Array, outputs: int = 2) -> list[Contestant]:
+    """Labels averaged by similarity, (n, n), negative ones counting for nothing; with and without the tile's own."""
+    positive = np.maximum(similarities, 0)
+    others = positive * ~np.eye(len(positive), dtype=bool)
+    return _both_ways(name, kind, _spread(_rows_to_one(positive), outputs), _spread(_rows_to_one(others), outputs))
+
+
+def by_nearest(name: str, kind: str, similarities: Array, k: int, outputs: int = 2) -> list[Contestant]:
+    """Labels of the k most similar tiles averaged: the tile itself among them, and k others."""
+    own = similarities.astype(np.float64).copy()
+    lists = []
+    for value in (np.inf, -np.inf):
+        np.fill_diagonal(own, value)
+        chosen = np.argsort(-own, axis=1, kind="stable")[:, : min(k, len(own) - 1)]
+        weights = np.zeros_like(own)
+        np.put_along_axis(weights, chosen, 1 / chosen.shape[1], axis=1)
+        lists.append(_spread(weights, outputs))
+    return _both_ways(f"{name}, {k} nearest", kind, *lists)
+
+
+def contestants_by(
+    name: str, kind: str, similarities: Array, sharpness: Mapping[str, float], outputs: int = 2
+) -> list[Contestant]:
+    """All that is made of one similarity: kernel weights at several sharpnesses, and lists of nearest tiles.
+
+    Args:
+        name: of the similarity.
+        kind: of the similarity.
+        similarities: (n, n), at most 1.
+        sharpness: exponents of the (positive) similarities, by what they are called.
+        outputs: d.
+    """
+    positive = np.maximum(similarities, 0)
+    found = []
+    for label, power in sharpness.items():
+        found += by_kernel(f"{name}, {label}", kind, positive**power, outputs)
+    for k in COUNTS:
+        found += by_nearest(name, kind, similarities, k, outputs)
+    return found
+
+
+def hold_contest(
+    contestants: Sequence[Contestant],
+    predictions: Array,
+    noise: Array,
+    regions: Sequence[str],
+    truth: Array | None = None,
+) -> Contest:
+    """Score contestants on replicas.
+
+    Args:
+        contestants: with different names.
+        predictions: (R, n, d) px of R replicas.
+        noise: (R, n, d) px on their labels.
+        regions: (n,) name of every tile's region.
+        truth: (n, d) px the labels without noise, if known.
+    """
+    names = np.asarray(regions)
+    moved, cause = moved_by_noise(predictions), moved_by_noise(noise)
+    apart = np.linalg.norm((outputs := predictions.mean(0))[:, None] - outputs, axis=2)
+    rows, tiles, by_region = [], {}, {}
+    for one in contestants:
+        explained = _apply(one.weights, cause)
+        tiles[one.name] = [correlation(explained[:, i], moved[:, i]) for i in range(moved.shape[1])]
+        by_region[one.name] = {
+            str(name): correlation(explained[:, names == name], moved[:, names == name]) for name in np.unique(names)
+        }
+        error = float("nan")
+        if truth is not None:
+            error = float(np.linalg.norm(_apply(one.weights, truth + noise) - truth, axis=2).mean())
+        rows.append(
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "own": one.own,
+                "noise_transfer": correlation(explained, moved),
+                "noise_transfer_tile_median": float(np.nanmedian(tiles[one.name])),
+                "noise_transfer_region_mean": float(np.nanmean(list(by_region[one.name].values()))),
+                "outputs_apart_px": _apart_of_neighbours(one.weights, apart),
+                "averaged_label_error_px": error,
+            }
+        )
+    others = apart[~np.eye(len(apart), dtype=bool)]
+    return Contest(pd.DataFrame(rows), pd.DataFrame(tiles), pd.DataFrame(by_region), float(others.mean()))
+
+
+def _apply(weights: Array, values: Array) -> Array:
+    """Average (R, n, d) values by (n, d, n, d) weights."""
+    n, d = weights.shape[:2]
+    result: Array = (values.reshape(len(values), n * d) @ weights.reshape(n * d, n * d).T).reshape(-1, n, d)
+    return result
+
+
+def _apart_of_neighbours(weights: Array, apart: Array) -> float:
+    """Mean distance of a tile's output to the others', each counting by the size of its weight; own tiles left out."""
+    size = np.sqrt(np.square(weights).sum((1, 3)))
+    np.fill_diagonal(size, 0)
+    return float((_rows_to_one(size) * apart).sum(1).mean())
+
+
+def _rows_to_one(values: Array) -> Array:
+    """Rows divided by their sum; a tile that is like no other keeps a row of zeros."""
+    total = values.sum(1, keepdims=True)
+    result: Array = np.where(total > 0, values / np.where(total > 0, total, 1), 0)
+    return result
+
+
+def _spread(weights: Array, outputs: int) -> Array:
+    """Weights (n, n) that count alike for every output: (n, d, n, d)."""
+    result: Array = np.einsum("ij,ab->iajb", weights, np.eye(outputs))
+    return result
+
+
+def _without_own(weights: Array) -> Array:
+    places = np.arange(len(weights))
+    rest = weights.copy()
+    rest[places, :, places] = 0
+    return rest
+
+
+def _both_ways(name: str, kind: str, with_own: Array, without: Array) -> list[Contestant]:
+    return [
+        Contestant(f"{name}, with own", kind, True, with_own),
+        Contestant(f"{name}, without own", kind, False, without),
+    ]

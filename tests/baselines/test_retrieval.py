@@ -1,0 +1,126 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from torch import nn
+
+from regnet.baselines.perceptual import NetworkOptions, Stretch, distance, features, load_network
+from regnet.baselines.retrieval import gaussian_similarities, penultimate, squared_distances, tile_distances
+from regnet.errors import InputError
+from regnet.models.checkpoint import build_model
+from regnet.models.options import ModelOptions
+from regnet.similarity.neighbours import count
+from regnet.tiles.patch import Patch
+
+SIDE = 64
+
+
+@dataclass
+class Tiles:
+    """As much of a tile store as retrieval asks for."""
+
+    patches: list
+
+    def tile(self, position):
+        return self.patches[position]
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Two textures, four tiles each, in turns; moving is the negative of one band."""
+    pictures = [getattr(data, name)()[:256, :256].astype(np.float32) for name in ("brick", "grass")]
+    patches = []
+    for place in range(8):
+        picture = pictures[place % 2]
+        row, col = divmod(place // 2, 2)
+        crop = picture[row * 96 : row * 96 + SIDE, col * 96 : col * 96 + SIDE]
+        valid = np.ones((SIDE, SIDE), bool)
+        patches.append(Patch(np.stack([crop, 2 * crop, crop + 5]), 255 - crop[None], valid, valid, valid))
+    return Tiles(patches)
+
+
+@pytest.fixture(scope="module")
+def distances(store):
+    model = build_model(ModelOptions(width=8, blocks=1, descriptor_channels=4, levels=1), 3, 1)
+    return tile_distances(store, np.arange(8), NetworkOptions(), model)
+
+
+def test_perceptual_distances_are_those_of_the_features(store, distances):
+    network = load_network(NetworkOptions())
+    images = np.stack([tile.fixed for tile in store.patches])
+    valid = np.ones((8, SIDE, SIDE), bool)
+    shown = Stretch.fit(images, valid)(images, valid)
+    with torch.inference_mode():
+        layers = features(network, shown)
+    wanted = float(distance([layer[1:2] for layer in layers], [layer[6:7] for layer in layers]))
+    assert distances["perceptual fixed"][1, 6] == pytest.approx(wanted, rel=1e-3)
+    both = distances["perceptual fixed"] + distances["perceptual moving"]
+    np.testing.assert_array_equal(distances["perceptual both"], both)
+    moved = store.patches[2].moving - store.patches[5].moving
+    assert distances["pixels moving"][2, 5] == pytest.approx(float(np.square(moved).mean()), rel=1e-4)
+
+
+def test_tiles_of_one_texture_are_nearest_to_each_other(distances):
+    for name in ("perceptual fixed", "perceptual moving", "perceptual both"):
+        found = count(gaussian_similarities(distances[name]), 0.5, 2.0, 3, np.arange(8))
+        assert (found.nearest % 2 == np.arange(8)[:, None] % 2).all(), name
+        assert (found.similarity[:, 0] <= 1).all()
+        assert (found.n_soft > 1).all()
+
+
+def test_every_distance_is_one_and_the_network_has_its_own(distances):
+    assert set(distances) == {
+        *(f"{name} {side}" for name in ("perceptual", "pixels") for side in ("fixed", "moving", "both")),
+        "features both",
+    }
+    for squared in distances.values():
+        np.testing.assert_array_equal(squared, squared.T)
+        assert not np.diag(squared).any()
+        assert (squared[~np.eye(8, dtype=bool)] > 0).all()
+
+
+def test_distances_in_small_batches_are_the_same():
+    rows = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    asked = []
+
+    def vectors(part):
+        asked.append(part)
+        return rows[part]
+
+    slow = np.square(rows[:, None] - rows).sum(2)
+    for memory_mb in (1, 4e-5 * 1.01):
+        asked.clear()
+        np.testing.assert_allclose(squared_distances(vectors, 7, memory_mb), slow, atol=1e-5)
+    assert all(part.stop - part.start == 1 for part in asked)
+
+
+def test_similarities_fall_with_distance_from_one():
+    squared = np.array([[0.0, 2, 8], [2, 0, 2], [8, 2, 0]])
+    similar = gaussian_similarities(squared)
+    np.testing.assert_allclose(similar[0], [1, np.exp(-0.5), np.exp(-2)])
+    assert gaussian_similarities(squared, 4.0)[0, 2] == pytest.approx(np.exp(-0.5))
+
+
+class Small(nn.Module):
+    """Its last layer sees the tiles' sum, at every pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 1, 1)
+        self.last = nn.Conv2d(1, 2, 1)
+
+    def forward(self, fixed, moving):
+        class Out:
+            displacement = self.last(self.first(fixed) * 0 + fixed + moving)
+
+        return Out
+
+
+def test_own_features_are_what_the_last_layer_sees():
+    fixed, moving = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)
+    found = penultimate(Small(), fixed, moving)
+    torch.testing.assert_close(found, (fixed + moving)[:, :, 4, 4])
+    with pytest.raises(InputError, match="no features"):
+        penultimate(build_model(ModelOptions(descriptor="mind"), 1, 1), fixed, moving)

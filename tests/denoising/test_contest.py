@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from regnet.denoising.contest import by_kernel, by_nearest, by_smoother, contestants_by, hold_contest
+from regnet.denoising.operators import DenseKernel
+from regnet.denoising.smoother import smoother
+from regnet.denoising.validation import noise_transfer, without_own
+
+N, D, R = 60, 2, 12
+GROUPS = np.arange(N) % 6
+
+
+def kernel_of(features):
+    blocks = np.einsum("ik,jk,ab->iajb", features, features, np.eye(D))
+    return DenseKernel(blocks)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Six groups of tiles that a network smooths over; the truth differs between groups and a little within."""
+    rng = np.random.default_rng(0)
+    features = np.eye(6)[GROUPS] + 0.2 * rng.normal(size=(N, 6))
+    found = smoother(kernel_of(features), 0.05)
+    truth = rng.normal(size=(6, D))[GROUPS] * 3 + rng.normal(size=(N, D)) * 0.3
+    noise = rng.normal(size=(R, N, D))
+    predictions = np.stack([found.apply(truth + draw) for draw in noise])
+    similarities = features @ features.T / np.outer(*[np.linalg.norm(features, axis=1)] * 2)
+    strange = rng.normal(size=(N, 6))
+    unlike = strange @ strange.T / np.outer(*[np.linalg.norm(strange, axis=1)] * 2)
+    return found, truth, noise, predictions, similarities, unlike
+
+
+@pytest.fixture(scope="module")
+def contest(world):
+    found, truth, noise, predictions, similarities, unlike = world
+    entered = [
+        *by_smoother("smoother", "gradient", found),
+        *contestants_by("kC", "gradient", similarities, {"kernel": 1, "sharp": 8}),
+        *contestants_by("other", "perceptual", unlike, {"kernel": 1}),
+    ]
+    return hold_contest(entered, predictions, noise, [f"region_{place // 15}" for place in range(N)], truth)
+
+
+def score(contest, name, column="noise_transfer"):
+    return contest.table.set_index("name").loc[name, column]
+
+
+def test_the_weights_that_made_the_predictions_explain_them_wholly(contest):
+    assert score(contest, "smoother, with own") == pytest.approx(1)
+    assert contest.best("gradient") == "smoother, with own"
+    np.testing.assert_allclose(contest.tiles["smoother, with own"], 1)
+    np.testing.assert_allclose(contest.regions["smoother, with own"], 1)
+    assert score(contest, "smoother, without own") < 0.999
+
+
+def test_scores_agree_with_the_noise_transfer_of_functions(world, contest):
+    found, _, noise, predictions, _, _ = world
+    by_function = noise_transfer(without_own(found.apply, found.blocks()), predictions, noise)
+    assert score(contest, "smoother, without own") == pytest.approx(by_function)
+
+
+def test_unlike_similarities_lose(contest):
+    duel = contest.duel()
+    assert duel["gradient"] == "smoother, with own"
+    assert duel["ratio"] > 1.5
+    assert duel["regions"] == 4
+    assert duel["regions_won_share"] == 1
+    # Neighbours by the right similarity say the same, and their labels differ less from a tile's own.
+    for column in ("outputs_apart_px", "averaged_label_error_px"):
+        near, far = (score(contest, f"{name}, 5 nearest, without own", column) for name in ("kC", "other"))
+        assert near < 0.6 * far
+    assert score(contest, "kC, 5 nearest, without own", "outputs_apart_px") < 0.5 * contest.outputs_apart_px
+    assert score(contest, "other, 10 nearest, without own", "outputs_apart_px") > 0.7 * contest.outputs_apart_px
+
+
+def test_nearest_and_kernel_weights_are_means():
+    rng = np.random.default_rng(1)
+    similarities = rng.uniform(0.1, 0.9, (9, 9))
+    np.fill_diagonal(similarities, 1)
+    entered = [*by_kernel("kernel", "pixels", similarities), *by_nearest("list", "pixels", similarities, 3)]
+    for one in entered:
+        weights = one.weights[:, 0, :, 0]
+        np.testing.assert_allclose(weights.sum(1), 1)
+        np.testing.assert_array_equal(one.weights[:, 0, :, 1], 0)
+        assert (np.diag(weights) > 0).all() == one.own
+        if one.name.startswith("list"):
+            assert (np.count_nonzero(weights, axis=1) == 3).all()
+    others = np.argsort(-(similarities - 2 * np.eye(9)), axis=1)[:, :3]
+    listed = next(one for one in entered if one.name == "list, 3 nearest, without own").weights[:, 0, :, 0]
+    assert all(set(np.flatnonzero(row)) == set(wanted) for row, wanted in zip(listed, others, strict=True))
+
+
+def test_a_tile_that_is_like_no_other_has_no_weights():
+    similarities = np.eye(5)
+    similarities[3, 3] = 0
+    with_own, without = by_kernel("kernel", "pixels", similarities)
+    assert not without.weights.any()
+    assert not with_own.weights[3].any()
+
+
+def test_labels_without_a_truth_have_no_error(world):
+    found, _, noise, predictions, *_ = world
+    contest = hold_contest(by_smoother("smoother", "gradient", found), predictions, noise, ["one"] * N)
+    assert contest.table["averaged_label_error_px"].isna().all()
