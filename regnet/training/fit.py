@@ -25,6 +25,7 @@ from regnet.training.curve import draw_curve
 from regnet.training.loss import supervised_loss
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import Batch, TileCache, draw_batches
+from regnet.training.trail import START, Trail
 
 MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS = (
     "model.safetensors",
@@ -35,6 +36,9 @@ MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS = (
     "checkpoints",
 )
 
+MOST_NORM = 1.0
+"""Longer gradients are clipped to this length."""
+
 
 @dataclass
 class Progress:
@@ -43,6 +47,7 @@ class Progress:
     epoch: int = 0
     best_epe_px: float = float("inf")
     best_epoch: int = -1
+    rates: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -71,11 +76,14 @@ class Fit:
         self.mean = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.cache = TileCache(store, options.cache_mb)
         self.settings = digest([asdict(model_options), asdict(options), store.manifest])
+        self.trail = Trail(folder / CHECKPOINTS)
         self.progress = Progress()
 
     def run(self) -> None:
         """Train to the end, write model, log, curve and summary, and drop the resume state."""
         self._resume()
+        if self.progress.epoch == 0:
+            self.trail.keep(START, self.model, self.optimiser, 0, 0.0)
         epochs = tqdm(range(self.progress.epoch, self.options.epochs), desc="train", unit="epoch")
         epochs.update(self.progress.epoch)
         for epoch in range(self.progress.epoch, self.options.epochs):
@@ -126,7 +134,8 @@ class Fit:
             )
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MOST_NORM)
+        self.progress.rates += self.schedule.get_last_lr()[0] * min(1.0, MOST_NORM / max(float(norm), 1e-12))
         self.optimiser.step()
         self.schedule.step()
         step = self.schedule.last_epoch
@@ -155,11 +164,8 @@ class Fit:
             save_checkpoint(self.folder / MODEL, self.model, self.mean)
         every = max(1, self.options.epochs // self.options.checkpoints)
         if (epoch + 1) % every == 0:
-            save_checkpoint(self.folder / CHECKPOINTS / f"epoch_{epoch:03d}.safetensors", self.model)
-            moments = self.optimiser.state_dict()["state"]
-            names = [name for name, _ in self.model.named_parameters()]
-            second = {name: moments[index]["exp_avg_sq"] for index, name in enumerate(names) if index in moments}
-            save_checkpoint(self.folder / CHECKPOINTS / f"adam_v_{epoch:03d}.safetensors", self.model, second)
+            steps = progress.epoch * self.options.steps
+            self.trail.keep(f"epoch_{epoch:03d}", self.model, self.optimiser, steps, progress.rates)
         text = io.StringIO()
         writer = csv.DictWriter(text, row.keys())
         writer.writeheader()
