@@ -36,6 +36,7 @@ class RegisterOptions:
     where: str | None = option(None, "filter of the vector's features, as in SQL's WHERE")
     gsd_m: float | None = option(None, "ground sampling distance of the working grid; null: fixed's", unit="m", low=0)
     polygons: str = _polygons()
+    global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
     max_error_px: float = option(
         2.0, "greatest expected error at which a place counts as registered", unit="px", low=0.05, high=100
     )

@@ -4,71 +4,45 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from rasterio.windows import Window
 
 from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
 from regnet.geo.raster import complex_files, is_vector, raster_sources
 from regnet.options import check_options
-from regnet.registration.consistency import CHANNELS, CONFIDENCE, VALID, ConsistentMatcher, expected_error
+from regnet.registration.consistency import ConsistentMatcher
 from regnet.registration.field import FieldFile, create_field
+from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions
+from regnet.registration.overall import Overall
+from regnet.registration.progress import Progress, input_marks
 from regnet.registration.resample import resample
-from regnet.registration.ties import TiePoints
+from regnet.registration.tally import Tally, quantile
+from regnet.registration.ties import write_ties
 from regnet.registration.vectors import move_vectors
-from regnet.registration.windows import predict_strips
+from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 
 DISPLACEMENT, RASTER, VECTOR = "displacement.tif", "registered.tif", "registered.gpkg"
-TIES, SUMMARY = "tie_points.gpkg", "summary.json"
-
-
-@dataclass
-class Tally:
-    """Counts over the whole field, filled strip by strip; the lengths are histograms of 1/100 px up to 100 px."""
-
-    valid: int = 0
-    known: int = 0
-    length_px: NDArray[np.int64] = field(default_factory=lambda: np.zeros(10_000, np.int64))
-    error_px: NDArray[np.int64] = field(default_factory=lambda: np.zeros(10_000, np.int64))
-
-    def add(self, length_px: NDArray[np.float32], error_px: NDArray[np.float32], valid: int) -> None:
-        """Count the registered pixels of a strip (n,), and how many pixels of it are valid."""
-        self.valid += valid
-        self.known += length_px.size
-        for histogram, values in ((self.length_px, length_px), (self.error_px, error_px)):
-            places = np.minimum((values * 100).astype(np.int64), histogram.size - 1)
-            histogram += np.bincount(places, minlength=histogram.size)
-
-    @property
-    def share(self) -> float:
-        """Share of the ground with data in both images that is registered."""
-        return self.known / self.valid if self.valid else 0.0
-
-
-def quantile(histogram: NDArray[np.int64], share: float) -> float:
-    """Quantile of a histogram of 1/100 px; NaN if it is empty."""
-    total = np.cumsum(histogram)
-    if not total[-1]:
-        return float("nan")
-    return float((np.searchsorted(total, share * total[-1]) + 0.5) / 100)
+TIES, SUMMARY, REPORT = "tie_points.gpkg", "summary.json", "report.html"
+WHOLE, UNFINISHED = ".registering", ".unfinished"
+"""Folders inside the output folder: of outputs until all are whole, and of what a killed registration left."""
+NOT_SOUGHT = Overall(np.eye(2, 3), False, "not asked for")
 
 
 def register(options: RegisterOptions, output_dir: Path) -> float:
     """Register moving onto fixed and write everything about it into a folder.
 
-    Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg and summary.json; they appear together
-    when all of them are whole.
+    Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg, summary.json and report.html; they
+    appear together when all of them are whole. The same call after an interruption goes on where it was.
 
     Args:
         options: the files and how to register them.
@@ -86,32 +60,51 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     output_dir = Path(output_dir)
     refuse_own_inputs(options, output_dir)
     start = time.perf_counter()
-    with PairReader(pair_options(options), options.gsd_m) as reader:
+    pair = pair_options(options)
+    with PairReader(pair, options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, len(reader.fixed_channels), len(reader.moving_channels))
-        with files.whole_path(output_dir / ".registering") as folder:
-            folder.mkdir()
-            tally, ties = write_field(reader, ConsistentMatcher(NetworkMatcher(model)), options, folder)
-            with FieldFile(folder / DISPLACEMENT) as field_file:
-                if is_vector(options.moving):
-                    moved = move_vectors(
-                        options.moving, field_file, folder / VECTOR, options.polygons, options.layer, options.where
-                    )
-                else:
-                    moved = None
-                    resample(options.moving, field_file, folder / RASTER)
-            summary = {
-                **summarise(tally, ties.write(folder / TIES), moved, reader),
-                "notes": [
-                    f"{name} is complex: its amplitude was taken"
-                    for source in (options.fixed, options.moving)
-                    for name in complex_files(source)
-                ],
-                "seconds": time.perf_counter() - start,
-                "settings": asdict(options),
-            }
-            files.write_json(folder / SUMMARY, summary)
-    _bring_out(output_dir / ".registering", output_dir)
+        matcher = ConsistentMatcher(NetworkMatcher(model))
+        settings = {**asdict(options), "inputs": input_marks(_inputs(options))}
+        with Progress(output_dir / UNFINISHED, settings) as progress:
+            overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
+            with files.whole_path(output_dir / WHOLE) as folder:
+                folder.mkdir()
+                with create_field(folder / DISPLACEMENT, reader.grid) as target:
+                    tally, ties = write_field(reader, matcher, options, overall, target, progress)
+                points = ties.frame()
+                summary = summarise(tally, overall, reader) | {
+                    "tie_points": write_ties(points, folder / TIES),
+                    "polygons": _move(options, folder),
+                    "notes": notes(options),
+                    "seconds": time.perf_counter() - start,
+                    "settings": asdict(options),
+                }
+                files.write_json(folder / SUMMARY, summary)
+                moved = str(folder / (VECTOR if is_vector(options.moving) else RASTER))
+                report_registration(folder, reader, reader.with_moving(moved) if tally.known else None, summary, points)
+            _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _move(options: RegisterOptions, folder: Path) -> dict[str, int] | None:
+    """Write moving in its new place; tells how many features have each status, None for a raster."""
+    with FieldFile(folder / DISPLACEMENT) as field:
+        if is_vector(options.moving):
+            path = folder / VECTOR
+            return move_vectors(options.moving, field, path, options.polygons, options.layer, options.where)
+        resample(options.moving, field, folder / RASTER)
+        return None
+
+
+def notes(options: RegisterOptions) -> list[str]:
+    """What the user should know of how the files were read."""
+    names = [name for source in (options.fixed, options.moving) for name in complex_files(source)]
+    return [f"{name} is complex: its amplitude was taken" for name in dict.fromkeys(names)]
+
+
+def _inputs(options: RegisterOptions) -> list[str]:
+    moving = [options.moving] if is_vector(options.moving) else raster_sources(options.moving)
+    return [*raster_sources(options.fixed), *moving, *([options.model] if options.model else [])]
 
 
 def pair_options(options: RegisterOptions) -> PairOptions:
@@ -135,36 +128,13 @@ def refuse_own_inputs(options: RegisterOptions, output_dir: Path) -> None:
     Raises:
         OutputError: naming the input.
     """
-    outputs = {(output_dir / name).resolve() for name in (DISPLACEMENT, RASTER, VECTOR, TIES, SUMMARY)}
-    inputs = [
-        *raster_sources(options.fixed),
-        *raster_sources(options.moving),
-        *([options.model] if options.model else []),
-    ]
-    for name in inputs:
+    outputs = {(output_dir / name).resolve() for name in (DISPLACEMENT, RASTER, VECTOR, TIES, SUMMARY, REPORT)}
+    for name in _inputs(options):
         if Path(name).resolve() in outputs:
             raise OutputError(f"{name}: is an input and would be overwritten; choose another output_dir")
 
 
-def write_field(
-    reader: PairReader, matcher: ConsistentMatcher, options: RegisterOptions, folder: Path
-) -> tuple[Tally, TiePoints]:
-    """Predict the displacement and write it strip by strip, 0 and infinite where it abstains."""
-    tally, ties = Tally(), TiePoints(reader.grid, options.tie_spacing_px)
-    strips = predict_strips(matcher, reader.read, reader.shape, options.windows, "register", CHANNELS)
-    with create_field(folder / DISPLACEMENT, reader.grid) as target:
-        for strip in strips:
-            valid = strip.quality[VALID] > 0.5
-            error = expected_error(strip.quality)
-            known = valid & (error <= options.max_error_px)
-            bands = np.concatenate([np.where(known, strip.displacement, 0), np.where(known, error, np.inf)[None]])
-            target.write(bands.astype(np.float32), window=Window(0, strip.row, valid.shape[1], valid.shape[0]))
-            tally.add(np.hypot(*strip.displacement[:, known]), error[known], int(valid.sum()))
-            ties.add(strip.row, strip.displacement, error, strip.quality[CONFIDENCE], valid, known)
-    return tally, ties
-
-
-def summarise(tally: Tally, ties: dict[str, int], moved: dict[str, int] | None, reader: PairReader) -> dict[str, Any]:
+def summarise(tally: Tally, overall: Overall, reader: PairReader) -> dict[str, Any]:
     """What summary.json says of a registration, lengths in px of the working grid and metres on the ground."""
     gsd_m = reader.gsd_m
     shift, error = quantile(tally.length_px, 0.5), quantile(tally.error_px, 0.5)
@@ -181,8 +151,7 @@ def summarise(tally: Tally, ties: dict[str, int], moved: dict[str, int] | None, 
         "gsd_m": gsd_m,
         "width_px": reader.shape[1],
         "height_px": reader.shape[0],
-        "tie_points": ties,
-        "polygons": moved,
+        "global_stage": asdict(overall),
         "convention": CONVENTION,
         "version": version("regnet"),
     }

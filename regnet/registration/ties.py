@@ -15,7 +15,9 @@ from regnet import files
 from regnet.geo.grid import Grid
 from regnet.registration.places import to_ground
 
-MATCHED, UNSURE, NO_DATA = "matched", "error too large", "no data"
+STATUSES = ("matched", "global stage only", "no data", "inconsistent", "local affine outlier", "error too large")
+MATCHED, OVERALL, NO_DATA, INCONSISTENT, OUTLIER, UNSURE = range(len(STATUSES))
+"""A match is inconsistent if it does not follow when moving is shifted by a known step."""
 COLUMNS = ("col", "row", "dx_px", "dy_px", "expected_error_px", "confidence", "status")
 
 
@@ -32,8 +34,7 @@ class TiePoints:
         displacement: NDArray[np.float32],
         error_px: NDArray[np.float32],
         confidence: NDArray[np.float32],
-        valid: NDArray[np.bool_],
-        known: NDArray[np.bool_],
+        status: NDArray[np.uint8],
     ) -> None:
         """Sample a strip.
 
@@ -42,27 +43,37 @@ class TiePoints:
             displacement: (2, h, W) px as matched, before abstention.
             error_px: (h, W), expected error.
             confidence: (h, W) in 0..1.
-            valid: (h, W), data in both images.
-            known: (h, W), registered.
+            status: (h, W), what became of each pixel, as places in `STATUSES`.
         """
         first = self._spacing // 2
         rows = np.arange((first - row) % self._spacing, error_px.shape[0], self._spacing)
         cols = np.arange(min(first, error_px.shape[1] // 2), error_px.shape[1], self._spacing)
         at = np.ix_(rows, cols)
         row_grid, col_grid = (axis.ravel() for axis in np.meshgrid(rows + row, cols, indexing="ij"))
-        status = np.where(known[at], MATCHED, np.where(valid[at], UNSURE, NO_DATA)).ravel()
         matched = [displacement[component][at].ravel() for component in range(2)]
-        values = [col_grid, row_grid, *matched, error_px[at].ravel(), confidence[at].ravel(), status]
+        values = [
+            col_grid,
+            row_grid,
+            *matched,
+            error_px[at].ravel(),
+            confidence[at].ravel(),
+            np.array(STATUSES)[status[at].ravel()],
+        ]
         self._parts.append(dict(zip(COLUMNS, values, strict=True)))
 
-    def write(self, path: Path) -> dict[str, int]:
-        """Write the points as a GeoPackage, at their places on fixed; returns how many have each status."""
+    def frame(self) -> gpd.GeoDataFrame:
+        """The points at their places on fixed."""
         table = {name: np.concatenate([part[name] for part in self._parts]) for name in COLUMNS}
         centres = np.column_stack([table["col"], table["row"]]) + 0.5
         frame = gpd.GeoDataFrame(
             table, geometry=shapely.points(to_ground(self._grid.transform, centres)), crs=self._grid.crs.to_wkt()
         )
-        frame.loc[frame["status"] == NO_DATA, ["dx_px", "dy_px", "expected_error_px", "confidence"]] = np.nan
-        with files.whole_path(path) as partial:
-            pyogrio.write_dataframe(frame, partial, driver="GPKG", layer="tie_points")
-        return {status: int(count) for status, count in frame["status"].value_counts().items()}
+        frame.loc[frame["status"] == STATUSES[NO_DATA], ["dx_px", "dy_px", "expected_error_px", "confidence"]] = np.nan
+        return frame
+
+
+def write_ties(frame: gpd.GeoDataFrame, path: Path) -> dict[str, int]:
+    """Write tie points as a GeoPackage; returns how many have each status."""
+    with files.whole_path(path) as partial:
+        pyogrio.write_dataframe(frame, partial, driver="GPKG", layer="tie_points")
+    return {status: int(count) for status, count in frame["status"].value_counts().items()}

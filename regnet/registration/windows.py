@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet.options import option
+from regnet.registration.progress import Progress
 from regnet.tiles.patch import Patch
 
 # Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
@@ -58,6 +61,7 @@ def predict_strips(
     options: WindowOptions,
     progress: str = "",
     channels: int = 1,
+    kept: Progress | None = None,
 ) -> Iterator[Strip]:
     """Predict by overlapping windows, blended by raised cosines, and give the rows as they are finished.
 
@@ -71,6 +75,7 @@ def predict_strips(
         options: size and overlap of the windows.
         progress: what the progress bar says; none is shown if empty.
         channels: K, how many channels of quality the matcher gives.
+        kept: rows of windows that are finished, and where those to come are kept.
 
     Yields:
         Strips from top to bottom that make up the raster; displacement and quality are 0 where nothing is valid.
@@ -80,23 +85,40 @@ def predict_strips(
     weight = np.outer(_ramp(height, options.overlap_px), _ramp(width, options.overlap_px)).astype(np.float32)
     buffer = np.zeros((3 + channels, height, cols[-1] + width), np.float32)
     bar = tqdm(total=len(rows) * len(cols), desc=progress, unit="window", disable=not progress)
-    for row, following in zip(rows, [*rows[1:], shape[0]], strict=True):
-        for col in cols:
-            patch = read(row, col, height, width)
-            if (patch.fixed_valid & patch.moving_valid).any():
-                match = matcher(patch)
-                target = buffer[:, :, col : col + width]
-                target[:2] += match.displacement * weight
-                target[2:-1] += match.quality * weight
-                target[-1] += weight
-            bar.update()
-        count = following - row
-        done = np.empty((2 + channels, count, shape[1]), np.float32)
-        np.divide(buffer[:-1, :count, : shape[1]], np.maximum(buffer[-1, :count, : shape[1]], 1e-12), out=done)
-        yield Strip(row, done[:2], done[2:])
-        buffer[:, : height - count] = buffer[:, count:].copy()
-        buffer[:, height - count :] = 0
+    kept = kept or Progress(None)
+    with ThreadPoolExecutor(1) as ahead:
+        for place, (row, following) in enumerate(zip(rows, [*rows[1:], shape[0]], strict=True)):
+            count = following - row
+            if (finished := kept.load(place)) is not None:
+                done, buffer[:, : height - count] = finished
+                bar.update(len(cols))
+            else:
+                reads = [partial(read, row, col, height, width) for col in cols]
+                for col, patch in zip(cols, _prefetched(reads, ahead), strict=True):
+                    if (patch.fixed_valid & patch.moving_valid).any():
+                        match = matcher(patch)
+                        target = buffer[:, :, col : col + width]
+                        target[:2] += match.displacement * weight
+                        target[2:-1] += match.quality * weight
+                        target[-1] += weight
+                    bar.update()
+                done = np.empty((2 + channels, count, shape[1]), np.float32)
+                np.divide(buffer[:-1, :count, : shape[1]], np.maximum(buffer[-1, :count, : shape[1]], 1e-12), out=done)
+                buffer[:, : height - count] = buffer[:, count:].copy()
+                kept.save(place, done, buffer[:, : height - count])
+            buffer[:, height - count :] = 0
+            yield Strip(row, done[:2], done[2:])
     bar.close()
+
+
+def _prefetched(reads: Sequence[Callable[[], Patch]], ahead: ThreadPoolExecutor) -> Iterator[Patch]:
+    """Do the reads in their order, each while the one before is being worked on."""
+    following = ahead.submit(reads[0])
+    for place in range(len(reads)):
+        patch = following.result()
+        if place + 1 < len(reads):
+            following = ahead.submit(reads[place + 1])
+        yield patch
 
 
 def predict_field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,11 +32,11 @@ SOFTWARE = ("regnet", "torch", "numpy", "rasterio", "geopandas", "zarr", "scikit
 
 @dataclass
 class Picture:
-    """A figure in the report: an inlined WebP, its caption, and the file's name."""
+    """A figure in the report: an inlined WebP, its caption, and the file's name if there is one beside the report."""
 
     source: str
     caption: str
-    name: str
+    name: str = ""
 
 
 @dataclass
@@ -81,14 +81,17 @@ def build_report(run_folder: Path, options: ReportOptions | None = None) -> Path
     if not any((run.path / stage / STAMP).is_file() for stage in STAGES):
         raise StoreError(f"{run.path}: holds no stage of a run; run `regnet run output_dir={run.path}` first")
     sections = _sections(run, options)
+    write_text(run.path / "report.html", render_page(run.path.resolve().name, sections, _settings(run)))
+    return run.path / "report.html"
+
+
+def render_page(title: str, sections: list[Section], settings: Mapping[str, str]) -> str:
+    """A report as HTML that holds all it shows; `settings` are texts by the name of what they belong to."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("regnet.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.get_template("report.html").render(
-        title=run.path.resolve().name, sections=sections, settings=_settings(run), software=_software()
-    )
-    write_text(run.path / "report.html", page)
-    return run.path / "report.html"
+    template = environment.get_template("report.html")
+    return template.render(title=title, sections=sections, settings=settings, software=_software())
 
 
 def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
@@ -176,10 +179,10 @@ def _draw(section: Section, sheets: list[_Sheet], run: RunFolder, options: Repor
         except AbsentError as reason:
             section.note = str(reason)
             continue
-        section.pictures.append(Picture(_inlined(path), sheet.caption, sheet.name))
+        section.pictures.append(Picture(inlined(path), sheet.caption, sheet.name))
 
 
-def _inlined(path: Path) -> str:
+def inlined(path: Path) -> str:
     """A picture as a data URI, in WebP, which is a fifth of the PNG's size."""
     with Image.open(path) as picture, io.BytesIO() as stream:
         picture.convert("RGB").save(stream, "WEBP", quality=88)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
+import shapely
 import torch
 from affine import Affine
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from rasterio.crs import CRS
 
 from regnet.displacement import smooth
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid
+from regnet.geo.grid import Box, Grid, apply
 from regnet.geo.raster import GridRaster, is_vector, raster_grid
 from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
@@ -145,6 +147,34 @@ class PairReader:
         except BaseException:
             self._stack.close()
             raise
+
+    def pulled(self, pull: Affine) -> PairReader:
+        """The same pair, open for as long as this one, with moving pulled by an affine transform.
+
+        Args:
+            pull: from column and row of the working grid to those where moving shows the same place, whole numbers at
+                the corners of pixels. Moving is still resampled once, from its own pixels.
+        """
+        twin = copy(self)
+        if self.polygons is None:
+            grid = replace(self.grid, transform=self.grid.transform * pull)
+            twin._moving = self._stack.enter_context(GridRaster(self.options.moving, grid, self.options.moving_bands))
+        else:
+            outlines = shapely.transform(self.polygons.outlines, lambda points: apply(~pull, points))
+            twin.polygons = replace(self.polygons, outlines=outlines)
+            twin._moving = _PolygonImage(twin.polygons)
+        return twin
+
+    def with_moving(self, path: str) -> PairReader:
+        """The same pair, open for as long as this one, with another file of the same bands in moving's place.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        twin = copy(self)
+        twin.options = replace(self.options, moving=path, layer=None, where=None)
+        twin._moving = twin._open_moving()
+        return twin
 
     def _open_moving(self) -> Image:
         options = self.options

@@ -40,6 +40,7 @@ class Still(torch.nn.Module):
 def quick(monkeypatch):
     """Where the field does not matter: no time is spent on matching."""
     monkeypatch.setattr(module, "load_network", lambda *_: Still())
+    monkeypatch.setattr(module, "look_overall", lambda *_: module.NOT_SOUGHT)
 
 
 def inner(array):
@@ -99,6 +100,7 @@ def test_summary_and_tie_points_tell_the_shift(done):
     assert sorted(path.name for path in folder.iterdir()) == [
         "displacement.tif",
         "registered.tif",
+        "report.html",
         "summary.json",
         "tie_points.gpkg",
     ]

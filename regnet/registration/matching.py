@@ -1,0 +1,111 @@
+"""The field of a pair: the global stage, the matches of the windows, and what is believed of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.io import DatasetWriter
+from rasterio.windows import Window
+
+from regnet.registration.consistency import CHANNELS, CONFIDENCE, DIFFERENCE, RESIDUAL, VALID, expected_error
+from regnet.registration.options import RegisterOptions
+from regnet.registration.overall import FINEST_PX, Matrix, Overall, find_overall
+from regnet.registration.progress import Progress
+from regnet.registration.tally import Tally
+from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNSURE, TiePoints
+from regnet.registration.windows import Matcher, Strip, predict_strips
+from regnet.tiles.options import PairOptions
+from regnet.tiles.pair import PairReader
+
+KEEP_PX = 6.0
+"""A pair that is off by less than this everywhere needs no global stage: the pyramid reaches far beyond."""
+CLEARLY_BELOW = 0.25
+"""A similarity is worth applying if its error is below this share of the misalignment that it takes away."""
+OUTLIER_PX = 4.0
+"""Matches farther than this from the local affine displacement, and than three times their error, are wrong."""
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """What is believed of a strip.
+
+    Attributes:
+        displacement: (2, h, W) px; 0 where it abstains.
+        error_px: (h, W); infinite where it abstains.
+        status: (h, W) places in `ties.STATUSES`.
+    """
+
+    displacement: NDArray[np.float32]
+    error_px: NDArray[np.float32]
+    status: NDArray[np.uint8]
+
+
+def look_overall(pair: PairOptions, reader: PairReader) -> Overall:
+    """Find the similarity by which a pair is off, from a read at a low resolution."""
+    pixel = max(reader.shape) / FINEST_PX
+    if pixel <= 1:
+        return find_overall(reader.read(0, 0, *reader.shape), 1.0, KEEP_PX)
+    with PairReader(pair, reader.gsd_m * pixel) as coarse:
+        ratio = math.sqrt(abs(coarse.transform.determinant / reader.transform.determinant))
+        return find_overall(coarse.read(0, 0, *coarse.shape), ratio, KEEP_PX)
+
+
+def write_field(
+    reader: PairReader,
+    matcher: Matcher,
+    options: RegisterOptions,
+    overall: Overall,
+    target: DatasetWriter,
+    progress: Progress,
+) -> tuple[Tally, TiePoints]:
+    """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
+    tally, ties = Tally(), TiePoints(reader.grid, options.tie_spacing_px)
+    aligned = reader.pulled(overall.affine) if overall.found else reader
+    strips = predict_strips(matcher, aligned.read, reader.shape, options.windows, "register", CHANNELS, progress)
+    for strip in strips:
+        found = compose(strip, overall.matrix)
+        beliefs = believe(strip, found, overall, options.max_error_px)
+        height, width = beliefs.error_px.shape
+        bands = np.concatenate([beliefs.displacement, beliefs.error_px[None]])
+        target.write(bands, window=Window(0, strip.row, width, height))
+        valid = strip.quality[VALID] > 0.5
+        known = valid & np.isfinite(beliefs.error_px)
+        tally.add(np.hypot(*beliefs.displacement[:, known]), beliefs.error_px[known], int(valid.sum()))
+        ties.add(strip.row, found, expected_error(strip.quality), strip.quality[CONFIDENCE], beliefs.status)
+    return tally, ties
+
+
+def compose(strip: Strip, matrix: Matrix) -> NDArray[np.float32]:
+    """The whole displacement `A (x + d(x)) - x` of a strip (2, h, W), from d beyond the similarity A."""
+    height, width = strip.displacement.shape[1:]
+    places = np.mgrid[strip.row : strip.row + height, :width][::-1] + 0.5
+    change = matrix[:, :2] - np.eye(2)
+    moved = np.einsum("ij,jhw->ihw", change, places) + np.einsum("ij,jhw->ihw", matrix[:, :2], strip.displacement)
+    return np.asarray(moved + matrix[:, 2, None, None], np.float32)
+
+
+def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_error_px: float) -> Beliefs:
+    """Decide pixel by pixel: the match, the global similarity alone, or nothing."""
+    error, valid = expected_error(strip.quality), strip.quality[VALID] > 0.5
+    residual = strip.quality[RESIDUAL]
+    reasons = [
+        (~valid, NO_DATA),
+        (strip.quality[DIFFERENCE] > max_error_px, INCONSISTENT),
+        (error > max_error_px, UNSURE),
+        (residual > np.maximum(OUTLIER_PX, 3 * error), OUTLIER),
+    ]
+    status = np.select([where for where, _ in reasons], [code for _, code in reasons], MATCHED).astype(np.uint8)
+    matched = status == MATCHED
+    displacement = np.where(matched, found, np.float32(0))
+    error = np.where(matched, error, np.float32(np.inf))
+    if overall.found:
+        alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
+        worth = overall.error_px <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone))
+        worth &= ~matched
+        displacement = np.where(worth, alone, displacement)
+        error[worth] = overall.error_px
+        status[worth & valid] = OVERALL
+    return Beliefs(displacement, error, status)

@@ -1,0 +1,328 @@
+"""The global stage: shift, rotation and scale of a whole pair, whatever its modalities.
+
+Edges lie in the same places in every modality, and their direction up to a half turn is the same too. So each image
+becomes a complex number a pixel, edge strength times exp(2 i direction) (the normalised gradient field of Haber and
+Modersitzki 2006), and how well two of them fit at every shift is one product of Fourier transforms. Rotation and scale
+are tried on a lattice, at a low resolution; then blocks of the image say at rising resolutions by how much they are
+still off, and a similarity is fitted to what they say, robustly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from affine import Affine
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from regnet.models.descriptors import ngf
+from regnet.tiles.patch import Patch
+
+FINEST_PX, SEARCH_PX = 1024, 256
+"""Longest side of the pair for the last refinement, and for the search."""
+MIN_SIDE_PX = 64
+ANGLES_DEG, STRETCHES = np.linspace(-7, 7, 11), np.linspace(0.88, 1.12, 9)
+MAX_SHIFT = 0.3
+"""Greatest shift that is sought, as a share of the pair's longer side."""
+MIN_OVERLAP = 0.3
+"""Least share of fixed's valid pixels that must overlap."""
+BORDER_PX = 3
+"""Next to invalid pixels the gradient is not that of the ground."""
+BLOCK_PX, REACH_PX, BLOCKS_AN_AXIS, ROUNDS = 96, 12, 12, 2
+MIN_BLOCKS, MIN_PEAK = 5, 4.0
+"""Blocks say something if they fit somewhere by so many standard deviations more than elsewhere."""
+RIVAL_PX = 12.0
+"""Similarities farther apart than this somewhere in the image, px of the search, are different answers."""
+CLEARLY = 1.35
+"""A similarity is believed if it fits so many times as well as every different one."""
+
+Matrix = NDArray[np.float64]
+"""(2, 3): from column and row of fixed to those of moving, whole numbers at the corners of pixels."""
+
+
+@dataclass(frozen=True)
+class Overall:
+    """What the global stage found.
+
+    Attributes:
+        matrix: similarity from pixels of fixed to pixels of moving on fixed's grid; the identity if not found.
+        found: whether the pair is off by a similarity that is clearly better than any other, and than none.
+        reason: what was decided and why.
+        score: how well the edges fit under the best similarity, up to 1; `rival` under the best different one, `still`
+            with nothing moved.
+        error_px: distance of most blocks (68 %) from the similarity, px.
+    """
+
+    matrix: Matrix
+    found: bool
+    reason: str
+    score: float = 0.0
+    rival: float = 0.0
+    still: float = 0.0
+    error_px: float = math.inf
+
+    @property
+    def affine(self) -> Affine:
+        """The similarity as an affine transform."""
+        return Affine(*self.matrix.ravel().tolist())
+
+
+class _Edges(NamedTuple):
+    """Edges of an image: (..., H, W) complex, and (..., H, W) where they are known, 0 or 1."""
+
+    field: Tensor
+    known: Tensor
+
+
+class _Level:
+    """A pair at one resolution, reduced by means of the valid pixels of `ratio` x `ratio`."""
+
+    def __init__(self, patch: Patch, ratio: int) -> None:
+        self.ratio = ratio
+        fixed, fixed_valid = _reduced(patch.fixed, patch.fixed_valid, ratio)
+        self._moving, self._moving_valid = _reduced(patch.moving, patch.moving_valid, ratio)
+        self.fixed = _edges(fixed, fixed_valid)
+        self.height, self.width = int(fixed.shape[-2]), int(fixed.shape[-1])
+        self.reach = int(MAX_SHIFT * max(self.height, self.width))
+        self.size = (next_fast_len(self.height + self.reach), next_fast_len(self.width + self.reach))
+
+    @cached_property
+    def spectra(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Transforms of fixed's edges, with room for every shift that is sought."""
+        return _spectra(self.fixed, self.size)
+
+    def pulled(self, matrix: Matrix) -> _Edges:
+        """Edges of moving pulled by a similarity in pixels of this level."""
+        rows, cols = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")
+        (a, b, c), (d, e, f) = matrix.tolist()
+        places = torch.stack(((a * cols + b * rows + c) / self.width, (d * cols + e * rows + f) / self.height), -1)
+        both = torch.cat((self._moving, self._moving_valid), 1)
+        sampled = F.grid_sample(both, (2 * places - 1)[None], padding_mode="zeros", align_corners=False)
+        return _edges(sampled[:, :-1], (sampled[:, -1:] > 0.99).float())
+
+
+def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
+    """Find the similarity by which moving is off.
+
+    Args:
+        patch: the whole pair, at a low resolution (longest side about `FINEST_PX`).
+        pixel_px: size of its pixels, px of the working grid.
+        keep_px: a similarity that moves no pixel by more than this, px of the working grid, is left to the pyramid.
+    """
+    still: Matrix = np.eye(2, 3)
+    side = patch.fixed_valid.shape
+    if min(side) < MIN_SIDE_PX:
+        return Overall(still, False, "too small for a global stage")
+    search = _Level(patch, max(1, math.ceil(max(side) / SEARCH_PX)))
+    matrix, score, rival = _near(search)
+    if score < CLEARLY * rival or score <= 0:
+        matrix, score, rival = _anywhere(search)
+    if score <= 0:
+        return Overall(still, False, "nothing fits")
+    error_px = math.inf
+    for ratio in sorted({search.ratio, max(1, search.ratio // 2), 1}, reverse=True):
+        level = search if ratio == search.ratio else _Level(patch, ratio)
+        for _ in range(ROUNDS):
+            refined, error = refine(level, rescaled(matrix, search.ratio / ratio))
+            matrix = rescaled(refined, ratio / search.ratio)
+        error_px = error * ratio * pixel_px
+    numbers = (max(score, fit(search, matrix)), rival, fit(search, still), error_px)
+    matrix = rescaled(matrix, search.ratio * pixel_px)
+    return _decide(matrix, numbers, farthest(matrix, still, (side[0] * pixel_px, side[1] * pixel_px)), keep_px)
+
+
+def _near(level: _Level) -> tuple[Matrix, float, float]:
+    """What a pair that is nearly in place says: the similarity, its score, and the best score of a far shift."""
+    matrix, _ = refine(level, np.eye(2, 3))
+    return matrix, fit(level, matrix), best_shift(level, 0, 1, RIVAL_PX)[0]
+
+
+def _anywhere(level: _Level) -> tuple[Matrix, float, float]:
+    """The best similarity of all, its score, and the best score of those that are clearly different."""
+    tried = [best_shift(level, angle, stretch) for angle, stretch in product(ANGLES_DEG, STRETCHES)]
+    score, matrix = max(tried, key=lambda pair: pair[0])
+    far = [other for other, there in tried if farthest(matrix, there, (level.height, level.width)) > RIVAL_PX]
+    return matrix, score, max([0.0, *far])
+
+
+def _decide(matrix: Matrix, numbers: tuple[float, float, float, float], moved_px: float, keep_px: float) -> Overall:
+    """Believe a similarity only if it is clearly better than any other and than none."""
+    score, rival, unmoved, error_px = numbers
+    still: Matrix = np.eye(2, 3)
+    if score < CLEARLY * rival or not math.isfinite(error_px):
+        return Overall(still, False, "no similarity is clearly better than the others", *numbers)
+    if moved_px <= keep_px:
+        return Overall(still, False, f"already in place to {moved_px:.1f} px", *numbers)
+    if score < CLEARLY * unmoved:
+        return Overall(still, False, "the best similarity is not clearly better than none", *numbers)
+    return Overall(matrix, True, f"moving is off by up to {moved_px:.0f} px", *numbers)
+
+
+def best_shift(level: _Level, angle_deg: float, stretch: float, beyond_px: float = -1) -> tuple[float, Matrix]:
+    """Fit moving, turned and stretched about the middle, to fixed at every shift beyond some px.
+
+    Returns:
+        The best score and its similarity.
+    """
+    angle, middle = math.radians(angle_deg), np.array([level.width, level.height]) / 2
+    turn = stretch * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = np.column_stack([turn, middle - turn @ middle])
+    score, area = _scores(level.spectra, _spectra(level.pulled(matrix), level.size), level.size)
+    rows, cols = (torch.fft.fftfreq(count, 1 / count) for count in level.size)
+    near = (rows.abs()[:, None] <= level.reach) & (cols.abs() <= level.reach)
+    near &= torch.hypot(rows[:, None], cols[None]) > beyond_px
+    score = torch.where(near & (area > MIN_OVERLAP * level.fixed.known.sum()), score, -1.0)
+    row, col = divmod(int(score.argmax()), level.size[1])
+    matrix[:, 2] += turn @ [float(cols[col]), float(rows[row])]
+    return float(score[row, col]), matrix
+
+
+def fit(level: _Level, matrix: Matrix) -> float:
+    """How well the edges of a pair fit under a similarity in pixels of the level, up to 1."""
+    fixed, moving = level.fixed, level.pulled(matrix)
+    if (fixed.known * moving.known).sum() < MIN_OVERLAP * fixed.known.sum():
+        return 0.0
+    match = (fixed.field.conj() * moving.field).real.sum()
+    energies = (fixed.field.abs().square() * moving.known).sum() * (moving.field.abs().square() * fixed.known).sum()
+    return float(match / energies.sqrt().clamp_min(1e-6))
+
+
+def refine(level: _Level, matrix: Matrix) -> tuple[Matrix, float]:
+    """Let blocks of a pair say how far they are off under a similarity, and fit a better one to them.
+
+    Returns:
+        The similarity, as it was if too few blocks say anything, and the distance of 68 % of them from it, px.
+    """
+    moving = level.pulled(matrix)
+    starts = [_starts(side) for side in (level.height, level.width)]
+    corners = [(row, col) for row in starts[0] for col in starts[1]]
+    ours = _Edges(*(_cut(layer, corners, 0) for layer in level.fixed))
+    theirs = _Edges(*(_cut(layer, corners, REACH_PX) for layer in moving))
+    side = next_fast_len(BLOCK_PX + 2 * REACH_PX)
+    score, area = _scores(_spectra(ours, (side, side)), _spectra(theirs, (side, side)), (side, side))
+    count = 2 * REACH_PX + 1
+    score = torch.where(area > MIN_OVERLAP * BLOCK_PX**2, score, 0.0)[:, :count, :count]
+    offsets, strength = _peaks(score.numpy())
+    said = strength > MIN_PEAK
+    if said.sum() < MIN_BLOCKS:
+        return matrix, math.inf
+    places = np.array(corners, np.float64)[said][:, ::-1] + BLOCK_PX / 2
+    wanted = (places + offsets[said] - REACH_PX) @ matrix[:, :2].T + matrix[:, 2]
+    return fit_similarity(places, wanted, strength[said], places @ matrix[:, :2].T + matrix[:, 2])
+
+
+def fit_similarity(
+    places: NDArray[np.float64], wanted: NDArray[np.float64], weight: NDArray[np.float64], start: NDArray[np.float64]
+) -> tuple[Matrix, float]:
+    """Fit a similarity robustly, by iteratively reweighted least squares with Cauchy's weights.
+
+    Args:
+        places: (n, 2).
+        wanted: (n, 2) where the similarity should take them; some are wrong.
+        weight: (n,).
+        start: (n, 2) where they are taken before, which says which of them are likely wrong.
+
+    Returns:
+        The similarity, and the distance of 68 % of the points from it.
+    """
+    middle = places.mean(0)
+    x, y = (places - middle).T
+    one, none = np.ones_like(x), np.zeros_like(x)
+    design = np.concatenate([np.column_stack([x, -y, one, none]), np.column_stack([y, x, none, one])])
+    distance = np.hypot(*(wanted - start).T)
+    for _ in range(20):
+        scale = max(1.5 * float(np.median(distance)), 0.1)
+        root = np.sqrt(weight / (1 + (distance / scale) ** 2))
+        a, b, c, d = np.linalg.lstsq(
+            design * np.tile(root, 2)[:, None], wanted.T.ravel() * np.tile(root, 2), rcond=None
+        )[0]
+        turn = np.array([[a, -b], [b, a]])
+        distance = np.hypot(*(wanted - (places - middle) @ turn.T - [c, d]).T)
+    return np.column_stack([turn, [c, d] - turn @ middle]), float(np.quantile(distance, 0.68))
+
+
+def farthest(one: Matrix, other: Matrix, size: tuple[float, float]) -> float:
+    """Greatest distance, over an image of (height, width), between where two similarities take a place."""
+    corners = np.array([(col, row, 1.0) for row in (0, size[0]) for col in (0, size[1])])
+    return float(np.hypot(*((one - other) @ corners.T)).max())
+
+
+def rescaled(matrix: Matrix, factor: float) -> Matrix:
+    """The same similarity in pixels that are `factor` times smaller."""
+    return np.column_stack([matrix[:, :2], matrix[:, 2] * factor])
+
+
+def _spectra(edges: _Edges, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Fourier transforms of (..., h, w) edges, of where they are known, and of their energy."""
+    field, energy = edges.field, edges.field.abs().square()
+    return torch.fft.fft2(field, size), torch.fft.rfft2(edges.known, size), torch.fft.rfft2(energy, size)
+
+
+def _scores(
+    fixed: tuple[Tensor, Tensor, Tensor], moving: tuple[Tensor, Tensor, Tensor], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Fit at every shift of moving, from spectra, and over how many pixels; shifts as in `fftfreq` of `size`."""
+    (field, known, energy), (their_field, their_known, their_energy) = fixed, moving
+    match = torch.fft.ifft2(field.conj() * their_field).real
+    pairs = ((known, their_known), (energy, their_known), (known, their_energy))
+    area, one, other = (torch.fft.irfft2(a.conj() * b, size) for a, b in pairs)
+    return match / (one.clamp_min(1e-2) * other.clamp_min(1e-2)).sqrt(), area
+
+
+def _edges(image: Tensor, valid: Tensor) -> _Edges:
+    """Edges of (1, C, H, W) where a border around what is invalid is left out, less their mean."""
+    known = -F.max_pool2d(-F.pad(valid, (BORDER_PX,) * 4), 2 * BORDER_PX + 1, 1)
+    gradient = ngf(image)
+    mean = (gradient * known).sum((2, 3), keepdim=True) / known.sum().clamp_min(1)
+    gradient = (gradient - mean) * known
+    return _Edges(torch.complex(gradient[0, 0], gradient[0, 1]), known[0, 0])
+
+
+def _reduced(image: NDArray[np.float32], valid: NDArray[np.bool_], ratio: int) -> tuple[Tensor, Tensor]:
+    """(C, H, W) and (H, W) to (1, C, h, w) and (1, 1, h, w); invalid pixels are 0, which is the image's median."""
+    weight = torch.from_numpy(valid.astype(np.float32))[None, None]
+    values = torch.from_numpy(image)[None] * weight
+    if ratio > 1:
+        share = F.avg_pool2d(weight, ratio)
+        values = F.avg_pool2d(values, ratio) / share.clamp_min(1e-6)
+        weight = (share > 0.99).float()
+    return values, weight
+
+
+def _starts(side: int) -> list[int]:
+    """Where blocks begin along an axis."""
+    room = max(side - BLOCK_PX, 0)
+    count = min(BLOCKS_AN_AXIS, 1 + 2 * room // BLOCK_PX)
+    return [round(place) for place in np.linspace(0, room, count)]
+
+
+def _cut(layer: Tensor, corners: list[tuple[int, int]], margin: int) -> Tensor:
+    """Cut (H, W) into (n, side, side) blocks with a margin; zero beyond."""
+    side = BLOCK_PX + 2 * margin
+    room = (margin, side, margin, side)
+    padded = F.pad(layer, room)
+    return torch.stack([padded[row : row + side, col : col + side] for row, col in corners])
+
+
+def _peaks(score: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where (n, k, k) scores are greatest, as (n, 2) column and row by parabolas, and by how many deviations, (n,)."""
+    count, side, _ = score.shape
+    flat = score.reshape(count, -1)
+    best = flat.argmax(1)
+    strength = (flat.max(1) - flat.mean(1)) / np.maximum(flat.std(1), 1e-6)
+    rows, cols = np.divmod(best, side)
+    inside = (rows > 0) & (rows < side - 1) & (cols > 0) & (cols < side - 1)
+    r, c, n = rows.clip(1, side - 2), cols.clip(1, side - 2), np.arange(count)
+    offsets = []
+    for place, dr, dc in ((c, 0, 1), (r, 1, 0)):
+        low, mid, high = (score[n, r + k * dr, c + k * dc].astype(np.float64) for k in (-1, 0, 1))
+        offsets.append(place + 0.5 * (low - high) / np.minimum(low - 2 * mid + high, -1e-9))
+    return np.column_stack(offsets), np.where(inside, strength, 0.0)

@@ -1,0 +1,69 @@
+"""Finished rows of windows, kept on disk so that a registration that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet import files
+
+SETTINGS = "settings.json"
+
+
+class Progress:
+    """A folder of finished rows of windows; as a context manager it goes at the end, unless that is an interruption.
+
+    Args:
+        folder: of the rows; None keeps nothing.
+        settings: all that the rows depend on. Rows that were made with others are thrown away.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any] | None = None) -> None:
+        self._folder = folder
+        if folder is None:
+            return
+        mark = files.digest(settings or {})
+        if not (folder / SETTINGS).is_file() or files.read_json(folder / SETTINGS) != mark:
+            files.remove(folder)
+            files.write_json(folder / SETTINGS, mark)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None and (kind is None or issubclass(kind, Exception)):
+            files.remove(self._folder)
+
+    def load(self, place: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """What `save` was given for a row of windows; None if it has not been finished."""
+        if self._folder is None:
+            return None
+        paths = self._folder / f"done-{place}.npy", self._folder / f"rest-{place}.npy"
+        return (np.load(paths[0]), np.load(paths[1])) if all(path.is_file() for path in paths) else None
+
+    def save(self, place: int, done: NDArray[np.float32], rest: NDArray[np.float32]) -> None:
+        """Keep a row of windows: its finished pixels, and what it adds to the next row's."""
+        if self._folder is None:
+            return
+        for name, values in (("done", done), ("rest", rest)):
+            with files.whole_path(self._folder / f"{name}-{place}.npy") as partial, partial.open("wb") as stream:
+                np.save(stream, values)
+
+
+def input_marks(names: list[str]) -> dict[str, list[int] | None]:
+    """Size and time of change of files, which tell whether they are still the same; None for what is no local file."""
+    marks: dict[str, list[int] | None] = {}
+    for name in names:
+        is_file = os.path.isfile(name)
+        marks[name] = [os.stat(name).st_size, os.stat(name).st_mtime_ns] if is_file else None
+    return marks
