@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from regnet.denoising.options import DenoiseOptions
+from regnet.denoising.options import DenoiseOptions, DenoisingValidationOptions
 from regnet.evaluation.options import EvaluateOptions
 from regnet.models.options import ModelOptions
 from regnet.options import check_options, option
@@ -76,7 +76,9 @@ class RunConfig(CommonConfig):
     """Settings of `run`, of its stages, and of the studies that it runs instead of them."""
 
     fabric: FabricOptions = option(FabricOptions(), "processes that share the work")
-    study: str = option("none", "what `run` does instead of all stages", choices=["none", "paper_toy"])
+    study: str = option(
+        "none", "what `run` does instead of all stages", choices=["none", "paper_toy", "denoising_validation"]
+    )
     prepare: PrepareOptions = option(PrepareOptions(), "tiles and labels")
     model: ModelOptions = option(ModelOptions(), "network")
     training: TrainingOptions = option(TrainingOptions(), "training")
@@ -85,6 +87,9 @@ class RunConfig(CommonConfig):
     evaluate: EvaluateOptions = option(EvaluateOptions(), "accuracy beside other methods")
     report: ReportOptions = option(ReportOptions(), "figures and HTML report")
     paper_toy: PaperToyOptions = option(PaperToyOptions(), "study: neighbours against the frequency of a target")
+    denoising_validation: DenoisingValidationOptions = option(
+        DenoisingValidationOptions(), "study: predicted denoising against replicas"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

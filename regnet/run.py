@@ -19,6 +19,7 @@ import yaml
 
 from regnet.config import RunConfig
 from regnet.denoising.stage import denoise_stage
+from regnet.denoising.study import run_denoising_validation
 from regnet.errors import StoreError
 from regnet.evaluation.stage import evaluate_stage
 from regnet.files import STAMP, is_stamped, read_json, write_json, write_stamp, write_text
@@ -91,8 +92,17 @@ def _paper_toy(config: RunConfig, run: Path) -> None:
     run_paper_toy(config.paper_toy, run / "paper_toy")
 
 
+def _denoising_validation(config: RunConfig, run: Path) -> None:
+    store = TileStore.open(run / "prepare")
+    run_denoising_validation(store, config.model, config.denoising_validation, run / "denoising_validation")
+
+
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
     return {"model": asdict(config.model), "training": asdict(config.training), "seed": config.seed}
+
+
+def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:
+    return {"model": asdict(config.model), **asdict(config.denoising_validation)}
 
 
 def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -131,6 +141,15 @@ STAGES = {
             _report,
         ),
         Stage("paper_toy", "paper_toy", (), (), lambda config: asdict(config.paper_toy), _paper_toy, study=True),
+        Stage(
+            "denoising_validation",
+            "denoising_validation",
+            ("prepare",),
+            (),
+            _denoising_validation_settings,
+            _denoising_validation,
+            study=True,
+        ),
     )
 }
 

@@ -138,6 +138,11 @@ def write_map(
             target.set_band_description(band, name)
     finite = values[0][np.isfinite(values[0])]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    write_style(path, low, high)
+
+
+def write_style(path: Path, low: float, high: float) -> None:
+    """Write a QGIS style beside a GeoTIFF: its first band from green (low) over yellow to red (high)."""
     write_text(path.with_suffix(".qml"), _STYLE.format(low=low, middle=(low + high) / 2, high=high))
 
 

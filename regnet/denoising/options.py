@@ -29,3 +29,21 @@ class DenoiseOptions:
     )
     regions: str | None = option(None, "vector file of polygons to sum up by, instead of a grid")
     audit_score: float = option(4.0, "labels with a score from here on are listed as doubtful", low=1)
+
+
+@dataclass(frozen=True)
+class DenoisingValidationOptions:
+    """Is the predicted denoising true? Replicas of one small training on independent draws of label noise."""
+
+    replicas: int = option(16, "trainings from one start, in one order, on independent label noise", low=2)
+    tiles: int = option(600, "most training tiles", unit="tiles", low=8)
+    noise_sigma_px: float = option(1.0, "label noise a component, one draw a tile", unit="px", low=1e-3)
+    shift_px: float = option(3.0, "greatest shift of a tile a component; each tile keeps its own", unit="px", low=0)
+    margin_px: int = option(4, "cut from each side of a tile after its shift", unit="px", low=0)
+    epochs: int = option(8, "times that each tile is seen", low=1)
+    batch: int = option(20, "tiles a step", low=1)
+    learning_rate: float = option(1.5e-3, "peak of the one-cycle schedule (Adam)", low=1e-6, high=1)
+    checkpoints: int = option(14, "kernels along the first replica's training, closer together early", low=2)
+    region_px: int = option(400, "side of the grid cells for the figures by region", unit="px", low=1)
+    region_tiles: int = option(5, "least tiles of a cell that counts as a region", unit="tiles", low=1)
+    seed: int = option(0, "seed of tiles, shifts, weights, order and noise", low=0)

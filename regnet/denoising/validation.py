@@ -74,6 +74,30 @@ def check_factor(predicted: Array, true: Array, replicas: int, outputs: int = 2)
     )
 
 
+def attainable_spearman(predictions: Array, noise: Array, seed: int = 0, splits: int = 100) -> float:
+    """Rank correlation that a perfect prediction of the factor would reach against R replicas.
+
+    The true factor is known up to its own scatter. Its reliability follows from halves of the replicas by the formula
+    of Spearman and Brown; the attainable correlation is the root of it.
+
+    Args:
+        predictions: (R, n, d) px.
+        noise: (R, n, d) px.
+        seed: of the halves.
+        splits: number of halvings that are averaged.
+    """
+    rng, replicas = np.random.default_rng(seed), len(predictions)
+    if replicas < 4:
+        return float("nan")
+    found = []
+    for _ in range(splits):
+        order = rng.permutation(replicas)
+        halves = (order[: replicas // 2], order[replicas // 2 :])
+        found.append(spearman(*(true_factor(predictions[half], noise[half]) for half in halves)))
+    between = max(float(np.mean(found)), 0.0)
+    return float(np.sqrt(2 * between / (1 + between)))
+
+
 def noise_transfer(apply: Callable[[Array], Array], predictions: Array, noise: Array) -> float:
     """Correlation, over tiles and replicas, of `sum_j w_ij e_j` with how the noise e moved prediction i.
 

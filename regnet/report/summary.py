@@ -14,13 +14,15 @@ def collect_summary(run: Path) -> dict[str, Any]:
 
     Returns:
         `evaluation.<family>.<method>.<metric>` (other parts: `evaluation_<part>`), `denoise.<name>`, `train.<name>`,
-        `similarity.<name>`, `<study>.<name>` and `regnet`, the version.
+        `similarity.<name>`, `<study>.<name>` and `regnet`, the version. What a study has under `denoise` joins what the stage found.
     """
     summary: dict[str, Any] = {"regnet": version("regnet")}
     for path in sorted(run.glob("*/summary.json")):
         if (path.parent / STAMP).is_file():
             found = read_json(path)
             found.pop("settings", None)
+            if "denoise" in found:
+                summary["denoise"] = summary.get("denoise", {}) | found.pop("denoise")
             if path.parent.name == "evaluate":
                 summary.update(found)
             else:

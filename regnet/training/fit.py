@@ -135,7 +135,7 @@ class Fit:
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MOST_NORM)
-        self.progress.rates += self.schedule.get_last_lr()[0] * min(1.0, MOST_NORM / max(float(norm), 1e-12))
+        self.progress.rates += float(self.schedule.get_last_lr()[0]) * min(1.0, MOST_NORM / max(float(norm), 1e-12))
         self.optimiser.step()
         self.schedule.step()
         step = self.schedule.last_epoch
