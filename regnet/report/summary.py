@@ -14,7 +14,8 @@ def collect_summary(run: Path) -> dict[str, Any]:
 
     Returns:
         `evaluation.<family>.<method>.<metric>` (other parts: `evaluation_<part>`), `denoise.<name>`, `train.<name>`,
-        `similarity.<name>`, `<study>.<name>` and `regnet`, the version. What a study has under `denoise` joins what the stage found.
+        `similarity.<name>`, `<study>.<name>` and `regnet`, the version. What a study has under `denoise` joins what
+        the stage found.
     """
     summary: dict[str, Any] = {"regnet": version("regnet")}
     for path in sorted(run.glob("*/summary.json")):
