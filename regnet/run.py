@@ -22,7 +22,7 @@ from regnet.denoising.stage import denoise_stage
 from regnet.denoising.study import run_denoising_validation
 from regnet.errors import StoreError
 from regnet.evaluation.stage import evaluate_stage
-from regnet.files import STAMP, is_stamped, read_json, write_json, write_stamp, write_text
+from regnet.files import STAMP, file_digest, is_stamped, read_json, write_json, write_stamp, write_text
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
@@ -106,7 +106,9 @@ def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
-    return {**asdict(config.evaluate), "seed": config.seed}
+    points = Path(config.evaluate.check_points or "")
+    shown = file_digest(points) if points.is_file() else None
+    return {**asdict(config.evaluate), "check_points_digest": shown, "seed": config.seed}
 
 
 STAGES = {

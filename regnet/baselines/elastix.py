@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ def elastix(
             number_of_threads=1,
             log_to_console=False,
         )
-        field = itk.transformix_deformation_field(two, found, log_to_console=False)
+        with TemporaryDirectory() as folder:  # transformix leaves a file, wherever it is told to
+            field = itk.transformix_deformation_field(two, found, output_directory=folder, log_to_console=False)
     except RuntimeError as error:
         raise InputError("elastix failed; the pair is too unlike, too far off or too plain") from error
     # elastix maps places of fixed to places of moving, (x, y): a pull, as here.

@@ -57,10 +57,10 @@ def find_method(name: str, options: BaselineOptions = BaselineOptions()) -> Meth
     """
     if name not in METHODS:
         raise ConfigError(f"method {name!r} is not known; choose among {', '.join(METHODS)}")
-    return partial(METHODS[name], **settings_of(name, options))
+    section = section_of(name, options)
+    return METHODS[name] if section is None else partial(METHODS[name], **vars(section))
 
 
-def settings_of(name: str, options: BaselineOptions) -> dict[str, Any]:
-    """What a method is told beside the pair; empty if it has no settings."""
-    section = getattr(options, name.removeprefix("classical."), None)
-    return {} if section is None else dict(vars(section))
+def section_of(name: str, options: BaselineOptions) -> Any:
+    """A method's section of the options; None if it has no settings."""
+    return getattr(options, name.removeprefix("classical."), None)

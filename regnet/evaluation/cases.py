@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from regnet import displacement
+from regnet.evaluation.check_points import FAMILY, sparse_truth
 from regnet.evaluation.options import FamilyOptions
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import Scene, TileStore
@@ -26,6 +29,7 @@ class Case:
         draw: number of the random field.
         block: the block's row in the store's table of blocks.
         margin_px: context read around the block, px.
+        points: (n, 4) check points of the pair, see `read_check_points`; None: the moving image is displaced.
     """
 
     part: str
@@ -33,6 +37,7 @@ class Case:
     draw: int
     block: Any
     margin_px: int
+    points: NDArray[np.float64] | None = None
 
     @property
     def name(self) -> str:
@@ -48,23 +53,30 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """What the methods are given, and the answer: `true` (2, H, W) px with moving(x + true(x)) ~ fixed(x)."""
+    """What the methods are given, and the answer: `true` (2, H, W) px with moving(x + true(x)) ~ fixed(x), or NaN."""
 
     patch: Patch
     true: NDArray[np.float32]
 
 
 def list_cases(
-    store: TileStore, parts: list[str], families: list[FamilyOptions], draws: int, margin_px: int
+    store: TileStore,
+    parts: list[str],
+    families: list[FamilyOptions],
+    draws: int,
+    margin_px: int,
+    points: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
 ) -> list[Case]:
-    """List every case of a run, block after block."""
-    return [
-        Case(part, family, draw, block, margin_px)
-        for part in parts
-        for block in store.blocks[store.blocks["part"] == part].itertuples()
-        for family in families
-        for draw in range(draws)
-    ]
+    """List every case of a run, block after block; `points` are the check points of each pair."""
+    cases = []
+    for part in parts:
+        for block in store.blocks[store.blocks["part"] == part].itertuples():
+            cases += [Case(part, family, draw, block, margin_px) for family in families for draw in range(draws)]
+            near = points.get(block.pair)
+            window = (int(block.row), int(block.col), (int(block.height), int(block.width)))
+            if near is not None and np.isfinite(sparse_truth(near, *window)).any():
+                cases.append(Case(part, FamilyOptions(FAMILY, 0.0, 1.0), 0, block, margin_px, near))
+    return cases
 
 
 class CaseMaker:
@@ -79,12 +91,15 @@ class CaseMaker:
         """Read a case's block with its context and displace its moving image.
 
         The pair as it is counts as aligned, so with a random field t the displaced image `moving(x + invert(t)(x))` has
-        just the true displacement t.
+        just the true displacement t. With check points the pair stays as it is, and its structure is where they are.
         """
         scene = self._store.scene(case.block.pair)
         margin = case.margin_px
         row, col = int(case.block.row) - margin, int(case.block.col) - margin
         height, width = int(case.block.height) + 2 * margin, int(case.block.width) + 2 * margin
+        if case.points is not None:
+            true = sparse_truth(case.points, row, col, (height, width))
+            return Problem(replace(scene.read(row, col, height, width), structure=np.isfinite(true[0])), true)
         true = self._field(case, scene).window(row, col, height, width)
         return Problem(displaced(scene.read(row, col, height, width), true), true)
 

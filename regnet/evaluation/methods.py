@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.baselines.options import BaselineOptions
-from regnet.baselines.registry import METHODS, Method, find_method
+from regnet import files
+from regnet.baselines.registry import METHODS, Method, find_method, section_of
 from regnet.errors import ConfigError, InputError
+from regnet.evaluation.options import EvaluateOptions
 from regnet.models.checkpoint import build_model, check_channels, load_checkpoint
 from regnet.models.options import ModelOptions
 from regnet.registration.network import NetworkMatcher
@@ -38,26 +41,33 @@ def check_names(names: list[str]) -> None:
             raise ConfigError(f"evaluate.methods: {name!r} is not known; choose among {', '.join(known)}")
 
 
-def make_solver(
-    name: str, store: TileStore, model_path: Path | None, windows: WindowOptions, baselines: BaselineOptions
-) -> Solver:
+def method_settings(name: str, model_path: Path | None, options: EvaluateOptions) -> dict[str, Any]:
+    """What a method's predictions depend on beside the cases: its settings, its windows, the model's weights."""
+    if name not in NETWORKS:
+        section = section_of(name, options.baselines)
+        windows = asdict(options.windows) if name in WINDOWED else None
+        return {"settings": None if section is None else asdict(section), "windows": windows}
+    weights = model_path if name == "model" and model_path is not None and model_path.is_file() else None
+    return {"windows": asdict(options.windows), "model": weights and files.file_digest(weights)}
+
+
+def make_solver(name: str, store: TileStore, model_path: Path | None, options: EvaluateOptions) -> Solver:
     """Make the function that solves one block by a method; networks are loaded here.
 
     Raises:
         InputError: the model is missing.
     """
     if name == "matcher_mind":
-        options = ModelOptions(descriptor="mind")
-        model = build_model(options, len(store.fixed_channels), len(store.moving_channels))
-        return _by_windows(NetworkMatcher(model), windows)
+        model = build_model(ModelOptions(descriptor="mind"), len(store.fixed_channels), len(store.moving_channels))
+        return _by_windows(NetworkMatcher(model), options.windows)
     if name == "model":
         if model_path is None:
             raise InputError("there is no trained model; run `regnet train` first, or leave model out of methods")
         model = load_checkpoint(model_path)
         check_channels(model, len(store.fixed_channels), len(store.moving_channels))
-        return _by_windows(NetworkMatcher(model), windows)
-    by_arrays = _by_arrays(find_method(name, baselines))
-    return _by_windows(_certain(by_arrays), windows) if name in WINDOWED else by_arrays
+        return _by_windows(NetworkMatcher(model), options.windows)
+    by_arrays = _by_arrays(find_method(name, options.baselines))
+    return _by_windows(_certain(by_arrays), options.windows) if name in WINDOWED else by_arrays
 
 
 def _by_arrays(method: Method) -> Solver:

@@ -33,6 +33,11 @@ class EvaluateOptions:
         "rows of the table: none (before registration), labels (the training labels themselves), model, matcher_mind "
         "(training-free), perceptual (by an ImageNet network), classical.<name>",
     )
+    check_points: str | None = option(
+        None,
+        "file of places whose true displacement is known: CSV with fixed_x, fixed_y, moving_x, moving_y, or lines from "
+        "fixed to moving; they make one more family, check_points, of the pair as it lies",
+    )
     context_px: int = option(
         32, "ground around a block that methods may see; never more than the gap between parts", unit="px", low=0
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,10 @@ from tqdm import tqdm
 from regnet import files, metrics
 from regnet.errors import RegnetError
 from regnet.evaluation.cases import Case, CaseMaker, Problem
+from regnet.evaluation.memory import peak_memory
 from regnet.evaluation.methods import Solver
+
+TRUTH = "truth"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Outcome:
         errors_px: (h, w) end-point error; NaN where the pair is not valid; None if the method failed.
         structure: (h, w), the structure mask of fixed.
         seconds: wall time of the method.
+        peak_mb: largest resident memory of the process meanwhile; NaN where that is not known.
         failure: why it failed; empty if it did not.
     """
 
@@ -33,6 +38,7 @@ class Outcome:
     errors_px: NDArray[np.float32] | None
     structure: NDArray[np.bool_]
     seconds: float
+    peak_mb: float
     failure: str
 
 
@@ -69,17 +75,20 @@ def read_outcomes(cases: list[Case], method: str, folder: Path) -> Iterator[Outc
             if not failure:
                 errors = metrics.epe(saved["displacement"], truth["true"]).astype(np.float32)
                 errors[~truth["valid"]] = np.nan
-            yield Outcome(case, method, errors, structure, float(saved.get("seconds", 0)), failure)
+            seconds, peak_mb = (
+                float(saved.get(name, missing)) for name, missing in (("seconds", 0), ("peak_mb", np.nan))
+            )
+            yield Outcome(case, method, errors, structure, seconds, peak_mb, failure)
 
 
 def prediction_path(folder: Path, case: Case, method: str) -> Path:
     """Where one method's prediction of one case is kept."""
-    return folder / f"{case.name}_{method}.npz"
+    return folder / method / f"{case.name}.npz"
 
 
 def truth_path(folder: Path, case: Case) -> Path:
     """Where the truth and the masks of one case are kept."""
-    return folder / f"{case.name}_truth.npz"
+    return folder / TRUTH / f"{case.name}.npz"
 
 
 def _truth(problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
@@ -89,13 +98,14 @@ def _truth(problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
 
 
 def _run(solver: Solver, problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
-    start = time.perf_counter()
+    outcome: dict[str, Any] = {"failure": ""}
+    peak, start = peak_memory(), time.perf_counter()
     try:
-        found = solver(problem.patch)
+        outcome["displacement"] = solver(problem.patch)[:, *case.own]
     except RegnetError as error:
-        return {"failure": np.asarray(str(error)), "seconds": np.asarray(time.perf_counter() - start)}
-    seconds = time.perf_counter() - start
-    return {"failure": np.asarray(""), "seconds": np.asarray(seconds), "displacement": found[:, *case.own]}
+        outcome["failure"] = str(error)
+    outcome |= {"seconds": time.perf_counter() - start, "peak_mb": peak()}
+    return {name: np.asarray(value) for name, value in outcome.items()}
 
 
 def _save(path: Path, **arrays: NDArray[np.generic]) -> None:

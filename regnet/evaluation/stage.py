@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,27 @@ import geopandas as gpd
 from regnet import files
 from regnet.errors import InputError
 from regnet.evaluation.cases import Case, CaseMaker, list_cases
+from regnet.evaluation.check_points import FAMILY, read_check_points
 from regnet.evaluation.labels import label_rows
-from regnet.evaluation.maps import write_map
-from regnet.evaluation.methods import LABELS, Solver, check_names, make_solver
+from regnet.evaluation.maps import write_difference_map, write_error_map
+from regnet.evaluation.methods import LABELS, Solver, check_names, make_solver, method_settings
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
 from regnet.tiles.store import TileStore
 
+# Methods whose map is shown as the difference to the model's too.
+RIVALS = ("perceptual", "matcher_mind")
+
 
 def evaluate_stage(
     store: TileStore, model_path: Path | None, options: EvaluateOptions, folder: Path, seed: int = 0
 ) -> dict[str, Any]:
-    """Compare methods on the store's held-out parts under random displacements that are known.
+    """Compare methods on the store's held-out parts under random displacements that are known, or at check points.
 
-    Predictions are kept in `folder/predictions` and used again as long as the store, the model, the families, the seed
-    and the context stay the same, so adding a method runs that method alone, and adding a metric none.
+    Predictions are kept in `folder/predictions` and used again as long as the store, the families, the seed, the
+    context, the check points and the method's own settings stay the same, so adding a method runs that method alone,
+    and adding a metric none.
 
     Args:
         store: prepared tiles and scenes.
@@ -40,12 +46,13 @@ def evaluate_stage(
 
     Raises:
         ConfigError: a method does not exist.
-        InputError: the store has no block in any of the parts.
+        InputError: the store has no block in any of the parts, or the check points cannot be used.
     """
     check_names(options.methods)
     # What methods see beside a block lies in the gap: never in another part.
     margin_px = min(options.context_px, int(store.manifest["options"]["split"]["gap_px"]))
-    cases = list_cases(store, options.parts, options.families, options.draws, margin_px)
+    points = {} if options.check_points is None else read_check_points(Path(options.check_points), store)
+    cases = list_cases(store, options.parts, options.families, options.draws, margin_px, points)
     if not cases:
         raise InputError(f"the prepared tiles have no block in the parts {', '.join(options.parts)}; check the split")
     predictions = _predictions_folder(store, model_path, options, folder, seed)
@@ -56,7 +63,7 @@ def evaluate_stage(
         parts = list(dict.fromkeys(case.part for case in cases))
         rows += label_rows(store, parts, [family.name for family in options.families])
     order = {name: position for position, name in enumerate(options.methods)}
-    families = [family.name for family in options.families]
+    families = [*(family.name for family in options.families), FAMILY]
     rows.sort(key=lambda row: (options.parts.index(row["part"]), families.index(row["family"]), order[row["method"]]))
     _write_maps(cases, list(solvers), predictions, store, folder / "maps")
     return _write_tables(rows, regions, store, folder)
@@ -65,21 +72,28 @@ def evaluate_stage(
 def _predictions_folder(
     store: TileStore, model_path: Path | None, options: EvaluateOptions, folder: Path, seed: int
 ) -> Path:
-    """Folder of the cached predictions, emptied if they were made with other settings."""
+    """Folder of the cached predictions, emptied of those that were made with other settings."""
     settings = {
         "store": [store.manifest, *(store.scene(pair).attributes for pair in store.pairs)],
-        "model": files.file_digest(model_path) if model_path is not None and model_path.is_file() else None,
         "families": [asdict(family) for family in options.families],
         "context_px": options.context_px,
-        "windows": asdict(options.windows),
+        "check_points": options.check_points and files.file_digest(Path(options.check_points)),
         "seed": seed,
     }
     predictions = folder / "predictions"
-    if not files.is_stamped(predictions, settings):
-        files.remove(predictions)
-        predictions.mkdir(parents=True)
-        files.write_stamp(predictions, settings)
+    _keep_only(predictions, settings)
+    for name in options.methods:
+        if name != LABELS:
+            _keep_only(predictions / name, method_settings(name, model_path, options))
     return predictions
+
+
+def _keep_only(folder: Path, settings: dict[str, Any]) -> None:
+    """Empty a folder that was not made with these settings, and stamp it with them."""
+    if not files.is_stamped(folder, settings):
+        files.remove(folder)
+        folder.mkdir(parents=True)
+        files.write_stamp(folder, settings)
 
 
 def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions) -> dict[str, Solver | str]:
@@ -88,7 +102,7 @@ def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions
     for name in options.methods:
         if name != LABELS:
             try:
-                solvers[name] = make_solver(name, store, model_path, options.windows, options.baselines)
+                solvers[name] = make_solver(name, store, model_path, options)
             except InputError as error:
                 solvers[name] = str(error)
     return solvers
@@ -113,9 +127,12 @@ def _write_maps(cases: list[Case], methods: list[str], predictions: Path, store:
     files.remove(folder)
     for pair, family in dict.fromkeys((case.block.pair, case.family.name) for case in cases):
         here = [case for case in cases if (case.block.pair, case.family.name) == (pair, family)]
+        outcomes = {method: partial(read_outcomes, here, method, predictions) for method in methods}
         for method in methods:
-            outcomes = read_outcomes(here, method, predictions)
-            write_map(folder / f"{pair}_{family}_{method}.tif", outcomes, store, pair)
+            write_error_map(folder / f"{pair}_{family}_{method}.tif", outcomes[method](), store, pair)
+        for other in (name for name in RIVALS if name in methods and "model" in methods):
+            path = folder / f"{pair}_{family}_model_minus_{other}.tif"
+            write_difference_map(path, outcomes["model"](), outcomes[other](), store, pair)
 
 
 def _write_tables(rows: list[dict[str, Any]], regions: list[Any], store: TileStore, folder: Path) -> dict[str, Any]:

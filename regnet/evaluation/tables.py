@@ -25,9 +25,12 @@ SHOWN = {
     "epe_median_px": "median, px",
     "epe_p95_px": "95 %, px",
     "epe_mean_m": "mean, m",
-    "pck_1px": "within 1 px",
-    "pck_3px": "within 3 px",
+    "epe_median_m": "median, m",
+    "epe_p95_m": "95 %, m",
+    "ce90_px": "ce90, px",
+    **{f"pck_{limit}px": f"within {limit} px" for limit in metrics.PCK_PX},
     "seconds": "seconds",
+    "peak_memory_mb": "peak memory, MB",
     "status": "status",
 }
 
@@ -40,7 +43,9 @@ class Errors:
     gsd_m: float
 
 
-def summary_row(errors: list[Errors], seconds: float, failures: list[str], blocks: int) -> dict[str, Any]:
+def summary_row(
+    errors: list[Errors], seconds: float, failures: list[str], blocks: int, peak_mb: float = float("nan")
+) -> dict[str, Any]:
     """Summarise the errors of a method.
 
     Args:
@@ -48,10 +53,11 @@ def summary_row(errors: list[Errors], seconds: float, failures: list[str], block
         seconds: wall time over all blocks.
         failures: messages from the blocks where it gave none.
         blocks: how many there are.
+        peak_mb: largest resident memory of the process in any of them; NaN if not known.
 
     Returns:
-        What `regnet.metrics.summarise` gives, `<metric>_m` beside it, `seconds` and `status`: ok, or why and where the
-        method failed.
+        What `regnet.metrics.summarise` gives, `<metric>_m` beside it, `seconds`, `peak_memory_mb` and `status`: ok, or
+        why and where the method failed.
     """
     px = np.concatenate([part.px.ravel() for part in errors]) if errors else np.zeros(0, np.float32)
     metres = np.concatenate([part.px.ravel() * part.gsd_m for part in errors]) if errors else px
@@ -61,7 +67,7 @@ def summary_row(errors: list[Errors], seconds: float, failures: list[str], block
     status = "ok"
     if failures:
         status = f"failed in {len(failures)} of {blocks} blocks: {failures[0]}"
-    return {**row, "seconds": seconds, "status": status}
+    return {**row, "seconds": seconds, "peak_memory_mb": peak_mb, "status": status}
 
 
 def select(outcome: Outcome, within: str) -> NDArray[np.float32]:
@@ -85,20 +91,24 @@ def method_rows(outcomes: Iterable[Outcome], gsd_m: Mapping[str, float]) -> tupl
     cases = list(outcomes)
     failures = [outcome.failure for outcome in cases if outcome.failure]
     done = [outcome for outcome in cases if not outcome.failure]
-    seconds = sum(outcome.seconds for outcome in cases)
+    seconds, peak_mb = sum(outcome.seconds for outcome in cases), max(outcome.peak_mb for outcome in cases)
     first = cases[0]
     key = {"part": first.case.part, "family": first.case.family.name, "method": first.method}
     rows = []
     for within in (STRUCTURE, EVERYTHING):
         errors = [Errors(select(outcome, within), gsd_m[outcome.case.block.pair]) for outcome in done]
-        rows.append({**key, "within": within, **summary_row(errors, seconds, failures, len(cases))})
+        rows.append({**key, "within": within, **summary_row(errors, seconds, failures, len(cases), peak_mb)})
     regions = []
     for block in dict.fromkeys(outcome.case.block.block_id for outcome in cases):
         here = [outcome for outcome in cases if outcome.case.block.block_id == block]
         pair = here[0].case.block.pair
         errors = [Errors(select(one, STRUCTURE), gsd_m[pair]) for one in here if not one.failure]
         summary = summary_row(
-            errors, sum(one.seconds for one in here), [one.failure for one in here if one.failure], len(here)
+            errors,
+            sum(one.seconds for one in here),
+            [one.failure for one in here if one.failure],
+            len(here),
+            max(one.peak_mb for one in here),
         )
         regions.append({**key, "region": block, "pair": pair, **summary, "geometry": here[0].case.block.geometry})
     return rows, regions

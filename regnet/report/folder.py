@@ -128,16 +128,11 @@ class RunFolder:
             return int((truth["structure"] & truth["valid"]).sum())
 
     def _methods(self, name: str) -> list[str]:
-        found = sorted(path.stem.removeprefix(f"{name}_") for path in self._predictions.glob(f"{name}_*.npz"))
         listed = self.settings("evaluate").get("methods", [])
-        return sorted(set(found) & set(listed), key=listed.index)
-
-    @property
-    def _predictions(self) -> Path:
-        return self._stage("evaluate") / "predictions"
+        return [method for method in listed if self._prediction(name, method).is_file()]
 
     def _prediction(self, name: str, method: str) -> Path:
-        return self._predictions / f"{name}_{method}.npz"
+        return self._stage("evaluate") / "predictions" / method / f"{name}.npz"
 
     def _stage(self, stage: str) -> Path:
         folder = self.path / stage

@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 import rasterio
 import torch
-from affine import Affine
-from scipy.ndimage import gaussian_filter
 
 from regnet import displacement
 from regnet.baselines.registry import METHODS
@@ -18,34 +16,11 @@ from regnet.evaluation import predictions as predictions_module
 from regnet.evaluation.cases import CaseMaker, SceneField, list_cases
 from regnet.evaluation.options import EvaluateOptions, FamilyOptions
 from regnet.evaluation.stage import evaluate_stage
-from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
-from regnet.tiles.prepare import prepare
-from regnet.tiles.store import TileStore
+from regnet.models.checkpoint import build_model, save_checkpoint
+from regnet.models.options import ModelOptions
 
 SMOOTH = FamilyOptions("smooth", 6.0, 40.0)
 GAP_PX = 16
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    noise = np.random.default_rng(0).normal(size=(480, 480))
-    picture = sum(gaussian_filter(noise, sigma) * sigma for sigma in (1.5, 4, 10))
-    picture = (2000 + 800 * picture / picture.std()).clip(1).astype(np.uint16)
-    profile = {"driver": "GTiff", "count": 1, "dtype": "uint16", "crs": "EPSG:32618", "height": 480, "width": 480}
-    transform = Affine(10, 0, 5e5, 0, -10, 44e5)
-    for name, image in (("fixed", picture), ("moving", 9000 - picture)):
-        with rasterio.open(folder / f"{name}.tif", "w", transform=transform, **profile) as target:
-            target.write(image.astype(np.uint16), 1)
-    options = PrepareOptions(
-        pairs=[PairOptions("pair", str(folder / "fixed.tif"), str(folder / "moving.tif"))],
-        tile_px=64,
-        stride_px=64,
-        split=SplitOptions("blocks", 144, GAP_PX, 0.12, 0.25, 0.15),
-        noise=NoiseOptions("systematic", shift_dx_px=3.0, shift_dy_px=-4.0),
-    )
-    prepare(options, folder / "prepare")
-    return TileStore.open(folder / "prepare")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +77,7 @@ def test_summary_has_what_is_promised(run):
             assert row["status"] == "ok"
             assert np.isfinite([row[name] for name in ("epe_mean_px", "epe_median_px", "epe_p95_px", "seconds")]).all()
             assert 0 <= row["pck_1px"] <= row["pck_3px"] <= 1
+            assert row["peak_memory_mb"] > 50 or method == "labels" or np.isnan(row["peak_memory_mb"])
             assert row["epe_mean_m"] == pytest.approx(row["epe_mean_px"] * 10, rel=0.01)
 
 
@@ -171,6 +147,29 @@ def test_maps_and_regions_agree_with_the_table(run, store):
     assert np.isfinite(errors[row + 20 : row + block.height - 20, col + 20 : col + block.width - 20]).all()
     train = store.blocks.query("part == 'train'").iloc[0]
     assert np.isnan(errors[train.row : train.row + train.height, train.col : train.col + train.width]).all()
+
+
+def test_difference_maps_are_differences(store, tmp_path):
+    options = EvaluateOptions(families=[SMOOTH], methods=["none", "matcher_mind", "model"], parts=["test"])
+    small = ModelOptions(descriptor="learned", descriptor_channels=4, width=4, blocks=1, levels=2)
+    save_checkpoint(tmp_path / "model.safetensors", build_model(small, 1, 1))
+    evaluate_stage(store, tmp_path / "model.safetensors", options, tmp_path)
+    layers = {}
+    for name in ("model", "matcher_mind", "model_minus_matcher_mind"):
+        path = tmp_path / "maps" / f"pair_smooth_{name}.tif"
+        with rasterio.open(path) as image:
+            layers[name] = image.read(1)
+            low, high = image.tags()["colour_scale_px"].split()
+        style = path.with_suffix(".qml").read_text()
+        assert f'classificationMin="{float(low):g}' in style
+        assert f'classificationMax="{float(high):g}' in style
+    known = np.isfinite(layers["model"])
+    assert known.any()
+    np.testing.assert_allclose(
+        layers["model_minus_matcher_mind"][known], (layers["model"] - layers["matcher_mind"])[known], atol=1e-5
+    )
+    assert np.isnan(layers["model_minus_matcher_mind"][~known]).all()
+    assert np.abs(layers["model_minus_matcher_mind"][known]).max() > 0.01
 
 
 def test_methods_never_see_other_parts(store):
