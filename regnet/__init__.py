@@ -1,0 +1,22 @@
+"""Register multimodal image pairs, and learn to do so from misaligned labels.
+
+`regnet.register(fixed, moving)` registers a pair from Python; `Registration` is what it gives, and `Raster` an array
+with its place on the ground. They are loaded when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regnet.registration.arrays import Raster, Registration, register
+
+__all__ = ["Raster", "Registration", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'regnet' has no attribute {name!r}")
+    from regnet.registration import arrays
+
+    return getattr(arrays, name)

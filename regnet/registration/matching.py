@@ -24,6 +24,8 @@ KEEP_PX = 6.0
 """A pair that is off by less than this everywhere needs no global stage: the pyramid reaches far beyond."""
 CLEARLY_BELOW = 0.25
 """A similarity is worth applying if its error is below this share of the misalignment that it takes away."""
+OVERALL_FLOOR_PX = 0.5
+"""Least error that is expected of a similarity alone."""
 OUTLIER_PX = 4.0
 """Matches farther than this from the local affine displacement, and than three times their error, are wrong."""
 
@@ -103,9 +105,10 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     error = np.where(matched, error, np.float32(np.inf))
     if overall.found:
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
-        worth = overall.error_px <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone))
+        alone_px = max(overall.error_px, OVERALL_FLOOR_PX)
+        worth = alone_px <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone))
         worth &= ~matched
         displacement = np.where(worth, alone, displacement)
-        error[worth] = overall.error_px
+        error[worth] = alone_px
         status[worth & valid] = OVERALL
     return Beliefs(displacement, error, status)

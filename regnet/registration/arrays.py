@@ -1,0 +1,224 @@
+"""Registration from Python: files, georeferenced arrays or xarray's arrays in, fields and arrays out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+
+from regnet import files
+from regnet.errors import ConfigError, InputError
+from regnet.geo.raster import is_vector
+from regnet.registration import apply as applying
+from regnet.registration import register as registering
+from regnet.registration.options import ApplyOptions, RegisterOptions
+from regnet.registration.windows import WindowOptions
+
+
+@dataclass(frozen=True)
+class Raster:
+    """An array with its place on the ground.
+
+    Attributes:
+        values: (H, W) or (C, H, W).
+        transform: from (column, row), whole numbers at the corners of pixels, to (x, y).
+        crs: coordinate reference system, in any form that rasterio takes ("EPSG:32618").
+        nodata: value of pixels that hold nothing; None if all hold something. NaN holds nothing in any case.
+        valid: (H, W), false where nothing is held; None if `nodata` tells it.
+    """
+
+    values: NDArray[Any]
+    transform: Affine
+    crs: Any
+    nodata: float | None = None
+    valid: NDArray[np.bool_] | None = None
+
+
+class Registration:
+    """A registered pair: what `register` writes, read when it is asked for.
+
+    Attributes:
+        folder: of the output files. Without an `output_dir` it is a temporary one that goes with this object.
+        share: of the ground with data in both images that was registered; 0.0 if it abstained everywhere.
+    """
+
+    def __init__(self, folder: Path, share: float, keep: TemporaryDirectory[str] | None, like: Any) -> None:
+        self.folder, self.share = folder, share
+        self._keep, self._like = keep, like
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says."""
+        return dict(files.read_json(self.folder / registering.SUMMARY))
+
+    @cached_property
+    def displacement(self) -> NDArray[np.float32]:
+        """(2, H, W) px, dx to the right and dy down on fixed's grid; it pulls. 0 where it abstains."""
+        return self._bands((1, 2))
+
+    @cached_property
+    def expected_error_px(self) -> NDArray[np.float32]:
+        """(H, W) px, infinite where it abstains."""
+        return np.asarray(self._bands((3,))[0])
+
+    @cached_property
+    def tie_points(self) -> gpd.GeoDataFrame:
+        """Tie points with their status."""
+        return gpd.read_file(self.folder / registering.TIES)
+
+    @cached_property
+    def registered(self) -> Any:
+        """Moving in its new place: a `Raster`, a GeoDataFrame, or an array of xarray if moving was one."""
+        if (self.folder / registering.VECTOR).exists():
+            return gpd.read_file(self.folder / registering.VECTOR)
+        return _read(self.folder / registering.RASTER, self._like)
+
+    def apply(self, target: Any, **settings: Any) -> Any:
+        """Move any other raster or vector of the same place by this displacement.
+
+        Args:
+            target: path, `Raster`, array of rioxarray or GeoDataFrame.
+            settings: those of the command `apply` beside displacement, target and output.
+
+        Returns:
+            As `registered`.
+
+        Raises:
+            RegnetError: as the command.
+        """
+        with TemporaryDirectory(prefix="regnet-") as scratch:
+            path = _path(target, Path(scratch), "target")
+            vector = is_vector(path)
+            output = Path(scratch) / f"output{'.gpkg' if vector else '.tif'}"
+            own = {"displacement": str(self.folder / registering.DISPLACEMENT), "target": path, "output": str(output)}
+            applying.apply(_options(ApplyOptions, own, settings))
+            return gpd.read_file(output) if vector else _read(output, target)
+
+    def save(self, folder: Path | str) -> Path:
+        """Copy all output files into a folder, each whole or not at all; gives the folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        for source in sorted(path for path in self.folder.iterdir() if not path.name.startswith(".")):
+            with files.whole_path(folder / source.name) as partial:
+                shutil.copyfile(source, partial)
+        return folder
+
+    def _bands(self, bands: tuple[int, ...]) -> NDArray[np.float32]:
+        with rasterio.open(self.folder / registering.DISPLACEMENT) as source:
+            return np.asarray(source.read(bands), np.float32)
+
+
+def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **settings: Any) -> Registration:
+    """Register moving onto fixed, with all that the command `register` can do.
+
+    Args:
+        fixed: path of a raster, `Raster`, or an array of xarray with rioxarray's georeferencing.
+        moving: the same, or path of a vector file, or GeoDataFrame.
+        output_dir: folder of the outputs; None for a temporary one that goes with the result.
+        settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows` may be a mapping.
+
+    Returns:
+        The registered pair. Where nothing could be registered its `share` is 0.
+
+    Raises:
+        ConfigError: a setting is not known or out of range.
+        InputError: an input cannot be used.
+        OutputError: the outputs cannot be written.
+    """
+    keep = TemporaryDirectory(prefix="regnet-") if output_dir is None else None
+    folder = Path(keep.name if keep else str(output_dir))
+    if isinstance(settings.get("windows"), Mapping):
+        settings["windows"] = _options(WindowOptions, {}, settings["windows"])
+    with TemporaryDirectory(prefix="regnet-") as scratch:
+        own = {"fixed": _path(fixed, Path(scratch), "fixed"), "moving": _path(moving, Path(scratch), "moving")}
+        share = registering.register(_options(RegisterOptions, own, settings), folder)
+    return Registration(folder, share, keep, moving)
+
+
+def _options(schema: type, own: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    known = [spec.name for spec in fields(schema)]
+    for name in settings:
+        if name not in known or name in own:
+            free = ", ".join(name for name in known if name not in own)
+            raise ConfigError(f"{name} is not a setting; choose among {free}")
+    return schema(**own, **settings)
+
+
+def _path(given: Any, folder: Path, name: str) -> str:
+    """Path of an input; what is in memory is written to a folder first.
+
+    Raises:
+        InputError: it is of no kind that is known, or has no georeferencing.
+    """
+    if isinstance(given, str | Path):
+        return str(given)
+    if isinstance(given, gpd.GeoDataFrame):
+        given.to_file(folder / f"{name}.gpkg", layer=name)
+        return str(folder / f"{name}.gpkg")
+    path = folder / f"{name}.tif"
+    if isinstance(given, Raster):
+        _write(given, path, name)
+    elif hasattr(given, "rio"):
+        if given.rio.crs is None:
+            raise InputError(f"{name}: the array has no CRS; give it one with .rio.write_crs(...)")
+        given.rio.to_raster(path)
+    elif hasattr(given, "dims") and hasattr(given, "coords"):
+        raise InputError(f"{name}: the array has no georeferencing; import rioxarray first, and .rio.write_crs(...)")
+    else:
+        kind = type(given).__name__
+        raise InputError(f"{name}: {kind} has no georeferencing; wrap it as regnet.Raster(values, transform, crs)")
+    return str(path)
+
+
+def _write(raster: Raster, path: Path, name: str) -> None:
+    values = np.asarray(raster.values)
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3:
+        raise InputError(
+            f"{name}: the array has {values.ndim} dimensions; give (rows, columns) or (bands, rows, columns)"
+        )
+    values = values.astype(np.uint8) if values.dtype == bool else values
+    profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2]}
+    try:
+        place = {"crs": CRS.from_user_input(raster.crs), "transform": raster.transform, "nodata": raster.nodata}
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(path, "w", dtype=values.dtype, tiled=True, **profile, **place) as target,
+        ):
+            target.write(values)
+            if raster.valid is not None:
+                target.write_mask(raster.valid)
+    except (CRSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{name}: the array cannot be placed ({reason}); check its crs, dtype and nodata") from error
+
+
+def _read(path: Path, like: Any) -> Any:
+    """Read a raster; as an array of xarray if `like` is one."""
+    with rasterio.open(path) as source:
+        values, nodata = source.read(), source.nodata
+        raster = Raster(values, source.transform, source.crs, nodata, source.dataset_mask() > 0)
+    if not hasattr(like, "rio"):
+        return raster
+    height, width = values.shape[1:]
+    # Pixel centres, as xarray counts; a rotated grid has no such axes, but its transform is kept in any case.
+    t = raster.transform
+    axes = {"y": t.f + t.e * (np.arange(height) + 0.5), "x": t.c + t.a * (np.arange(width) + 0.5)}
+    shaped = type(like)(values, dims=("band", "y", "x"), coords={"band": np.arange(len(values)) + 1, **axes})
+    placed = shaped.rio.write_crs(raster.crs).rio.write_transform(raster.transform)
+    return placed if nodata is None else placed.rio.write_nodata(nodata)

@@ -1,0 +1,115 @@
+import subprocess
+import sys
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+
+import regnet
+from regnet.errors import ConfigError, InputError, OutputError
+from tests.registration.conftest import CRS, GSD, ORIGIN, TRUE
+
+TRANSFORM = Affine.translation(*ORIGIN) @ Affine.scale(GSD, -GSD)
+
+
+@pytest.fixture(scope="module")
+def arrays(scene):
+    return scene[50:306, 50:338], (9000 - scene[46:302, 56:344].astype(np.int32)).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def done(arrays):
+    fixed, moving = (regnet.Raster(values, TRANSFORM, CRS) for values in arrays)
+    return regnet.register(fixed, moving, windows={"window_px": 320}, global_stage=False)
+
+
+def inner(array):
+    return array[..., 40:-40, 40:-40]
+
+
+def test_arrays_are_registered_as_files_are(done, arrays):
+    assert done.share > 0.8
+    assert done.displacement.shape == (2, 256, 288)
+    known = np.isfinite(inner(done.expected_error_px))
+    assert [np.median(band[known]) for band in inner(done.displacement)] == pytest.approx(TRUE, abs=0.15)
+    after = done.registered
+    assert (after.crs, after.transform, after.values.dtype) == (rasterio.crs.CRS.from_string(CRS), TRANSFORM, np.uint16)
+    held = inner(after.valid)
+    wanted = inner(9000 - arrays[0].astype(float))
+    assert np.corrcoef(inner(after.values[0])[held], wanted[held])[0, 1] > 0.98
+    assert done.summary["share_registered"] == done.share
+    assert (done.tie_points["status"] == "matched").sum() >= 9
+
+
+def test_the_result_is_saved_and_goes_with_its_object(done, tmp_path):
+    folder = done.save(tmp_path / "kept")
+    names = {"displacement.tif", "registered.tif", "tie_points.gpkg", "summary.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == names
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        done.save(tmp_path / "file" / "below")
+
+
+def test_other_arrays_and_features_are_moved_by_the_same_displacement(done, arrays):
+    coarse = arrays[1].reshape(128, 2, 144, 2).mean((1, 3)).astype(np.float32)
+    moved = done.apply(regnet.Raster(coarse, TRANSFORM @ Affine.scale(2), CRS, nodata=-1.0))
+    assert (moved.values.shape, moved.nodata) == ((1, 128, 144), -1)
+    wanted = (9000 - arrays[0].astype(float)).reshape(128, 2, 144, 2).mean((1, 3))
+    assert np.corrcoef(moved.values[0, 25:-25, 25:-25].ravel(), wanted[25:-25, 25:-25].ravel())[0, 1] > 0.98
+    place = [shapely.Point(TRANSFORM @ (100.0, 100.0))]
+    points = done.apply(gpd.GeoDataFrame({"name": ["a"]}, geometry=place, crs=CRS))
+    col, row = ~TRANSFORM @ (points.geometry[0].x, points.geometry[0].y)
+    assert (col, row) == pytest.approx((100 - TRUE[0], 100 - TRUE[1]), abs=0.3)
+
+
+def test_files_into_a_folder_of_ones_own(tmp_path, shifted):
+    result = regnet.register(*shifted, output_dir=tmp_path / "out", max_error_px=0.05, global_stage=False)
+    assert (result.folder, result.share) == (tmp_path / "out", 0)
+    assert not result.displacement.any()
+    assert np.isinf(result.expected_error_px).all()
+
+
+def test_what_cannot_be_used_is_said(arrays, shifted):
+    fixed = regnet.Raster(arrays[0], TRANSFORM, CRS)
+    with pytest.raises(InputError, match=r"moving: ndarray has no georeferencing; wrap it as regnet\.Raster"):
+        regnet.register(fixed, arrays[1])
+    with pytest.raises(InputError, match="fixed: the array cannot be placed"):
+        regnet.register(regnet.Raster(arrays[0], TRANSFORM, "EPSG:nowhere"), fixed)
+    with pytest.raises(InputError, match="fixed: the array has 1 dimensions"):
+        regnet.register(regnet.Raster(np.zeros(5), TRANSFORM, CRS), fixed)
+    with pytest.raises(ConfigError, match="max_eror_px is not a setting; choose among model"):
+        regnet.register(*shifted, max_eror_px=1)
+    with pytest.raises(AttributeError, match="no attribute 'regster'"):
+        regnet.regster  # noqa: B018
+
+
+def test_xarray_goes_in_and_comes_out(arrays):
+    xarray, _ = pytest.importorskip("xarray"), pytest.importorskip("rioxarray")
+    height, width = arrays[0].shape
+    axes = {"y": ORIGIN[1] - GSD * (np.arange(height) + 0.5), "x": ORIGIN[0] + GSD * (np.arange(width) + 0.5)}
+    fixed, moving = (xarray.DataArray(values, dims=("y", "x"), coords=axes).rio.write_crs(CRS) for values in arrays)
+    result = regnet.register(fixed, moving, global_stage=False)
+    after = result.registered
+    assert isinstance(after, xarray.DataArray)
+    assert after.rio.crs == fixed.rio.crs
+    assert after.rio.transform().almost_equals(TRANSFORM)
+    np.testing.assert_allclose(after["x"], axes["x"])
+    with pytest.raises(InputError, match="fixed: the array has no CRS"):
+        regnet.register(xarray.DataArray(arrays[0], dims=("y", "x"), coords=axes), moving)
+
+
+def test_an_array_of_xarray_without_rioxarray_is_told_what_is_missing(arrays):
+    class Array:
+        dims, coords = ("y", "x"), {}
+
+    with pytest.raises(InputError, match="import rioxarray first"):
+        regnet.register(Array(), regnet.Raster(arrays[1], TRANSFORM, CRS))
+
+
+def test_importing_regnet_loads_nothing_heavy():
+    code = "import regnet, sys; print([name for name in ('torch', 'rasterio', 'geopandas') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
