@@ -6,7 +6,7 @@ them as it does kC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,28 +16,24 @@ from torch import Tensor, nn
 from regnet import models
 from regnet.baselines.perceptual import Network, NetworkOptions, Stretch, features, load_network
 from regnet.errors import InputError
-from regnet.tiles.patch import Patch
-from regnet.tiles.store import TileStore
 
 Array = NDArray[np.floating]
 # Vectors (b, q) of the tiles of a slice, whose squared Euclidean distance is the distance of two tiles.
 Vectors = Callable[[slice], Array]
+# Fixed and moving of the tiles of a slice.
+Reader = Callable[[slice], tuple[Tensor, Tensor]]
 
 SIDES = ("fixed", "moving")
 
 
 def tile_distances(
-    store: TileStore,
-    positions: NDArray[np.int64],
-    network: NetworkOptions,
-    model: nn.Module | None = None,
-    memory_mb: float = 1024,
+    read: Reader, n: int, network: NetworkOptions, model: nn.Module | None = None, memory_mb: float = 1024
 ) -> dict[str, NDArray[np.float64]]:
-    """Distances between tiles of a store by everything but gradients.
+    """Distances between tiles by everything but gradients.
 
     Args:
-        store: the prepared tiles.
-        positions: (n,) in the store's index.
+        read: gives fixed (b, Cf, S, S) and moving (b, Cm, S, S) of the tiles of a slice; may be asked more than once.
+        n: number of tiles.
         network: ImageNet network.
         model: a trained model, for its own features; left out if None.
         memory_mb: that the vectors of two batches of tiles may take.
@@ -50,22 +46,15 @@ def tile_distances(
         InputError: the ImageNet weights are missing.
     """
     loaded = load_network(network)
-
-    def patches(part: slice) -> Sequence[Patch]:
-        return [store.tile(int(position)) for position in positions[part]]
-
     found: dict[str, NDArray[np.float64]] = {}
-    for side in SIDES:
-        stretch = _stretch(store, positions, side)
-        for name, vectors in (
-            ("perceptual", _perceptual(patches, side, loaded, stretch)),
-            ("pixels", _pixels(patches, side)),
-        ):
-            found[f"{name} {side}"] = squared_distances(vectors, len(positions), memory_mb)
-    for name in ("perceptual", "pixels"):
-        found[f"{name} both"] = found[f"{name} fixed"] + found[f"{name} moving"]
+    for side, name in enumerate(SIDES):
+        stretch = _stretch(read, side, n)
+        found[f"perceptual {name}"] = squared_distances(_perceptual(read, side, loaded, stretch), n, memory_mb)
+        found[f"pixels {name}"] = squared_distances(_pixels(read, side), n, memory_mb)
+    for kind in ("perceptual", "pixels"):
+        found[f"{kind} both"] = found[f"{kind} fixed"] + found[f"{kind} moving"]
     if model is not None:
-        found["features both"] = squared_distances(_own_features(patches, model), len(positions), memory_mb)
+        found["features both"] = squared_distances(lambda part: penultimate(model, *read(part)).numpy(), n, memory_mb)
     return found
 
 
@@ -129,24 +118,24 @@ def penultimate(model: nn.Module, fixed: Tensor, moving: Tensor) -> Tensor:
     return last[:, :, last.shape[2] // 2, last.shape[3] // 2] if last.ndim == 4 else last.flatten(1)
 
 
-def _stretch(store: TileStore, positions: NDArray[np.int64], side: str, most: int = 64) -> Stretch:
+def _stretch(read: Reader, side: int, n: int, most: int = 64) -> Stretch:
     """One stretch for a whole set, so that dark tiles stay dark, from at most 64 tiles evenly spread over it."""
-    chosen = positions[np.unique(np.linspace(0, len(positions) - 1, min(most, len(positions))).round().astype(int))]
-    tiles = [store.tile(int(position)) for position in chosen]
-    return Stretch.fit(np.stack([getattr(tile, side) for tile in tiles]), _valid(tiles, side))
+    chosen = np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int))
+    images = np.concatenate([read(slice(place, place + 1))[side].numpy() for place in chosen.tolist()])
+    return Stretch.fit(images, _whole(images))
 
 
-def _valid(tiles: Sequence[Patch], side: str) -> NDArray[np.bool_]:
-    return np.stack([getattr(tile, f"{side}_valid") for tile in tiles])
+def _whole(images: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Every pixel counts: invalid ones are 0 in a tile, the median of its scene."""
+    return np.ones((len(images), *images.shape[2:]), np.bool_)
 
 
-def _perceptual(patches: Callable[[slice], Sequence[Patch]], side: str, network: Network, stretch: Stretch) -> Vectors:
+def _perceptual(read: Reader, side: int, network: Network, stretch: Stretch) -> Vectors:
     def vectors(part: slice) -> Array:
         rows = []
-        for tile in patches(part):
-            shown = stretch(getattr(tile, side)[None], getattr(tile, f"{side}_valid")[None])
+        for image in read(part)[side].numpy()[:, None]:
             with torch.inference_mode():
-                layers = features(network, shown)
+                layers = features(network, stretch(image, _whole(image)))
             # Over the root of the number of places: squared differences add up to their mean over places.
             rows.append(torch.cat([(layer / (layer[0, 0].numel() ** 0.5)).ravel() for layer in layers]))
         return torch.stack(rows).numpy()
@@ -154,19 +143,9 @@ def _perceptual(patches: Callable[[slice], Sequence[Patch]], side: str, network:
     return vectors
 
 
-def _pixels(patches: Callable[[slice], Sequence[Patch]], side: str) -> Vectors:
+def _pixels(read: Reader, side: int) -> Vectors:
     def vectors(part: slice) -> Array:
-        tiles = patches(part)
-        images = np.stack([getattr(tile, side) for tile in tiles]) * _valid(tiles, side)[:, None]
-        flat = images.reshape(len(tiles), -1)
+        flat = read(part)[side].flatten(1).numpy()
         return np.asarray(flat / np.sqrt(flat.shape[1], dtype=np.float32))
-
-    return vectors
-
-
-def _own_features(patches: Callable[[slice], Sequence[Patch]], model: nn.Module) -> Vectors:
-    def vectors(part: slice) -> Array:
-        pairs = [[torch.from_numpy(getattr(tile, side))[None] for side in SIDES] for tile in patches(part)]
-        return torch.cat([penultimate(model, fixed, moving) for fixed, moving in pairs]).numpy()
 
     return vectors

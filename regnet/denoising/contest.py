@@ -8,14 +8,13 @@ is right about the noise can still average labels that differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from regnet.denoising.operators import Array
-from regnet.denoising.smoother import Smoother
 from regnet.denoising.validation import correlation, moved_by_noise
 
 COUNTS = (5, 10)
@@ -77,11 +76,10 @@ class Contest:
         }
 
 
-def by_smoother(name: str, kind: str, found: Smoother) -> list[Contestant]:
-    """The weights of a smoother, with and without the tile's own label."""
-    n, d = found.n, found.d
-    basis = np.eye(n * d).reshape(n * d, n, d)
-    weights = np.stack([found.apply(column).ravel() for column in basis], axis=1).reshape(n, d, n, d)
+def by_map(name: str, kind: str, apply: Callable[[Array], Array], n: int, outputs: int = 2) -> list[Contestant]:
+    """The weights of a linear map of labels (n, d), a smoother for instance, with and without the tile's own label."""
+    basis = np.eye(n * outputs).reshape(n * outputs, n, outputs)
+    weights = np.stack([apply(column).ravel() for column in basis], axis=1).reshape(n, outputs, n, outputs)
     return _both_ways(name, kind, weights, _without_own(weights))
 
 

@@ -1,5 +1,3 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -12,44 +10,31 @@ from regnet.errors import InputError
 from regnet.models.checkpoint import build_model
 from regnet.models.options import ModelOptions
 from regnet.similarity.neighbours import count
-from regnet.tiles.patch import Patch
 
 SIDE = 64
 
 
-@dataclass
-class Tiles:
-    """As much of a tile store as retrieval asks for."""
-
-    patches: list
-
-    def tile(self, position):
-        return self.patches[position]
-
-
 @pytest.fixture(scope="module")
-def store():
-    """Two textures, four tiles each, in turns; moving is the negative of one band."""
-    pictures = [getattr(data, name)()[:256, :256].astype(np.float32) for name in ("brick", "grass")]
-    patches = []
+def tiles():
+    """Two textures, four tiles each, in turns; fixed has three bands, moving is the negative of one."""
+    pictures = [torch.from_numpy(getattr(data, name)()[:256, :256].astype(np.float32)) for name in ("brick", "grass")]
+    crops = []
     for place in range(8):
-        picture = pictures[place % 2]
-        row, col = divmod(place // 2, 2)
-        crop = picture[row * 96 : row * 96 + SIDE, col * 96 : col * 96 + SIDE]
-        valid = np.ones((SIDE, SIDE), bool)
-        patches.append(Patch(np.stack([crop, 2 * crop, crop + 5]), 255 - crop[None], valid, valid, valid))
-    return Tiles(patches)
+        row, col = (96 * part for part in divmod(place // 2, 2))
+        crops.append(pictures[place % 2][row : row + SIDE, col : col + SIDE])
+    crop = torch.stack(crops)[:, None]
+    return torch.cat([crop, 2 * crop, crop + 5], 1), 255 - crop
 
 
 @pytest.fixture(scope="module")
-def distances(store):
+def distances(tiles):
     model = build_model(ModelOptions(width=8, blocks=1, descriptor_channels=4, levels=1), 3, 1)
-    return tile_distances(store, np.arange(8), NetworkOptions(), model)
+    return tile_distances(lambda part: (tiles[0][part], tiles[1][part]), 8, NetworkOptions(), model)
 
 
-def test_perceptual_distances_are_those_of_the_features(store, distances):
+def test_perceptual_distances_are_those_of_the_features(tiles, distances):
     network = load_network(NetworkOptions())
-    images = np.stack([tile.fixed for tile in store.patches])
+    images = tiles[0].numpy()
     valid = np.ones((8, SIDE, SIDE), bool)
     shown = Stretch.fit(images, valid)(images, valid)
     with torch.inference_mode():
@@ -58,8 +43,8 @@ def test_perceptual_distances_are_those_of_the_features(store, distances):
     assert distances["perceptual fixed"][1, 6] == pytest.approx(wanted, rel=1e-3)
     both = distances["perceptual fixed"] + distances["perceptual moving"]
     np.testing.assert_array_equal(distances["perceptual both"], both)
-    moved = store.patches[2].moving - store.patches[5].moving
-    assert distances["pixels moving"][2, 5] == pytest.approx(float(np.square(moved).mean()), rel=1e-4)
+    moved = tiles[1][2] - tiles[1][5]
+    assert distances["pixels moving"][2, 5] == pytest.approx(float(moved.square().mean()), rel=1e-4)
 
 
 def test_tiles_of_one_texture_are_nearest_to_each_other(distances):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regnet.denoising.contest import by_kernel, by_nearest, by_smoother, contestants_by, hold_contest
+from regnet.denoising.contest import by_kernel, by_map, by_nearest, contestants_by, hold_contest
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.smoother import smoother
 from regnet.denoising.validation import noise_transfer, without_own
@@ -34,7 +34,7 @@ def world():
 def contest(world):
     found, truth, noise, predictions, similarities, unlike = world
     entered = [
-        *by_smoother("smoother", "gradient", found),
+        *by_map("smoother", "gradient", found.apply, N),
         *contestants_by("kC", "gradient", similarities, {"kernel": 1, "sharp": 8}),
         *contestants_by("other", "perceptual", unlike, {"kernel": 1}),
     ]
@@ -100,5 +100,5 @@ def test_a_tile_that_is_like_no_other_has_no_weights():
 
 def test_labels_without_a_truth_have_no_error(world):
     found, _, noise, predictions, *_ = world
-    contest = hold_contest(by_smoother("smoother", "gradient", found), predictions, noise, ["one"] * N)
+    contest = hold_contest(by_map("smoother", "gradient", found.apply, N), predictions, noise, ["one"] * N)
     assert contest.table["averaged_label_error_px"].isna().all()
