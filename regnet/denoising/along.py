@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regnet import models
+from regnet.similarity.exact import FunctionRows, Rows, gram
 from regnet.similarity.gradients import Jacobians
 from regnet.training.trail import Trail, Waypoint
 
@@ -25,19 +28,23 @@ class Along:
 
     Attributes:
         adam: c kernels (n d, n d) in Adam's metric.
-        plain: c kernels (n d, n d), J J^T.
-        values: (c, n, d) px, the readouts.
+        plain: c kernels (n d, n d), J J^T, where asked for.
+        values: c readouts (n, d), px.
         rates: c - 1 sums of learning rates between checkpoints.
     """
 
     adam: list[NDArray[np.float32]]
     plain: list[NDArray[np.float32]]
-    values: NDArray[np.float64]
+    values: list[NDArray[np.float64]]
     rates: list[float]
 
 
 def kernels_along(
-    trail: Trail, batches: Callable[[], Iterable[Sequence[Tensor]]], parameters: Sequence[str] = ("*",)
+    trail: Trail,
+    batches: Callable[[], Iterable[Sequence[Tensor]]],
+    parameters: Sequence[str] = ("*",),
+    plain: bool = False,
+    memory_mb: float = 1024,
 ) -> Along:
     """Compute the kernels among some tiles at every checkpoint of a training.
 
@@ -45,20 +52,47 @@ def kernels_along(
         trail: the checkpoints.
         batches: gives the tiles, batch by batch, each time it is called.
         parameters: glob patterns of the parameters that were trained.
+        plain: also compute J J^T.
+        memory_mb: bound of what the products of Jacobians take; the Jacobians themselves go to a temporary file.
     """
     points = trail.points()
-    adam, plain, values = [], [], []
+    found = Along([], [], [], [after.rates - before.rates for before, after in pairwise(points)])
     for place, point in enumerate(tqdm(points, desc="kernels", unit="checkpoint")):
         engine = Jacobians(models.load_checkpoint(trail.path(point.name)), parameters=parameters)
-        parts = [engine(*batch) for batch in batches()]
-        jacobians = torch.cat([part for _, part in parts]).flatten(0, 1)
         # at the start there are no moments yet, and those of the first stretch hold
-        metric = adam_metric(engine, trail, points[max(place, 1)])
-        adam.append(((jacobians * metric) @ jacobians.T).numpy())
-        plain.append((jacobians @ jacobians.T).numpy())
-        values.append(torch.cat([value for value, _ in parts]).double().numpy())
-    rates = [after.rates - before.rates for before, after in pairwise(points)]
-    return Along(adam, plain, np.stack(values), rates)
+        root = adam_metric(engine, trail, points[min(max(place, 1), len(points) - 1)]).sqrt()
+        with TemporaryDirectory(prefix="regnet-") as folder:
+            rows, values = _jacobians_on_disk(engine, batches(), Path(folder) / "jacobians")
+            found.adam.append(_gram(_scaled(rows, root), memory_mb))
+            if plain:
+                found.plain.append(_gram(rows, memory_mb))
+        found.values.append(values.double().numpy())
+    return found
+
+
+def _jacobians_on_disk(engine: Jacobians, batches: Iterable[Sequence[Tensor]], path: Path) -> tuple[Tensor, Tensor]:
+    """Jacobians (n, d, p), mapped from a file, and readouts (n, d)."""
+    values = []
+    with path.open("wb") as stream:
+        for batch in batches:
+            value, jacobians = engine(*batch)
+            stream.write(jacobians.contiguous().numpy().data)
+            values.append(value)
+    whole = torch.cat(values)
+    shape = (*whole.shape, engine.size)
+    return torch.from_file(str(path), size=int(np.prod(shape))).view(shape), whole
+
+
+def _scaled(rows: Tensor, root: Tensor) -> Rows:
+    n, d, p = rows.shape
+    return FunctionRows((n, d, p), lambda part: rows[part] * root)
+
+
+def _gram(rows: Rows, memory_mb: float) -> NDArray[np.float32]:
+    kernel = gram(rows, memory_mb=memory_mb)
+    side = kernel.shape[0] * kernel.shape[1]
+    matrix: NDArray[np.float32] = kernel.view(side, side).numpy()
+    return matrix
 
 
 def adam_metric(engine: Jacobians, trail: Trail, point: Waypoint) -> Tensor:

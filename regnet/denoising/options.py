@@ -20,14 +20,22 @@ class DenoiseOptions:
     noise_range_px: float = option(
         0.0, "distance over which label noise is alike (Gaussian correlation); 0: independent tiles", unit="px", low=0
     )
-    smoothing: str = option("ridge", "form of the linearised smoother", choices=["ridge", "flow"])
+    smoothing: str = option(
+        "training",
+        "the linearised smoother: the kernels along the training, each for as long as it held, or ridge or gradient "
+        "flow with the kernel of the similarity stage",
+        choices=["training", "ridge", "flow"],
+    )
     choose: str = option(
-        "residuals", "how the amount of smoothing is found", choices=["residuals", "likelihood", "gcv"]
+        "residuals",
+        "how the amount of smoothing is found (ridge, flow)",
+        choices=["residuals", "likelihood", "gcv"],
     )
     region_px: int = option(
         0, "side of the grid cells that are summed up; 0: the blocks of the split", unit="px", low=0
     )
     regions: str | None = option(None, "vector file of polygons to sum up by, instead of a grid")
+    memory_mb: float = option(1024, "memory that the products of Jacobians may take", unit="MB", low=16)
     audit_score: float = option(4.0, "labels with a score from here on are listed as doubtful", low=1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 
+from regnet.denoising.along import kernels_along
 from regnet.denoising.audit import Audit, audit
 from regnet.denoising.consistency import neighbour_shift, stationarity_residual
 from regnet.denoising.factor import denoising_factor, kernel_mean, spatial_correlation
@@ -24,10 +25,16 @@ from regnet.denoising.maps import (
 from regnet.denoising.operators import Array, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
+from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.errors import StoreError
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
+from regnet.similarity.tiles import batches
 from regnet.tiles.store import TileStore
+from regnet.training.fit import CHECKPOINTS
+from regnet.training.trail import Trail
+
+_BATCH = 16  # tiles differentiated at once
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,20 @@ def denoise_stage(
 
     Args:
         store: the prepared tiles, with their labels.
-        model_path: the model whose kernel it is; only named in the summary.
+        model_path: the model whose kernel it is; beside it lie the checkpoints along its training.
         similarity_folder: what the similarity stage wrote.
         options: the noise and the smoother.
         folder: where to write.
 
     Raises:
         StoreError: no kernel, or one of other tiles.
-        InputError: `regions` cannot be used.
+        InputError: `regions` cannot be used, or the way of the training is not known.
     """
     stored = load_kernel(similarity_folder / "kernel.zarr")
     rows = _rows_of(store, stored, similarity_folder)
     labels = rows[["label_dx_px", "label_dy_px"]].to_numpy(dtype=np.float64)
-    estimates = estimate(stored, labels, _correlation(rows, store.tile_px, options), options)
+    found = _smoother(store, model_path, stored, labels, options)
+    estimates = estimate(stored, labels, found, _correlation(rows, store.tile_px, options), options.noise_sigma_px)
     tiles = _tile_table(rows, labels, stored, estimates, options)
     regions, column = _regions(store, tiles, options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,12 +90,12 @@ def denoise_stage(
     write_json(folder / "summary.json", {**_summary(estimates, tiles, options), "model": model_path.name, "maps": maps})
 
 
-def estimate(stored: StoredKernel, labels: Array, correlation: Array | None, options: DenoiseOptions) -> Estimates:
-    """Run every estimator on a kernel, its readouts and the labels, (n, 2) px."""
+def estimate(
+    stored: StoredKernel, labels: Array, found: Smoother, correlation: Array | None, noise_sigma_px: float | None
+) -> Estimates:
+    """Run every estimator on a kernel, its readouts, the labels, (n, 2) px, and the smoother that the network is."""
     kernel = operator_of(stored)
     predictions = stored.values.astype(np.float64)
-    found = choose_smoother(kernel, labels, predictions, options.smoothing, options.choose)
-    given = options.noise_sigma_px
     return Estimates(
         factor=denoising_factor(kernel, correlation),
         shift=neighbour_shift(kernel, predictions),
@@ -96,9 +104,28 @@ def estimate(stored: StoredKernel, labels: Array, correlation: Array | None, opt
         found=found,
         smoother_factor=found.factor(correlation),
         audit=audit(found, labels, predictions),
-        sigma=estimate_noise(found, labels, predictions) if given is None else given,
-        sigma_source="estimated from the residuals" if given is None else "given",
+        sigma=estimate_noise(found, labels, predictions) if noise_sigma_px is None else noise_sigma_px,
+        sigma_source="estimated from the residuals" if noise_sigma_px is None else "given",
     )
+
+
+def _smoother(
+    store: TileStore, model_path: Path, stored: StoredKernel, labels: Array, options: DenoiseOptions
+) -> Smoother:
+    """The network as a smoother of its labels, its amount of smoothing found without the truth."""
+    predictions = stored.values.astype(np.float64)
+    if options.smoothing != "training":
+        return choose_smoother(operator_of(stored), labels, predictions, options.smoothing, options.choose)
+    places = {tile: place for place, tile in enumerate(store.index["tile_id"].tolist())}
+    positions = np.array([places[tile] for tile in stored.tile_id.tolist()])
+    along = kernels_along(
+        Trail(model_path.parent / CHECKPOINTS),
+        lambda: (batch for _, batch in batches(store, positions, _BATCH)),
+        memory_mb=options.memory_mb,
+    )
+    way = stretches(along.adam, [2 / len(labels) * rate for rate in along.rates])
+    start = along.values[0]
+    return follow(way, labels.shape[1], choose_scale(way, labels - start, predictions - start))
 
 
 def _rows_of(store: TileStore, stored: StoredKernel, similarity_folder: Path) -> gpd.GeoDataFrame:
@@ -182,7 +209,9 @@ def _summary(estimates: Estimates, tiles: gpd.GeoDataFrame, options: DenoiseOpti
         "factor_mean": float(np.nanmean(estimates.factor)),
         "smoother_factor_mean": float(estimates.smoother_factor.mean()),
         "smoother_strength": estimates.found.strength,
-        "smoother_rule": f"{options.smoothing}, {options.choose}",
+        "smoother_rule": "kernels along the training, time from the residuals"
+        if options.smoothing == "training"
+        else f"{options.smoothing}, {options.choose}",
         "effective_parameters": estimates.found.effective_parameters,
         "shift_mean_px": float(np.nanmean(estimates.shift)),
         "stationarity_residual_px": float(np.nanmean(estimates.residual)),

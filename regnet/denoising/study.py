@@ -38,7 +38,7 @@ def run_denoising_validation(
     tiles = shifted_tiles(store, options)
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
     offset = tiles.offset.double().numpy()
-    along = kernels_along(replicas.trail, tiles.batches)
+    along = kernels_along(replicas.trail, tiles.batches, plain=True)
     estimates = all_estimates(along, offset + replicas.noise[0])
     true = true_factor(replicas.predictions, replicas.noise)
     regions = _regions(tiles, store.tile_px, options)
@@ -53,7 +53,7 @@ def run_denoising_validation(
         by_region.to_csv(partial)
     _draw_factors(folder / "factors.png", estimates, true, by_region)
     _draw_estimators(folder / "estimators.png", table)
-    write_json(folder / "summary.json", _summary(table, replicas, along.values, offset, options))
+    write_json(folder / "summary.json", _summary(table, replicas, along.values[0], offset, options))
 
 
 def _regions(tiles: ShiftedTiles, tile_px: int, options: DenoisingValidationOptions) -> NDArray[np.str_]:
@@ -93,13 +93,13 @@ def _row(estimate: Estimate, replicas: Replicas, true: Array, regions: NDArray[n
 
 
 def _summary(
-    table: pd.DataFrame, replicas: Replicas, values: Array, offset: Array, options: DenoisingValidationOptions
+    table: pd.DataFrame, replicas: Replicas, start: Array, offset: Array, options: DenoisingValidationOptions
 ) -> dict[str, Any]:
     true = true_factor(replicas.predictions, replicas.noise)
     best = table.set_index("estimator").loc[TRAINING]
     errors = {
         "labels": replicas.noise,
-        "before_training": values[:1] - offset,
+        "before_training": start - offset,
         "predictions": replicas.predictions - offset,
     }
     return {

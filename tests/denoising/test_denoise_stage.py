@@ -21,7 +21,7 @@ from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
 
 SIGMA = 1.5
-PLAIN = DenoiseOptions()
+PLAIN = DenoiseOptions(smoothing="ridge")
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)}
 
 
@@ -93,14 +93,14 @@ def test_tables_and_summary(store, similarity):
 
 
 def test_a_given_noise_is_written_down_as_given(store, similarity):
-    summary = read_json(run(store, similarity, DenoiseOptions(noise_sigma_px=2.0)) / "summary.json")
+    summary = read_json(run(store, similarity, replace(PLAIN, noise_sigma_px=2.0)) / "summary.json")
     assert summary["noise_sigma_px"] == 2.0
     assert summary["noise_sigma_source"] == "given"
 
 
 def test_noise_that_is_alike_nearby_averages_less(store, similarity):
     alone = read_json(run(store, similarity) / "summary.json")
-    alike = read_json(run(store, similarity, DenoiseOptions(noise_range_px=60)) / "summary.json")
+    alike = read_json(run(store, similarity, replace(PLAIN, noise_range_px=60)) / "summary.json")
     assert alike["factor_mean"] > 1.3 * alone["factor_mean"]
     assert alike["noise_model"] == "Gaussian correlation, range 60 px"
     assert alone["noise_model"] == "independent tiles"
@@ -127,7 +127,7 @@ def test_maps_lie_where_the_tiles_are(store, similarity):
 
 @pytest.mark.parametrize("region_px", [0, 64])
 def test_regions_hold_their_tiles(store, similarity, region_px):
-    folder = run(store, similarity, DenoiseOptions(region_px=region_px))
+    folder = run(store, similarity, replace(PLAIN, region_px=region_px))
     tiles, regions = (gpd.read_parquet(folder / f"{name}.parquet") for name in ("tiles", "regions"))
     assert regions["tiles"].sum() == len(tiles)
     column = "cell" if region_px else "region"
@@ -145,15 +145,15 @@ def test_the_users_own_regions(store, similarity, tmp_path):
     halves = gpd.GeoSeries([box(west, south, middle, north), box(middle, south, east, north)])
     path = tmp_path / "halves.gpkg"
     gpd.GeoDataFrame(geometry=halves, crs=tiles.crs).to_crs("EPSG:4326").to_file(path)
-    regions = gpd.read_parquet(run(store, similarity, DenoiseOptions(regions=str(path))) / "regions.parquet")
+    regions = gpd.read_parquet(run(store, similarity, replace(PLAIN, regions=str(path))) / "regions.parquet")
     assert len(regions) == 2
     assert len(tiles) - 12 <= regions["tiles"].sum() <= len(tiles)  # a centre may lie on the line
     far = tmp_path / "far.gpkg"
     gpd.GeoDataFrame(geometry=halves.translate(1e5), crs=tiles.crs).to_file(far)
     with pytest.raises(InputError, match="covers no tile"):
-        run(store, similarity, DenoiseOptions(regions=str(far)))
+        run(store, similarity, replace(PLAIN, regions=str(far)))
     with pytest.raises(InputError, match="cannot be read"):
-        run(store, similarity, DenoiseOptions(regions=str(tmp_path / "none.gpkg")))
+        run(store, similarity, replace(PLAIN, regions=str(tmp_path / "none.gpkg")))
 
 
 def test_a_kernel_of_other_tiles_is_refused(store, similarity, tmp_path):

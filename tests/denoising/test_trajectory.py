@@ -1,0 +1,151 @@
+"""The training as a smoother: closed forms, a slow simulation, and a real small training; replicas that resume."""
+
+from dataclasses import replace
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.linalg import expm
+
+from regnet.denoising import replicas as replicas_module
+from regnet.denoising.along import kernels_along
+from regnet.denoising.estimators import CONSTANT, TRAINING, all_estimates
+from regnet.denoising.operators import DenseKernel
+from regnet.denoising.options import DenoisingValidationOptions
+from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, train_replicas
+from regnet.denoising.smoother import DenseSmoother, leave_one_out, leave_one_out_covariance, smoother
+from regnet.denoising.trajectory import choose_scale, follow, stretches
+from regnet.denoising.validation import attainable_spearman, spearman, true_factor
+from regnet.errors import InputError
+from regnet.models import ModelOptions, build_model
+from regnet.training.trail import START, Trail
+
+RNG = np.random.default_rng(0)
+SMALL = ModelOptions(levels=1, width=8, blocks=1, descriptor_channels=4, radius_px=2)
+OPTIONS = DenoisingValidationOptions(replicas=2, epochs=12, batch=12, learning_rate=1e-4, checkpoints=5)
+
+
+def kernel(n=6, d=2, k=40, seed=0):
+    phi = np.random.default_rng(seed).normal(size=(n * d, k)) / np.sqrt(k)
+    return phi @ phi.T
+
+
+def shifted(n=12, side=16):
+    """Smooth random tiles, moving shifted by up to a pixel."""
+    rng = np.random.default_rng(1)
+    wide = torch.from_numpy(rng.normal(size=(n, 1, side + 8, side + 8)).astype(np.float32))
+    wide = torch.nn.functional.avg_pool2d(wide, 3, 1, 1) * 3
+    offset = torch.from_numpy(rng.integers(-1, 2, (n, 2)).astype(np.float32))
+    moving = torch.stack([wide[i].roll((int(offset[i, 1]), int(offset[i, 0])), (1, 2)) for i in range(n)])
+    rows = gpd.GeoDataFrame(pd.DataFrame({"tile_id": np.arange(n)}))
+    return ShiftedTiles(rows, wide[..., 4:-4, 4:-4].contiguous(), moving[..., 4:-4, 4:-4].contiguous(), offset)
+
+
+def test_one_kernel_gives_the_flow_however_it_is_cut():
+    k = kernel()
+    expected = np.eye(12) - expm(-3.0 * k)
+    for cuts in ([3.0], [1.0, 0.5, 1.5]):
+        found = follow(stretches([k] * (len(cuts) + 1), cuts), d=2)
+        np.testing.assert_allclose(found.matrix, expected, atol=1e-12)
+    flow = smoother(DenseKernel(k.reshape(6, 2, 6, 2)), 1 / (3.0 * np.linalg.eigvalsh(k)[-1]), "flow")
+    values = RNG.normal(size=(6, 2))
+    np.testing.assert_allclose(found.apply(values), flow.apply(values), atol=1e-12)
+    np.testing.assert_allclose(found.factor(), flow.factor(), atol=1e-12)
+
+
+def test_changing_kernels_are_what_small_steps_give():
+    kernels, times = [kernel(seed=seed) for seed in range(4)], [0.7, 1.1, 2.0]
+    labels, seen = RNG.normal(size=12), np.zeros(12)
+    steps = 4000
+    for before, after, time in zip(kernels[:-1], kernels[1:], times, strict=True):
+        for _ in range(steps):
+            seen = seen + time / steps * ((before + after) / 2) @ (labels - seen)
+    found = follow(stretches(kernels, times), d=2)
+    np.testing.assert_allclose(found.apply(labels.reshape(6, 2)).ravel(), seen, atol=2e-3)
+    assert not np.allclose(found.matrix, found.matrix.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.4, 5.0])
+def test_the_time_is_found_from_the_residuals(scale):
+    way = stretches([kernel(seed=seed) for seed in range(3)], [1.0, 2.0])
+    labels = RNG.normal(size=(6, 2))
+    predictions = follow(way, 2, scale).apply(labels)
+    assert choose_scale(way, labels, predictions) == pytest.approx(scale, rel=1e-4)
+    assert choose_scale(way, labels, np.zeros_like(labels)) == pytest.approx(1e-4)
+    assert choose_scale(way, labels, labels) == pytest.approx(1e3, rel=0.1)
+
+
+def test_a_whole_smoother_is_a_spectral_one():
+    k = kernel()
+    spectral = smoother(DenseKernel(k.reshape(6, 2, 6, 2)), 0.3)
+    matrix = k @ np.linalg.inv(k + 0.3 * np.linalg.eigvalsh(k)[-1] * np.eye(12))
+    whole = DenseSmoother(matrix, 2, 0.3)
+    correlation = np.exp(-np.abs(np.subtract.outer(np.arange(6), np.arange(6))) / 2)
+    labels, predictions = RNG.normal(size=(2, 6, 2))
+    for one, two in (
+        (whole.blocks(), spectral.blocks()),
+        (whole.noise_blocks(correlation), spectral.noise_blocks(correlation)),
+        (whole.residual_blocks(), spectral.residual_blocks()),
+        (whole.residual_freedom(), spectral.residual_freedom()),
+        (whole.effective_parameters, spectral.effective_parameters),
+        (leave_one_out(whole, labels, predictions), leave_one_out(spectral, labels, predictions)),
+        (leave_one_out_covariance(whole), leave_one_out_covariance(spectral)),
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-10)
+
+
+def test_a_small_training_follows_its_kernels(tmp_path):
+    """Full batches, short: the change of the predictions is the one that the kernels and learning rates say."""
+    tiles, trail = shifted(), Trail(tmp_path / "trail")
+    torch.manual_seed(0)
+    model = build_model(SMALL, 1, 1)
+    labels = tiles.offset + torch.from_numpy(RNG.normal(size=(12, 2))).float()
+    fit_readout(model, tiles, labels, OPTIONS, trail)
+    along = kernels_along(trail, tiles.batches, plain=True)
+    np.testing.assert_allclose(along.values[-1], predict(model, tiles), atol=1e-5)
+    moved = (along.values[-1] - along.values[0]).ravel()
+    estimates = {one.name: one for one in all_estimates(along, labels.double().numpy())}
+    foretold = estimates[TRAINING].apply(labels.double().numpy() - along.values[0]).ravel()
+    assert np.corrcoef(moved, foretold)[0, 1] > 0.9
+    assert np.linalg.norm(foretold) == pytest.approx(np.linalg.norm(moved), rel=0.35)
+    np.testing.assert_allclose(estimates[CONSTANT].factor, 12**-0.5)
+
+
+def test_the_trail_knows_the_way(tmp_path):
+    tiles, trail = shifted(), Trail(tmp_path / "trail")
+    with pytest.raises(InputError, match=r"trail\.json: is missing"):
+        trail.points()
+    fit_readout(build_model(SMALL, 1, 1), tiles, tiles.offset, OPTIONS, trail)
+    points = trail.points()
+    assert [point.name for point in points][:1] == [START]
+    assert [point.step for point in points] == sorted({point.step for point in points})
+    assert points[-1].step == 12
+    assert np.all(np.diff([point.rates for point in points]) > 0)
+    assert trail.moments(START) == {}
+    assert set(trail.moments(points[-1].name)) == {name for name, _ in build_model(SMALL, 1, 1).named_parameters()}
+
+
+def test_replicas_resume_and_differ_by_their_noise_alone(tmp_path, monkeypatch):
+    tiles, options = shifted(), replace(OPTIONS, epochs=2, batch=6)
+    first = train_replicas(tiles, SMALL, options, tmp_path / "replicas")
+    assert not np.allclose(first.predictions[0], first.predictions[1])
+    trained = []
+    monkeypatch.setattr(replicas_module, "fit_readout", lambda *parts: trained.append(parts))
+    again = train_replicas(tiles, SMALL, replace(options, replicas=3), tmp_path / "replicas")
+    assert len(trained) == 1
+    np.testing.assert_array_equal(again.predictions[:2], first.predictions)
+    np.testing.assert_array_equal(again.noise[:2], first.noise)
+    train_replicas(tiles, SMALL, replace(options, learning_rate=2e-4), tmp_path / "replicas")
+    assert len(trained) == 3
+
+
+def test_the_attainable_correlation_is_what_a_perfect_prediction_reaches():
+    rng = np.random.default_rng(3)
+    factor = np.exp(rng.normal(-1.5, 0.3, 800))
+    noise = rng.normal(size=(16, 800, 2))
+    predictions = rng.normal(size=(16, 800, 2)) * factor[:, None]
+    reached = spearman(factor, true_factor(predictions, noise))
+    assert attainable_spearman(predictions, noise) == pytest.approx(reached, abs=0.03)
+    assert np.isnan(attainable_spearman(predictions[:3], noise[:3]))
