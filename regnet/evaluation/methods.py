@@ -14,7 +14,7 @@ from regnet import files
 from regnet.baselines.registry import METHODS, Method, find_method, section_of
 from regnet.errors import ConfigError, InputError
 from regnet.evaluation.options import EvaluateOptions
-from regnet.models.checkpoint import build_model, check_channels, load_checkpoint
+from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.options import ModelOptions
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.windows import Match, Matcher, PatchReader, WindowOptions, predict_field
@@ -58,7 +58,7 @@ def make_solver(name: str, store: TileStore, model_path: Path | None, options: E
         InputError: the model is missing.
     """
     if name == "matcher_mind":
-        model = build_model(ModelOptions(descriptor="mind"), len(store.fixed_channels), len(store.moving_channels))
+        model = model_for(ModelOptions(descriptor="mind"), store.fixed_channels, store.moving_channels)
         return _by_windows(NetworkMatcher(model), options.windows)
     if name == "model":
         if model_path is None:

@@ -15,13 +15,13 @@ class LevelOutput:
     Attributes:
         displacement: (B, 2, h, w) displacement up to and with this level, px of the full grid.
         base: (B, 2, h, w) what the coarser levels had given, px of the full grid.
-        logits: (B, K * K, h, w) over the offsets of this level, or None where the model regresses directly.
+        logits: each (B, K * K, h, w) over the offsets of this level; none where the model regresses directly.
         scale: side of this level's pixel in px of the full grid.
     """
 
     displacement: Tensor
     base: Tensor
-    logits: Tensor | None
+    logits: tuple[Tensor, ...]
     scale: int
 
 

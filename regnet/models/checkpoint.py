@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path
+from regnet.geo.vector import CHANNELS
 from regnet.models.matcher import Matcher
 from regnet.models.options import ModelOptions
 from regnet.models.unet import UNet
@@ -23,6 +25,17 @@ def build_model(options: ModelOptions, fixed_channels: int, moving_channels: int
     """Make an untrained model for images with so many channels."""
     kind = UNet if options.name == "unet" else Matcher
     return kind(options, fixed_channels, moving_channels)
+
+
+def model_for(options: ModelOptions, fixed_channels: Sequence[str], moving_channels: Sequence[str]) -> Matcher | UNet:
+    """Make an untrained model for a pair's channels, given by their names.
+
+    Of polygons the fixed descriptor is shown the interior alone, unless the options say otherwise: the lines along the
+    edges and the dots at the vertices have no counterpart in an image.
+    """
+    if tuple(moving_channels) == CHANNELS and not options.described_bands:
+        options = replace(options, described_bands=1)
+    return build_model(options, len(fixed_channels), len(moving_channels))
 
 
 def save_checkpoint(path: Path, model: Matcher | UNet, weights: dict[str, Tensor] | None = None) -> None:

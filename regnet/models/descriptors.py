@@ -10,11 +10,11 @@ from torch import Tensor
 
 from regnet.displacement import gaussian
 
-MIND_STEPS_PX = (1, 2, 4)
+MIND_STEPS_PX = (1, 2)
 _EIGHT = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
-def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_px: float = 0.8) -> Tensor:
+def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_px: float = 0.5) -> Tensor:
     """Modality-independent neighbourhood descriptor (Heinrich et al., Medical Image Analysis 2012, equations 3 to 5).
 
     Distance of the patch around a pixel to the patches around its eight neighbours, at several distances of neighbour,

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regnet.displacement import gaussian, smooth, warp, warp_valid
+from regnet.displacement import warp, warp_valid
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
+from regnet.models.field import STAGES, Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
 
-WINDOW_SIGMA_PX = (3.0, 8.0, 20.0)
-"""Gaussian windows over which a learned matcher sums its volumes."""
-FIELD_SIGMA_CELLS = (0.0, 1.5, 4.0, 10.0)
-"""Gaussians among which it chooses how to smooth its field."""
-INITIAL_GAIN = 15.0
-"""Inverse temperature of each volume before training."""
+INITIAL_SHARPNESS = 100.0
+"""Inverse temperature of the windowed evidence before training."""
+INITIAL_OWN_SHARPNESS = 20.0
+"""The same of the learned descriptors alone, which fit everywhere at first."""
+TRUST_WINDOW_PX = (8.0, 32.0)
+"""Gaussian windows through which the trust in each kind of evidence is judged."""
+SHOWN_STAGE = 4
+"""Stage whose matching distribution a trained or training-free matcher shows: its window is 8 px."""
 
 
 class _FixedDescriptor(NamedTuple):
@@ -29,7 +34,7 @@ class _FixedDescriptor(NamedTuple):
     channels: int
 
 
-_FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(mind, 24), "ngf": _FixedDescriptor(ngf, 2)}
+_FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(mind, 16), "ngf": _FixedDescriptor(ngf, 2)}
 
 
 class Descriptor(nn.Module):
@@ -51,18 +56,18 @@ class Descriptor(nn.Module):
         return unit_length(self.layers(image))
 
 
-class Aggregation(nn.Module):
-    """Says, cell by cell, how much each windowed volume counts and how far the field is to be smoothed.
+class Trust(nn.Module):
+    """Says, cell by cell, how much each kind of evidence counts.
 
     It sees of each volume only what its own soft-argmax says (mean offset, spread, peak), not the modality, so what it
     learns on one kind of ground holds on others. It has no spatial statistics, so that a tile's prediction depends on
     its receptive field only.
     """
 
-    def __init__(self, volumes: int, options: ModelOptions) -> None:
+    def __init__(self, kinds: int, options: ModelOptions) -> None:
         super().__init__()
         width = options.width
-        self.stem = nn.Conv2d(4 * volumes + 1, width, 1)
+        self.stem = nn.Conv2d(4 * kinds * len(TRUST_WINDOW_PX) + 1, width, 1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LeakyReLU(0.1),
@@ -72,47 +77,17 @@ class Aggregation(nn.Module):
             )
             for dilation in (2 ** (index % 4) for index in range(options.blocks))
         )
-        self.gains = nn.Conv2d(width, volumes, 1)
-        scales = len(FIELD_SIGMA_CELLS) + 1
-        self.weigh = nn.Conv2d(width + 3, 3, 3, padding=1)
-        self.share = nn.Sequential(nn.Conv2d(width + scales, width, 1), nn.LeakyReLU(0.1), nn.Conv2d(width, scales, 1))
-        for head in (self.gains, self.weigh, self.share[2]):
-            assert isinstance(head, nn.Conv2d)
-            nn.init.zeros_(head.weight)
-            if head.bias is not None:
-                nn.init.zeros_(head.bias)
+        self.gain = nn.Conv2d(width, kinds, 1)
+        assert self.gain.bias is not None
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.gain.bias)
 
-    def features(self, statistics: Tensor) -> Tensor:
-        """(B, 4 V + 1, h, w) statistics of the volumes -> (B, width, h, w)."""
+    def forward(self, statistics: Tensor) -> Tensor:
+        """(B, C, h, w) statistics of the volumes -> (B, kinds, h, w), positive, one before training."""
         x: Tensor = self.stem(statistics)
         for block in self.blocks:
             x = x + block(x)
-        return F.leaky_relu(x, 0.1)
-
-    def combine(self, features: Tensor, volumes: list[Tensor]) -> Tensor:
-        """Logits over the offsets: the volumes, each times a positive gain of the cell."""
-        gains = INITIAL_GAIN * torch.exp(self.gains(features))
-        logits: Tensor = torch.einsum("bvohw,bvhw->bohw", torch.stack(volumes, 1), gains)
-        return logits
-
-    def regularise(self, features: Tensor, mean: Tensor, spread: Tensor, plain: Tensor, base: Tensor) -> Tensor:
-        """Smooth the offsets by their learned weight, each cell as far as it says, and add what else it says.
-
-        Smoothed is the whole field, what coarser levels gave (`base`, px of this level) included, since the offsets
-        alone are mostly corrections of its errors. Among what each cell can choose is `plain`, the offsets that the
-        widest window gives without training.
-
-        How far depends on how much the field changes from one smoothing to the next, compared with its spread.
-        """
-        out = self.weigh(torch.cat((features, mean, spread), 1))
-        weight = torch.exp(-spread + out[:, :1].clamp(-6, 6))
-        fields = [smooth(mean + base, sigma, weight) - base for sigma in FIELD_SIGMA_CELLS]
-        with torch.no_grad():
-            changes = [(a - b).square().sum(1, keepdim=True) for a, b in pairwise([*fields, plain])]
-            changes = [torch.log(smooth(change, FIELD_SIGMA_CELLS[-1]).clamp_min(1e-4)) for change in changes]
-        share = torch.softmax(self.share(torch.cat((features, *changes, spread), 1)), 1)
-        field: Tensor = torch.einsum("bsdhw,bshw->bdhw", torch.stack([*fields, plain], 1), share) + out[:, 1:]
-        return field
+        return torch.exp(self.gain(F.leaky_relu(x, 0.1)).clamp(-6, 6))
 
 
 class Matcher(nn.Module):
@@ -133,7 +108,9 @@ class Matcher(nn.Module):
             extra = _FIXED_DESCRIPTORS[self.kind].channels if self.kind else 0
             self.describe_fixed = Descriptor(fixed_channels + extra, options)
             self.describe_moving = Descriptor(moving_channels + extra, options)
-            self.aggregate = Aggregation((2 if self.kind else 1) * len(WINDOW_SIGMA_PX), options)
+            self.trust = Trust(2 if self.kind else 1, options)
+            self.own_sharpness = nn.Parameter(torch.tensor(math.log(INITIAL_OWN_SHARPNESS)))
+        self.sharpness = nn.Parameter(torch.full((len(STAGES),), math.log(INITIAL_SHARPNESS)), self.trainable)
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
 
     def forward(
@@ -171,31 +148,39 @@ class Matcher(nn.Module):
 
     def _match(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Offsets (B, 2, h, w) beyond `base` in px of the level, confidence (B, 1, h, w) and logits of one level."""
-        radius = self.options.radius_px
+        radius, offsets = self.options.radius_px, self.offsets
+        assert isinstance(offsets, Tensor)
         count = correlation_volume(fixed[1], moving[1], radius)
-        volumes = [
-            correlation_volume(f * fixed[1], m * moving[1], radius) for f, m in self._describe(fixed[0], moving[0])
+        kinds = [
+            Evidence(correlation_volume(f * fixed[1], m * moving[1], radius), count, offsets, base)
+            for f, m in self._describe(fixed[0], moving[0])
         ]
-        if not self.trainable:
-            return self._training_free(_window(volumes[0], count, self.options.window_sigma_px))
-        windowed = [_window(volume, count, sigma) for volume in volumes for sigma in WINDOW_SIGMA_PX]
-        with torch.no_grad():
-            plain = self._training_free(windowed[len(WINDOW_SIGMA_PX) - 1])[0]
-            statistics = [part for volume in windowed for part in self._statistics(4 * INITIAL_GAIN * volume)]
-        covered = count.mean(1, keepdim=True) / CELL**2
-        features = self.aggregate.features(torch.cat([*statistics, covered], 1))
-        logits = self.aggregate.combine(features, windowed)
-        mean, spread, _ = self._statistics(logits)
-        return self.aggregate.regularise(features, mean, spread, plain, base), 1 / (1 + spread.exp()), logits
+        evidence = self._weighed(kinds) if self.trainable else kinds[0]
+        # Training fits every smoothness in its turn, so that whichever a scene asks for is a good one.
+        stages = int(torch.randint(1, len(STAGES) + 1, ())) if self.training else None
+        sharpness = self.sharpness.exp()
+        step = fit_field(evidence, sharpness, stages)
+        shown = (stages or SHOWN_STAGE) - 1
+        logits = [sharpness[shown] * evidence.windowed(STAGES[shown].window_px)]
+        confidence = 1 / (1 + statistics(logits[0], offsets)[1])
+        if self.training:
+            # The learned descriptors answer for themselves too, or they would long hide behind the fixed ones.
+            logits.append(self.own_sharpness.exp() * kinds[-1].windowed(STAGES[-1].window_px))
+        return step, confidence, tuple(logits)
 
-    def _training_free(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `_match` gives, from one windowed volume alone."""
-        logits = self.options.sharpness * volume
-        mean, spread, _ = self._statistics(logits)
-        confidence = 1 / (1 + spread.exp())
-        return smooth(mean, self.options.field_sigma_px / CELL, confidence.square()), confidence, logits
+    def _weighed(self, kinds: list[Evidence]) -> Evidence:
+        """The sum of all kinds of evidence, each cell's by the trust in it."""
+        with torch.no_grad():
+            seen = [kinds[0].count.mean(1, keepdim=True) / CELL**2]
+            for kind, sigma_px in product(kinds, TRUST_WINDOW_PX):
+                logits = INITIAL_SHARPNESS * kind.windowed(sigma_px)
+                mean, variance = statistics(logits, kind.offsets)
+                seen += [mean, variance.log(), torch.softmax(logits, 1).amax(1, keepdim=True)]
+        gain = self.trust(torch.cat(seen, 1))
+        volume = torch.einsum("bvohw,bvhw->bohw", torch.stack([kind.volume for kind in kinds], 1), gain)
+        return replace(kinds[0], volume=volume / len(kinds))
 
     def _describe(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Pairs of descriptors: the fixed one, the learned one, or both."""
@@ -203,26 +188,13 @@ class Matcher(nn.Module):
         if self.kind:
             with torch.no_grad():
                 describe = _FIXED_DESCRIPTORS[self.kind].function
-                pairs.append((describe(fixed), describe(moving)))
+                bands = self.options.described_bands or moving.shape[1]
+                pairs.append((describe(fixed), describe(moving[:, :bands])))
         if self.trainable:
             extra = pairs[0] if pairs else (fixed[:, :0], moving[:, :0])
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs
-
-    def _statistics(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean offset (B, 2, h, w), log of its variance and greatest share (B, 1, h, w) of the distribution."""
-        offsets: Tensor = self.offsets  # type: ignore[assignment]
-        share = torch.softmax(logits, 1)
-        mean = torch.einsum("ko,bohw->bkhw", offsets, share)
-        square = torch.einsum("o,bohw->bhw", offsets.square().sum(0), share)[:, None]
-        variance = (square - mean.square().sum(1, keepdim=True)).clamp_min(0)
-        return mean, torch.log(variance + 0.02), share.amax(1, keepdim=True)
-
-
-def _window(volume: Tensor, count: Tensor, sigma_px: float) -> Tensor:
-    """Mean of the products over a Gaussian window, over the pixels that are valid in both."""
-    return gaussian(volume, sigma_px / CELL) / gaussian(count, sigma_px / CELL).clamp_min(1e-2)
 
 
 def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ class ModelOptions:
     descriptor: str = option("mind+learned", "descriptor of each modality (matcher)", choices=DESCRIPTORS)
     levels: int = option(4, "pyramid levels; the coarsest is 1 / 2^(levels - 1)", low=1, high=6)
     radius_px: int = option(4, "reach of the correlation, in each level's pixels", unit="px", low=1, high=8)
-    window_sigma_px: float = option(20.0, "Gaussian window of the training-free matcher", unit="px", low=1, high=200)
-    field_sigma_px: float = option(16.0, "confidence-weighted smoothing of the training-free field", unit="px", low=0)
-    sharpness: float = option(100.0, "inverse temperature of the training-free soft-argmax", low=1)
+    described_bands: int = option(
+        0, "bands of moving, from the first, that the fixed descriptor sees; 0: all, of polygons the interior", low=0
+    )
     descriptor_channels: int = option(16, "channels of a learned descriptor", low=1, high=256)
     width: int = option(48, "channels of the hidden layers", low=4, high=512)
     blocks: int = option(5, "dilated residual blocks that aggregate the volume", low=1, high=12)

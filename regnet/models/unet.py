@@ -81,7 +81,7 @@ class UNet(nn.Module):
             steps, spread, features = self._regress(*pair)
             for depth, step in enumerate(steps):
                 coarse = F.avg_pool2d(base, scale * 2 ** (_DEPTH - depth))
-                levels.append(LevelOutput(step * scale + coarse, coarse, None, scale))
+                levels.append(LevelOutput(step * scale + coarse, coarse, (), scale))
             full = F.interpolate(steps[-1] * scale, scale_factor=scale, mode="bilinear", align_corners=False)
             displacement = full + warp(displacement, full.detach())
         confidence = torch.sigmoid(spread)[..., :height, :width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regnet.models.checkpoint import build_model, check_channels, load_checkpoint
+from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.options import ModelOptions
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
 
 
-def load_network(model: str | None, descriptor: str, fixed_channels: int, moving_channels: int) -> nn.Module:
+def load_network(
+    model: str | None, descriptor: str, fixed_channels: Sequence[str], moving_channels: Sequence[str]
+) -> nn.Module:
     """Load a trained model, or build a training-free one if none is given.
 
     Args:
         model: path of a checkpoint.
         descriptor: of the training-free matcher: mind or ngf.
-        fixed_channels: bands that the model will be given.
+        fixed_channels: names of the bands that the model will be given.
         moving_channels: likewise.
 
     Raises:
@@ -29,9 +32,9 @@ def load_network(model: str | None, descriptor: str, fixed_channels: int, moving
         ConfigError: it was trained with other numbers of bands.
     """
     if model is None:
-        return build_model(ModelOptions(descriptor=descriptor), fixed_channels, moving_channels)
+        return model_for(ModelOptions(descriptor=descriptor), fixed_channels, moving_channels)
     network = load_checkpoint(Path(model))
-    check_channels(network, fixed_channels, moving_channels)
+    check_channels(network, len(fixed_channels), len(moving_channels))
     return network
 
 

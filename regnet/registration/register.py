@@ -62,7 +62,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     start = time.perf_counter()
     pair = pair_options(options)
     with PairReader(pair, options.gsd_m) as reader:
-        model = load_network(options.model, options.descriptor, len(reader.fixed_channels), len(reader.moving_channels))
+        model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         matcher = ConsistentMatcher(NetworkMatcher(model))
         settings = {**asdict(options), "inputs": input_marks(_inputs(options))}
         with Progress(output_dir / UNFINISHED, settings) as progress:

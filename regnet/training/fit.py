@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from regnet.errors import InputError
 from regnet.files import digest, remove, whole_path, write_json, write_text
-from regnet.models import ModelOptions, build_model, save_checkpoint
+from regnet.models import ModelOptions, model_for, save_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.tiles.store import TileStore
@@ -63,7 +63,7 @@ class Fit:
                 "both are needed: make the blocks or tiles smaller, or the shares larger"
             )
         torch.manual_seed(options.seed)
-        self.model = build_model(model_options, len(store.fixed_channels), len(store.moving_channels))
+        self.model = model_for(model_options, store.fixed_channels, store.moving_channels)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise InputError(f"model.descriptor={model_options.descriptor}: has nothing to train; choose learned")

@@ -25,8 +25,11 @@ def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptio
         target, weight = pool_target(batch.target, batch.target_valid, level.displacement.shape[-2:])
         error = ((level.displacement - target) / level.scale).square().sum(1, keepdim=True)
         total = total + options.squared * _mean(_linear_beyond(error, REACH_PX), weight)
-        if level.logits is not None and options.cross_entropy > 0:
-            total = total + options.cross_entropy * offset_cross_entropy(level, target, weight)
+        if options.cross_entropy > 0:
+            noise_px = label_noise(level.displacement, target, weight)
+            for logits in level.logits:
+                entropy = offset_cross_entropy(logits, level, target, weight, noise_px)
+                total = total + options.cross_entropy * entropy / len(level.logits)
     total = total / max(len(prediction.levels), 1)
     if prediction.segmentation is not None and options.segmentation > 0:
         interior = batch.undisplaced[:, :1].clamp(0, 1)
@@ -43,21 +46,44 @@ def pool_target(target: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[
     return F.avg_pool2d(F.pad(target, pad) * weight, step) / share.clamp_min(1e-6), share
 
 
-def offset_cross_entropy(level: LevelOutput, target: Tensor, weight: Tensor) -> Tensor:
+def offset_cross_entropy(
+    logits: Tensor, level: LevelOutput, target: Tensor, weight: Tensor, noise_px: Tensor | float = 0.0
+) -> Tensor:
     """Cross-entropy against the target offset, its mass shared bilinearly by the four offsets around it.
 
-    Cells whose target is out of the level's reach are left out.
+    A label is the true offset and noise, so it is compared with the distribution widened by that noise; otherwise the
+    distribution itself would have to become as wide as the noise. Cells whose target is out of the level's reach are
+    left out.
+
+    Args:
+        logits: (B, K * K, h, w).
+        level: whose logits they are.
+        target: (B, 2, h, w) px of the full grid.
+        weight: (B, 1, h, w).
+        noise_px: standard deviation of a component of the labels' noise, px of the full grid.
     """
-    assert level.logits is not None
-    side = int(level.logits.shape[1] ** 0.5)
+    side = int(logits.shape[1] ** 0.5)
     radius = side // 2
     offset = (target - level.base) / level.scale
     reached = (offset.abs() <= radius).all(1, keepdim=True)
-    steps = torch.arange(-radius, radius + 1, dtype=offset.dtype, device=offset.device).view(1, -1, 1, 1)
-    hats = [(1 - (offset[:, axis : axis + 1] - steps).abs()).clamp_min(0) for axis in (1, 0)]
+    steps = torch.arange(-radius, radius + 1, dtype=offset.dtype, device=offset.device)
+    hats = [(1 - (offset[:, axis : axis + 1] - steps.view(1, -1, 1, 1)).abs()).clamp_min(0) for axis in (1, 0)]
     mass = (hats[0][:, :, None] * hats[1][:, None]).flatten(1, 2)
-    entropy = -(mass * F.log_softmax(level.logits, 1)).sum(1, keepdim=True)
-    return _mean(entropy, weight * reached)
+    # Below a quarter of a pixel nothing is widened: neighbouring offsets are four of these apart.
+    blur = torch.softmax(-0.5 * ((steps[:, None] - steps) / max(float(noise_px) / level.scale, 0.25)) ** 2, 0)
+    share = torch.softmax(logits, 1).reshape(-1, side, side, *logits.shape[2:])
+    widened = torch.einsum("yv,xu,bvuhw->byxhw", blur, blur, share).flatten(1, 2)
+    return _mean(-(mass * widened.clamp_min(1e-6).log()).sum(1, keepdim=True), weight * reached)
+
+
+def label_noise(found: Tensor, target: Tensor, weight: Tensor) -> float:
+    """What a component of the labels is off by, px, judged by the residuals of the field found.
+
+    Half of the lengths of a two-dimensional normal noise are below 1.1774 standard deviations (Rayleigh), and the
+    median is not moved by the ground where the field itself is wrong.
+    """
+    length = (found.detach() - target).norm(dim=1, keepdim=True)[weight > 0.5]
+    return float(length.median()) / 1.1774 if length.numel() else 0.0
 
 
 def _linear_beyond(square: Tensor, reach: float) -> Tensor:

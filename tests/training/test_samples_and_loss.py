@@ -6,8 +6,9 @@ import torch
 
 from regnet.displacement import gaussian, random_field, warp
 from regnet.models import LevelOutput, Prediction
+from regnet.models.correlation import offset_grid
 from regnet.tiles.patch import Tile
-from regnet.training.loss import offset_cross_entropy, pool_target, supervised_loss
+from regnet.training.loss import label_noise, offset_cross_entropy, pool_target, supervised_loss
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import make_batch
 
@@ -70,9 +71,9 @@ def test_pooling_leaves_invalid_pixels_out():
     assert share[0, 0].tolist() == [[15 / 16, 1.0], [1.0, 1.0]]
 
 
-def level(logits, target_shape=(1, 2, 2, 2)):
+def level(target_shape=(1, 2, 2, 2), scale=2):
     zeros = torch.zeros(target_shape)
-    return LevelOutput(zeros, zeros, logits, 2)
+    return LevelOutput(zeros, zeros, (), scale)
 
 
 def test_cross_entropy_is_least_at_the_target_offset():
@@ -82,14 +83,47 @@ def test_cross_entropy_is_least_at_the_target_offset():
     for index in range(25):
         logits = torch.full((1, 25, 2, 2), -10.0)
         logits[:, index] = 10.0
-        losses.append(float(offset_cross_entropy(level(logits), target, weight)))
+        losses.append(float(offset_cross_entropy(logits, level(), target, weight)))
     assert int(np.argmin(losses)) == 0 * 5 + 3
-    assert min(losses) < 1e-6
+    assert min(losses) < 0.01
+
+
+def test_labels_known_to_be_noisy_leave_the_distribution_sharp():
+    """If nothing is known of noise of 1 px, a peak as wide as the noise fits the labels best, else a sharp one."""
+    target = torch.randn(1, 2, 40, 40, generator=torch.Generator().manual_seed(0)).clamp(-3.9, 3.9)
+    distance = offset_grid(4).square().sum(0).view(1, 81, 1, 1)
+    best = []
+    for noise_px in (0.0, 1.0):
+        losses = [
+            float(
+                offset_cross_entropy(
+                    (-distance / (2 * spread**2)).expand(1, 81, 40, 40),
+                    level((1, 2, 40, 40), 1),
+                    target,
+                    torch.ones(1, 1, 40, 40),
+                    noise_px,
+                )
+            )
+            for spread in (0.2, 0.5, 1.0, 1.5)
+        ]
+        best.append(int(np.argmin(losses)))
+    assert best[0] == 2
+    assert best[1] < 2
+
+
+def test_noise_of_the_labels_is_seen_in_the_residuals():
+    noise = 1.5 * torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    wrong = torch.zeros(2, 2, 64, 64)
+    wrong[..., :6] = 50.0
+    weight = torch.ones(2, 1, 64, 64)
+    assert label_noise(wrong, noise, weight) == pytest.approx(1.5, rel=0.2)
+    weight[..., :6] = 0
+    assert label_noise(wrong, noise, weight) == pytest.approx(1.5, rel=0.03)
 
 
 def test_targets_out_of_reach_do_not_count():
     target = torch.full((1, 2, 2, 2), 9.0)
-    assert float(offset_cross_entropy(level(torch.randn(1, 25, 2, 2)), target, torch.ones(1, 1, 2, 2))) == 0
+    assert float(offset_cross_entropy(torch.randn(1, 25, 2, 2), level(), target, torch.ones(1, 1, 2, 2))) == 0
 
 
 def test_squared_error_has_the_mean_label_as_its_minimum():
@@ -98,13 +132,13 @@ def test_squared_error_has_the_mean_label_as_its_minimum():
     batch = replace(batch, target=labels, target_valid=torch.ones_like(batch.target_valid))
     offset = torch.zeros(1, 2, 1, 1, requires_grad=True)
     shown = offset.expand(2, 2, 96, 96)
-    prediction = Prediction(shown, torch.ones(2, 1, 96, 96), [LevelOutput(shown, torch.zeros_like(shown), None, 1)])
+    prediction = Prediction(shown, torch.ones(2, 1, 96, 96), [LevelOutput(shown, torch.zeros_like(shown), (), 1)])
     supervised_loss(prediction, batch, TrainingOptions()).backward()
     gradient_at_zero = offset.grad.clone()
     with torch.no_grad():
         offset += 1.5
     offset.grad = None
     shown = offset.expand(2, 2, 96, 96)
-    prediction = Prediction(shown, torch.ones(2, 1, 96, 96), [LevelOutput(shown, torch.zeros_like(shown), None, 1)])
+    prediction = Prediction(shown, torch.ones(2, 1, 96, 96), [LevelOutput(shown, torch.zeros_like(shown), (), 1)])
     supervised_loss(prediction, batch, TrainingOptions()).backward()
     assert offset.grad.abs().max() < 1e-4 < gradient_at_zero.abs().min()

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from regnet.displacement import random_field
+from regnet.models.correlation import CELL, offset_grid
+from regnet.models.field import STAGES, Evidence, fit_field, statistics
+
+SIDE, RADIUS = 96, 4
+SHARP = torch.full((len(STAGES),), 100.0)
+
+
+def field(sigma_px, seed=0, peak_px=3.0):
+    """A displacement of cells (1, 2, h, w), px, as smooth as its sigma."""
+    generator = np.random.default_rng(seed)
+    return torch.from_numpy(random_field((SIDE, SIDE), peak_px, sigma_px / CELL, generator))[None]
+
+
+def evidence(true, noise, seed=0):
+    """A volume that peaks at the true offsets, under noise that is independent from cell to cell."""
+    offsets = offset_grid(RADIUS)
+    distance = (offsets[None, :, :, None, None] - true[:, :, None]).square().sum(1)
+    volume = torch.exp(-distance / 2) / 2
+    volume = volume + noise * torch.randn(volume.shape, generator=torch.Generator().manual_seed(seed))
+    return Evidence(volume * CELL**2, torch.full_like(volume, CELL**2), offsets, torch.zeros_like(true))
+
+
+def error_px(found, true):
+    return float((found - true).norm(dim=1).mean())
+
+
+@pytest.mark.parametrize("sigma_px", [15.0, 30.0, 100.0])
+@pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
+def test_held_out_evidence_picks_about_the_best_smoothness(sigma_px, noise):
+    true = field(sigma_px)
+    known = evidence(true, noise)
+    each = [error_px(fit_field(known, SHARP, stages), true) for stages in range(1, len(STAGES) + 1)]
+    chosen = error_px(fit_field(known, SHARP), true)
+    assert max(each) > 1.3 * min(each)
+    assert chosen < 1.15 * min(each) + 0.02
+
+
+def test_a_rough_field_is_followed_and_noise_alone_is_not():
+    rough, still = field(15.0), torch.zeros(1, 2, SIDE, SIDE)
+    assert error_px(fit_field(evidence(rough, 0.1), SHARP), rough) < 0.25 * error_px(still, rough)
+    whole = fit_field(evidence(still, 1.0), SHARP, len(STAGES))
+    chosen = fit_field(evidence(still, 1.0), SHARP)
+    assert error_px(chosen, still) < 0.5 * error_px(whole, still)
+
+
+def test_the_base_is_smoothed_with_the_offsets():
+    """A noisy base that the offsets take back again leaves the true field."""
+    true = field(100.0)
+    base = 0.5 * torch.randn(true.shape, generator=torch.Generator().manual_seed(1))
+    known = evidence(true - base, 0.05)
+    found = fit_field(Evidence(known.volume, known.count, known.offsets, base), SHARP)
+    assert error_px(found + base, true) < 0.1
+
+
+def test_cells_without_evidence_take_the_field_around_them():
+    true = field(100.0)
+    known = evidence(true, 0.05)
+    hole = torch.ones(1, 1, SIDE, SIDE)
+    hole[..., 40:52, 40:52] = 0
+    found = fit_field(known.part(hole), SHARP)
+    assert error_px(found[..., 40:52, 40:52], true[..., 40:52, 40:52]) < 0.2
+
+
+def test_statistics_of_a_distribution_of_two_offsets():
+    offsets = offset_grid(1)
+    logits = torch.full((1, 9, 1, 1), -1e4)
+    logits[:, [3, 5]] = 0.0  # dx -1 and +1 on the row in the middle, half each
+    mean, variance = statistics(logits, offsets)
+    assert torch.allclose(mean, torch.zeros(1, 2, 1, 1))
+    assert float(variance) == pytest.approx(1.02)
