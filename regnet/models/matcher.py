@@ -111,6 +111,8 @@ class Matcher(nn.Module):
             self.trust = Trust(2 if self.kind else 1, options)
             self.own_sharpness = nn.Parameter(torch.tensor(math.log(INITIAL_OWN_SHARPNESS)))
         self.sharpness = nn.Parameter(torch.full((len(STAGES),), math.log(INITIAL_SHARPNESS)), self.trainable)
+        # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
+        self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
 
     def forward(
@@ -135,15 +137,16 @@ class Matcher(nn.Module):
         levels = []
         for scale in (2**level for level in reversed(range(self.options.levels))):
             base = displacement.detach()
-            warped, warped_valid = warp(moving, base), warp_valid(moving_valid, base)
+            warped, warped_valid = warp(moving, base, "bicubic"), warp_valid(moving_valid, base)
             cells = F.avg_pool2d(base, CELL * scale)
             step, confidence, logits = self._match(
                 _coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale), cells / scale
             )
             full = F.interpolate(step * scale, scale_factor=CELL * scale, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
-            levels.append(LevelOutput(step * scale + cells, cells, logits, scale))
+            levels.append(LevelOutput(step * scale + cells + self.shift, cells + self.shift, logits, scale))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
+        displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
     def _match(
