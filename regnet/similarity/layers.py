@@ -87,11 +87,10 @@ def _convolution_local(module: Any, x: Tensor, g: Tensor) -> Gradients:
     if any(part.start < 0 or part.stop > size for part, size in zip(inputs, x.shape[2:], strict=True)):
         x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
         inputs = [slice(part.start + pad, part.stop + pad) for part, pad in zip(inputs, before, strict=True)]
-    g = g[..., *outputs]
-    weight = _correlate(
-        x[..., *inputs], g, module.kernel_size, module.stride, (0,) * axes, module.dilation, module.groups
-    )
-    return _with_bias(module, weight, g)
+    kept: tuple[Any, ...] = (..., *outputs)
+    seen: tuple[Any, ...] = (..., *inputs)
+    settings = (module.kernel_size, module.stride, (0,) * axes, module.dilation, module.groups)
+    return _with_bias(module, _correlate(x[seen], g[kept], *settings), g[kept])
 
 
 def _support(g: Tensor, axes: int) -> list[slice]:
