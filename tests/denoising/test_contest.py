@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regnet.denoising.contest import by_kernel, by_map, by_nearest, contestants_by, hold_contest
+from regnet.denoising.contest import by_kernel, by_map, by_nearest, contestants_by, hold_contest, own_label
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.smoother import smoother
 from regnet.denoising.validation import noise_transfer, without_own
@@ -96,6 +96,20 @@ def test_a_tile_that_is_like_no_other_has_no_weights():
     with_own, without = by_kernel("kernel", "pixels", similarities)
     assert not without.weights.any()
     assert not with_own.weights[3].any()
+
+
+def test_a_tile_s_own_label_alone_is_the_control(world):
+    _, _, noise, predictions, *_ = world
+    contest = hold_contest([own_label(N)], predictions, noise, ["one"] * N)
+    assert score(contest, "own label alone") == pytest.approx(noise_transfer(lambda values: values, predictions, noise))
+    assert contest.table["outputs_apart_px"].tolist() == [0]
+
+
+def test_duels_are_held_with_and_without_own_label(contest):
+    for own in (True, False):
+        duel = contest.duel(own)
+        assert ("with own" in duel["gradient"]) == own
+        assert ("with own" in duel["perceptual"]) == own
 
 
 def test_labels_without_a_truth_have_no_error(world):
