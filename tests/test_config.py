@@ -60,12 +60,7 @@ def test_every_baseline_has_its_file_with_the_library_s_own_defaults() -> None:
     for name in sections:
         text = (conf_folder() / "baseline" / f"{name}.yaml").read_text()
         assert f"@package evaluate.baselines.{name}\n" in text
-        named = {
-            key.path.removeprefix(f"{name}.").split(".")[0]
-            for key in keys(BaselineOptions)
-            if key.path.startswith(f"{name}.")
-        }
-        assert named <= set(yaml.safe_load(text))
+        assert set(yaml.safe_load(text)) == {spec.name for spec in fields(getattr(BaselineOptions(), name))}
     changed = composed("output_dir=o", "baseline=[klt]", "evaluate.baselines.klt.window_px=21").evaluate.baselines
     assert changed.klt.window_px == 21
     assert changed.phase == BaselineOptions().phase
@@ -118,7 +113,10 @@ def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
         ("prepare.tile_pxx=64", "prepare.tile_pxx is not a key; did you mean prepare.tile_px?"),
         ("prepar.tile_px=64", "prepar is not a key; did you mean prepare?"),
         ("training.epochs=many", "training.epochs=many is not of the right type: it must be a whole number"),
-        ("experiment=nowhere", "experiment=nowhere is not known; choose one of cadaster_banepa, demo, denoising_validation, optical_sar"),
+        (
+            "experiment=nowhere",
+            "experiment=nowhere is not known; choose one of cadaster_banepa, demo, denoising_validation, optical_sar",
+        ),
         ("a=b=c", "a=b=c: cannot be read as key=value"),
         ("prepare.pairs=[{nmae: a}]", "did you mean prepare.pairs[].name?"),
         ("prepare.pairs=[{name: a}]", "prepare.pairs[0].fixed is missing"),
