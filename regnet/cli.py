@@ -28,10 +28,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from regnet.config import Key, RegisterConfig, RunConfig, conf_folder, explain, keys, register_schemas, typed
+from regnet.config import (
+    Key,
+    RegisterConfig,
+    RunConfig,
+    conf_folder,
+    explain,
+    fill_row,
+    keys,
+    register_schemas,
+    typed,
+)
 from regnet.errors import ConfigError, RegnetError
 from regnet.files import read_json
 from regnet.registration.options import ApplyOptions
+from regnet.registration.pairs import read_pairs
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -98,7 +109,7 @@ def _command(name: str, arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(_command_help(name, COMMANDS[name]))
         return DONE
-    return _hydra(COMMANDS[name], _hydra_arguments(arguments))
+    return _hydra(COMMANDS[name], _hydra_arguments(_every_row(arguments)))
 
 
 def _hydra(command: Command, arguments: list[str]) -> int:
@@ -109,8 +120,13 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several and "output_dir" in config:
             config.output_dir = HydraConfig.get().runtime.output_dir
-        code = _guarded(lambda: command.work(typed(config, command.schema)), command.schema)
-        if several and code:
+
+        def work() -> int:
+            fill_row(config)
+            return command.work(typed(config, command.schema))
+
+        code = _guarded(work, command.schema)
+        if several and code not in (DONE, ABSTAINED):
             raise JobError(code)
         codes.append(code)
 
@@ -122,7 +138,8 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         )()
     except JobError as failure:
         return failure.code
-    return max(codes, default=DONE)
+    # Of many pairs some may be left as they are.
+    return ABSTAINED if set(codes) == {ABSTAINED} else max((code for code in codes if code != ABSTAINED), default=DONE)
 
 
 def _hydra_arguments(arguments: list[str]) -> list[str]:
@@ -144,6 +161,15 @@ def _hydra_arguments(arguments: list[str]) -> list[str]:
         else:
             raise ConfigError(f"{word} is not a flag; settings are given as key=value, see `regnet <command> --help`")
     return overrides + flags
+
+
+def _every_row(arguments: list[str]) -> list[str]:
+    """Make a multirun over its rows of a CSV of pairs."""
+    named = dict(word.partition("=")[::2] for word in arguments if not word.startswith("-"))
+    if "pairs" not in named or "row" in named:
+        return arguments
+    rows = range(len(read_pairs(named["pairs"])))
+    return [*arguments, f"row={','.join(map(str, rows))}", "--multirun"]
 
 
 def _override(word: str) -> str:

@@ -20,11 +20,13 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from regnet.denoising.options import DenoiseOptions, DenoisingValidationOptions
+from regnet.errors import InputError
 from regnet.evaluation.options import EvaluateOptions
 from regnet.models.options import ModelOptions
 from regnet.options import check_options, option
 from regnet.ranks import FabricOptions
 from regnet.registration.options import ApplyOptions, RegisterOptions
+from regnet.registration.pairs import read_pairs
 from regnet.report.options import ReportOptions
 from regnet.similarity.options import PaperToyOptions, SimilarityOptions
 from regnet.tiles.options import PrepareOptions
@@ -96,6 +98,11 @@ class RunConfig(CommonConfig):
 class RegisterConfig(RegisterOptions, CommonConfig):
     """Settings of `register`: its options stand at the top level."""
 
+    pairs: str | None = option(
+        None, "CSV of pairs, one a row: columns fixed, moving and any other key; row by row into folders of output_dir"
+    )
+    row: int = option(0, "row of the CSV of pairs, counted from 0", low=0)
+
 
 class Key(NamedTuple):
     """One key of a schema: dotted path, type and default as text, and the option's metadata."""
@@ -125,6 +132,21 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=_open_twin(RunConfig))
     store.store(name="register_schema", node=_open_twin(RegisterConfig))
     store.store(name="apply_schema", node=_open_twin(ApplyOptions))
+
+
+def fill_row(config: DictConfig) -> None:
+    """Put a row of the CSV of pairs into the configuration, if it names one.
+
+    Raises:
+        InputError: as `read_pairs`, or there is no such row.
+    """
+    if config.get("pairs") is None:
+        return
+    rows = read_pairs(config.pairs)
+    if config.row >= len(rows):
+        raise InputError(f"{config.pairs}: has no row {config.row}; it has {len(rows)}, counted from 0")
+    for name, value in rows[config.row].items():
+        OmegaConf.update(config, name, value)
 
 
 def typed(config: DictConfig, schema: type[Config]) -> Config:

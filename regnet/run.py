@@ -30,7 +30,7 @@ from regnet.similarity.stage import similarity_stage
 from regnet.similarity.toy import run_paper_toy
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
-from regnet.training.fit import train
+from regnet.training.rounds import train_rounds
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _prepare(config: RunConfig, run: Path) -> None:
 
 
 def _train(config: RunConfig, run: Path) -> None:
-    train(TileStore.open(run / "prepare"), config.model, config.training, run / "train")
+    train_rounds(TileStore.open(run / "prepare"), config.model, config.training, run / "train")
 
 
 def _similarity(config: RunConfig, run: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from regnet.baselines.options import BaselineOptions
 from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, keys, register_schemas, typed
 from regnet.errors import ConfigError
 from regnet.run import STAGES
@@ -49,6 +51,19 @@ def test_every_study_can_be_chosen_and_has_its_experiment() -> None:
     choices = next(key.metadata["choices"] for key in keys(RunConfig) if key.path == "study")
     assert set(choices) == {"none", *studies}
     assert studies <= {composed(f"experiment={name}").study for name in EXPERIMENTS}
+
+
+def test_every_baseline_has_its_file_with_the_library_s_own_defaults() -> None:
+    sections = {spec.name for spec in fields(BaselineOptions)}
+    assert {path.stem for path in (conf_folder() / "baseline").glob("*.yaml")} == sections
+    assert composed("output_dir=o").evaluate.baselines == BaselineOptions()
+    for name in sections:
+        text = (conf_folder() / "baseline" / f"{name}.yaml").read_text()
+        assert f"@package evaluate.baselines.{name}\n" in text
+        assert set(yaml.safe_load(text)) == {spec.name for spec in fields(getattr(BaselineOptions(), name))}
+    changed = composed("output_dir=o", "baseline=[klt]", "evaluate.baselines.klt.window_px=21").evaluate.baselines
+    assert changed.klt.window_px == 21
+    assert changed.phase == BaselineOptions().phase
 
 
 def test_optical_sar_tests_on_the_pairs_kept_back() -> None:
@@ -98,7 +113,10 @@ def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
         ("prepare.tile_pxx=64", "prepare.tile_pxx is not a key; did you mean prepare.tile_px?"),
         ("prepar.tile_px=64", "prepar is not a key; did you mean prepare?"),
         ("training.epochs=many", "training.epochs=many is not of the right type: it must be a whole number"),
-        ("experiment=nowhere", "experiment=nowhere is not known; choose one of cadaster_banepa, demo, optical_sar"),
+        (
+            "experiment=nowhere",
+            "experiment=nowhere is not known; choose one of cadaster_banepa, demo, denoising_validation, optical_sar",
+        ),
         ("a=b=c", "a=b=c: cannot be read as key=value"),
         ("prepare.pairs=[{nmae: a}]", "did you mean prepare.pairs[].name?"),
         ("prepare.pairs=[{name: a}]", "prepare.pairs[0].fixed is missing"),

@@ -26,7 +26,7 @@ class Contestant:
 
     Attributes:
         name: of the similarity and of what was made of it.
-        kind: of the similarity: gradient, perceptual, pixels, features.
+        kind: of the similarity: gradient, perceptual, pixels, features; or control.
         own: whether a tile's own label counts.
         weights: (n, d, n, d); row i says how prediction i is made of the labels.
     """
@@ -55,14 +55,18 @@ class Contest:
     regions: pd.DataFrame
     outputs_apart_px: float
 
-    def best(self, kind: str) -> str:
-        """Name of the contestant of a kind that has the highest noise transfer."""
-        rows = self.table[self.table["kind"] == kind]
+    def best(self, kind: str, own: bool = True) -> str:
+        """Name of the contestant of a kind, with or without own label, that has the highest noise transfer."""
+        rows = self.table[(self.table["kind"] == kind) & (self.table["own"] == own)]
         return str(rows.loc[rows["noise_transfer"].idxmax(), "name"])
 
-    def duel(self, one: str = "gradient", other: str = "perceptual") -> dict[str, object]:
-        """The best of one kind against the best of another: scores, ratio, share of the regions that the first wins."""
-        first, second = self.best(one), self.best(other)
+    def duel(self, own: bool = True, one: str = "gradient", other: str = "perceptual") -> dict[str, object]:
+        """The best of one kind against the best of another: scores, ratio, share of the regions that the first wins.
+
+        Narrow weights with own label are little but that label, which explains much by itself; without own label,
+        neighbours alone are judged.
+        """
+        first, second = self.best(one, own), self.best(other, own)
         scores = self.table.set_index("name")["noise_transfer"]
         ratio = float(scores[first] / scores[second]) if scores[second] > 0 else float("inf")
         return {
@@ -74,6 +78,11 @@ class Contest:
             "regions": len(self.regions),
             "regions_won_share": float((self.regions[first] > self.regions[second]).mean()),
         }
+
+
+def own_label(n: int, outputs: int = 2) -> Contestant:
+    """A tile's own label alone: what weights with own label have to beat before they say anything of neighbours."""
+    return Contestant("own label alone", "control", True, _spread(np.eye(n), outputs))
 
 
 def by_map(name: str, kind: str, apply: Callable[[Array], Array], n: int, outputs: int = 2) -> list[Contestant]:

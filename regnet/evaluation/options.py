@@ -29,7 +29,7 @@ class EvaluateOptions:
         ["test", "shifted"], "parts of the ground to evaluate on", choices=("train", "validation", "test", "shifted")
     )
     methods: list[str] = option(
-        ["none", "labels", "model", "matcher_mind", "classical.phase"],
+        ["none", "labels", "model", "matcher_mind", "perceptual", "classical.phase"],
         "rows of the table: none (before registration), labels (the training labels themselves), model, matcher_mind "
         "(training-free), perceptual (by an ImageNet network), classical.<name>",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,32 +159,60 @@ def reproject_bounds(bounds: Bounds, source: CRS, target: CRS, name: str) -> Bou
         raise InputError(f"{name}: cannot be reprojected to {_crs_name(target)} ({_one_line(error)})") from error
     if not all(map(math.isfinite, (left, bottom, right, top))):
         raise InputError(f"{name}: its coordinates have no place in {_crs_name(target)}; check its CRS and axis order")
-    return left, bottom, right, top
+    # Bounds across the 180th meridian come with the greater longitude first.
+    return left, bottom, right + 360 if target.is_geographic and right < left else right, top
 
 
 def check_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
-    """Refuse what does not lie on the grid, and say so if it would with its axes swapped.
+    """Refuse what does not lie on the grid, and say so if it would with its axes swapped or in another CRS.
 
     Raises:
         InputError: no overlap.
     """
     try:
-        if _overlaps(reproject_bounds(bounds, crs, grid.crs, name), grid.bounds):
+        if _overlaps(reproject_bounds(bounds, crs, grid.crs, name), grid):
             return
         trouble = "does not overlap the fixed image"
     except InputError:
         trouble = f"has coordinates outside its own CRS {_crs_name(crs)}"
+    raise InputError(f"{name}: {trouble}; {_suspicion(bounds, crs, grid, name)}")
+
+
+def _suspicion(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> str:
+    """What is likely wrong with the CRS of something that does not lie on a grid, and what to do."""
     left, bottom, right, top = bounds
+    swapped = (bottom, left, top, right)
+    if _would_overlap(swapped, crs, grid, name):
+        return "its axes look swapped (latitude before longitude, or northing before easting): swap them"
+    for other in _likely_crs(grid):
+        if other != crs and _would_overlap(bounds, other, grid, name):
+            return (
+                f"its coordinates fit {_crs_name(other)}, while the file says {_crs_name(crs)}: "
+                f"assign the right CRS, for example with ogr2ogr or gdal_edit.py -a_srs {_crs_name(other)}"
+            )
+        if other.is_geographic and _would_overlap(swapped, other, grid, name):
+            return f"its coordinates look like latitude before longitude in {_crs_name(other)}: swap and assign it"
+    return "check that both show the same place and that their CRS are right"
+
+
+def _likely_crs(grid: Grid) -> list[CRS]:
+    """CRSs that files of the grid's place are likely to be in: the grid's, longitude and latitude, the web's, UTM."""
+    likely = [grid.crs, CRS.from_epsg(4326), CRS.from_epsg(3857)]
     try:
-        swapped = _overlaps(reproject_bounds((bottom, left, top, right), crs, grid.crs, name), grid.bounds)
+        west, south, east, north = reproject_bounds(grid.bounds, grid.crs, likely[1], "fixed")
     except InputError:
-        swapped = False
-    remedy = (
-        "its axes look swapped (latitude before longitude, or northing before easting): swap them"
-        if swapped
-        else "check that both show the same place and that their CRS are right"
-    )
-    raise InputError(f"{name}: {trouble}; {remedy}")
+        return likely
+    zone = int(((west + east) / 2 + 180) // 6) % 60 + 1
+    hemisphere = 32600 if south + north > 0 else 32700
+    zones = [zone, zone % 60 + 1, (zone - 2) % 60 + 1]
+    return likely + [CRS.from_epsg(hemisphere + number) for number in zones]
+
+
+def _would_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> bool:
+    try:
+        return _overlaps(reproject_bounds(bounds, crs, grid.crs, name), grid)
+    except InputError:
+        return False
 
 
 def transform_points(source: CRS, target: Grid, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -232,8 +259,13 @@ def apply(transform: Affine, points: NDArray[np.float64]) -> NDArray[np.float64]
     return np.stack((t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f), axis=1)
 
 
-def _overlaps(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlaps(bounds: Bounds, grid: Grid) -> bool:
+    """Tell whether bounds in the grid's CRS touch it; longitudes in any turn."""
+    left, bottom, right, top = bounds
+    turns = (-360, 0, 360) if grid.crs.is_geographic else (0,)
+    west, south, east, north = grid.bounds
+    across = any(left + turn < east and west < right + turn for turn in turns)
+    return across and bottom < north and south < top
 
 
 def _crs_name(crs: CRS) -> str:

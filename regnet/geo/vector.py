@@ -21,7 +21,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, apply, check_overlap
+from regnet.geo.grid import Box, Grid, apply, check_overlap, unwrap
 
 CHANNELS = ("interior", "edge", "vertex")
 PARQUET = (".parquet", ".geoparquet")
@@ -76,7 +76,8 @@ def read_polygons(path: str, grid: Grid, layer: str | None = None, where: str | 
     check_overlap(tuple(frame.total_bounds), CRS.from_wkt(frame.crs.to_wkt()), grid, path)
     frame, repaired = _repair(_to_grid_crs(frame, grid, path))
     dropped = len(geometry) - len(frame)
-    outlines = shapely.transform(frame.geometry.values, lambda points: apply(~grid.transform, points))
+    to_pixels = ~grid.transform
+    outlines = shapely.transform(frame.geometry.values, lambda points: apply(to_pixels, unwrap(points, grid)))
     inside = shapely.intersects(outlines, shapely.box(0, 0, grid.width, grid.height))
     if not inside.any():
         raise InputError(f"{path}: none of its polygons lies on the fixed image; check that both show the same place")

@@ -16,7 +16,7 @@ from regnet.registration.overall import FINEST_PX, Matrix, Overall, find_overall
 from regnet.registration.progress import Progress
 from regnet.registration.tally import Tally
 from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNSURE, TiePoints
-from regnet.registration.windows import Matcher, Strip, predict_strips
+from regnet.registration.windows import Matcher, Strip, bounded, predict_strips
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 
@@ -66,7 +66,8 @@ def write_field(
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
     tally, ties = Tally(), TiePoints(reader.grid, options.tie_spacing_px)
     aligned = reader.pulled(overall.affine) if overall.found else reader
-    strips = predict_strips(matcher, aligned.read, reader.shape, options.windows, "register", CHANNELS, progress)
+    windows = bounded(options.windows, reader.shape[1], options.memory_mb)
+    strips = predict_strips(matcher, aligned.read, reader.shape, windows, "register", CHANNELS, progress)
     for strip in strips:
         found = compose(strip, overall.matrix)
         beliefs = believe(strip, found, overall, options.max_error_px)

@@ -41,7 +41,8 @@ class RegisterOptions:
         2.0, "greatest expected error at which a place counts as registered", unit="px", low=0.05, high=100
     )
     tie_spacing_px: int = option(64, "distance of the tie points that are written", unit="px", low=4)
-    windows: WindowOptions = option(WindowOptions(), "windows of the prediction; smaller ones take less memory")
+    memory_mb: int = option(1800, "memory to keep to; windows are made smaller for it", unit="MB", low=700)
+    windows: WindowOptions = option(WindowOptions(), "windows of the prediction")
 
 
 @dataclass(frozen=True)

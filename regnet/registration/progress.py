@@ -32,7 +32,8 @@ class Progress:
             return
         mark = files.digest(settings or {})
         if not (folder / SETTINGS).is_file() or files.read_json(folder / SETTINGS) != mark:
-            files.remove(folder)
+            if folder.exists():
+                files.remove(folder)
             files.write_json(folder / SETTINGS, mark)
 
     def __enter__(self) -> Progress:
@@ -57,7 +58,11 @@ class Progress:
             return
         for name, values in (("done", done), ("rest", rest)):
             with files.whole_path(self._folder / f"{name}-{place}.npy") as partial, partial.open("wb") as stream:
-                np.save(stream, values)
+                # numpy's own way of writing the values tells nothing of why it failed.
+                np.lib.format.write_array_header_1_0(
+                    stream, np.lib.format.header_data_from_array_1_0(np.empty_like(values))
+                )
+                stream.write(np.ascontiguousarray(values).data)
 
 
 def input_marks(names: list[str]) -> dict[str, list[int] | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 
 from regnet import files
 from regnet.displacement import CONVENTION
@@ -61,7 +62,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     refuse_own_inputs(options, output_dir)
     start = time.perf_counter()
     pair = pair_options(options)
-    with PairReader(pair, options.gsd_m) as reader:
+    with rasterio.Env(GDAL_CACHEMAX=options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         matcher = ConsistentMatcher(NetworkMatcher(model))
         settings = {**asdict(options), "inputs": input_marks(_inputs(options))}

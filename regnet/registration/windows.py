@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from regnet.errors import ConfigError
 from regnet.options import option
 from regnet.registration.progress import Progress
 from regnet.tiles.patch import Patch
 
 # Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
 ALIGN_PX = 16
+# Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a window and
+# of a strip of windows takes at the peak; measured with the training-free matcher.
+BASE_MB, WINDOW_BYTES, STRIP_BYTES = 600, 2400, 110
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,26 @@ def _ramp(size: int, overlap_px: int) -> NDArray[np.float64]:
     rise = np.clip((inside - overlap_px / 4) / ramp, 0, 1)
     # The outermost pixels keep a trace of weight: at the raster's own border no other window speaks for them.
     return np.asarray(np.maximum(0.5 - 0.5 * np.cos(np.pi * rise), 1e-6))
+
+
+def bounded(options: WindowOptions, width: int, memory_mb: int) -> WindowOptions:
+    """Make windows smaller, if need be, so that a prediction keeps to a memory.
+
+    Args:
+        options: the windows that are wanted.
+        width: of the raster, px.
+        memory_mb: for the whole process.
+
+    Raises:
+        ConfigError: even the smallest windows take more.
+    """
+    side = _aligned(options.window_px)
+    least = max(_aligned(options.overlap_px) + ALIGN_PX, 64)
+    while (needed := BASE_MB + (side**2 * WINDOW_BYTES + width * side * STRIP_BYTES) / 2**20) > memory_mb:
+        if side - 4 * ALIGN_PX < least:
+            raise ConfigError(f"memory_mb={memory_mb} is too little for a raster {width} px wide; give {needed:.0f}")
+        side -= 4 * ALIGN_PX
+    return replace(options, window_px=min(side, options.window_px))
 
 
 class PatchReader:

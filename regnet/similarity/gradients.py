@@ -102,7 +102,8 @@ class Jacobians:
 
     def _assemble(self, values: Tensor, calls: list[Call], plan: _Plan) -> Tensor:
         n, d = values.shape
-        jacobians = torch.zeros(n, d, self.size, dtype=values.dtype, device=values.device)
+        jacobians = values.new_empty(n, d, self.size).detach()
+        empty = set(self.names)
         for call, layout, (_, route), gradients in zip(
             calls, plan.layouts, plan.routes, self._output_gradients(values, calls), strict=True
         ):
@@ -111,8 +112,14 @@ class Jacobians:
             for x, g in uses_of(call.x, gradients, n, layout):
                 for own, gradient in route(call.owner, x, g).items():
                     for name in call.names.get(own, []):
-                        if name not in plan.rest:
-                            jacobians[:, :, self.slices[name]] += gradient.reshape(*gradient.shape[:2], -1)
+                        rows, part = jacobians[:, :, self.slices[name]], gradient.reshape(n, d, -1)
+                        if name in empty:
+                            empty.remove(name)
+                            rows.copy_(part)
+                        else:
+                            rows.add_(part)
+        for name in empty:
+            jacobians[:, :, self.slices[name]] = 0
         return jacobians
 
     def _output_gradients(self, values: Tensor, calls: list[Call]) -> Iterator[Tensor | None]:

@@ -32,7 +32,11 @@ def routes_of(module: nn.Module) -> Mapping[str, Route]:
     """
     kind = type(module)
     if kind in _CONVOLUTIONS:
-        routes: dict[str, Route] = {"grouped": _convolution_grouped, "samplewise": _convolution_samplewise}
+        routes: dict[str, Route] = {
+            "grouped": _convolution_grouped,
+            "samplewise": _convolution_samplewise,
+            "local": _convolution_local,
+        }
         return {"matmul": _convolution_pointwise, **routes} if _is_pointwise(module) else routes
     if kind in _TRANSPOSED:
         return {"grouped": _transposed_grouped, "samplewise": _transposed_samplewise}
@@ -66,6 +70,41 @@ def _convolution_samplewise(module: Any, x: Tensor, g: Tensor) -> Gradients:
     settings = (module.kernel_size, module.stride, padding, module.dilation, module.groups)
     weight = torch.cat([_correlate(x[i : i + 1], g[i : i + 1], *settings) for i in range(len(x))])
     return _with_bias(module, weight, g)
+
+
+def _convolution_local(module: Any, x: Tensor, g: Tensor) -> Gradients:
+    """Only where the output gradient is not zero: behind a readout of one pixel that is a small part of the tile."""
+    axes = len(module.kernel_size)
+    outputs = _support(g, axes)
+    padding = module._reversed_padding_repeated_twice  # of the last axis first, before and after
+    before = [padding[2 * (axes - 1 - axis)] for axis in range(axes)]
+    inputs = [
+        slice(span.start * step - pad, (span.stop - 1) * step - pad + dilation * (size - 1) + 1)
+        for span, step, pad, dilation, size in zip(
+            outputs, module.stride, before, module.dilation, module.kernel_size, strict=True
+        )
+    ]
+    if any(part.start < 0 or part.stop > size for part, size in zip(inputs, x.shape[2:], strict=True)):
+        x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+        inputs = [slice(part.start + pad, part.stop + pad) for part, pad in zip(inputs, before, strict=True)]
+    kept: tuple[Any, ...] = (..., *outputs)
+    seen: tuple[Any, ...] = (..., *inputs)
+    settings = (module.kernel_size, module.stride, (0,) * axes, module.dilation, module.groups)
+    return _with_bias(module, _correlate(x[seen], g[kept], *settings), g[kept])
+
+
+def _support(g: Tensor, axes: int) -> list[slice]:
+    """Smallest box of the last axes that holds all that is not zero.
+
+    It looks at a random combination of all the rest, which is zero only where all of it is, at a tenth of the time.
+    """
+    rows = g.reshape(math.prod(g.shape[:-axes]), -1)
+    weights = torch.rand(len(rows), dtype=g.dtype, generator=torch.Generator().manual_seed(0)).to(g.device)
+    found = (weights @ rows).reshape(g.shape[-axes:]).nonzero()
+    if not len(found):
+        return [slice(0, 1)] * axes
+    first, last = found.amin(0).tolist(), found.amax(0).tolist()
+    return [slice(start, stop + 1) for start, stop in zip(first, last, strict=True)]
 
 
 def _convolution_pointwise(module: Any, x: Tensor, g: Tensor) -> Gradients:

@@ -114,6 +114,10 @@ def draw_toy(table: pd.DataFrame, path: Path) -> None:
     axes.loglog(means.index, means, color="tab:blue")
     axes.set_xlabel("frequency of the target (periods on the closed line)")
     axes.set_ylabel("neighbour density N_S / n")
+    axes.set_xticks(means.index, [f"{frequency:g}" for frequency in means.index])
+    axes.yaxis.set_major_formatter("{x:.2g}")
+    axes.minorticks_off()
+    axes.set_yticks([share for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1) if share >= means.min() / 2])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with whole_path(path) as partial:

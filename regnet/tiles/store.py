@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,15 @@ class TileStore:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def with_labels(self, path: Path) -> TileStore:
+        """The same tiles with other labels: a Zarr array of `label_offset` (tiles, 2, S, S) px, in the index's order.
+
+        The index keeps the labels that `prepare` wrote.
+        """
+        other = copy(self)
+        other._labels = zarr.open_array(path, mode="r")
+        return other
 
     def scene(self, pair: str) -> Scene:
         """The scene of a pair.

@@ -11,6 +11,16 @@ from regnet.options import option
 class TrainingOptions:
     """How the network is fitted to the noisy labels."""
 
+    rounds: int = option(
+        1, "trainings one after the other, each on the labels that the one before corrected", low=1, high=20
+    )
+    trust_px: float = option(
+        1.0,
+        "a tile keeps its label between rounds where predictions under known shifts differ by more than this (rms)",
+        unit="px",
+        low=0,
+    )
+    settled_px: float = option(0.1, "rounds end once the labels move by less than this on average", unit="px", low=0)
     epochs: int = option(6, "passes at the end of which the validation error is measured", low=1)
     steps: int = option(50, "optimiser steps an epoch", low=1)
     batch: int = option(8, "tiles a step", low=1)

@@ -1,7 +1,14 @@
+from types import SimpleNamespace
+
+import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 
-from regnet.denoising.contest import by_kernel, by_map, by_nearest, contestants_by, hold_contest
+from regnet.denoising.contest import by_kernel, by_map, by_nearest, contestants_by, hold_contest, own_label
+from regnet.denoising.contest_maps import write_contest_maps
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.smoother import smoother
 from regnet.denoising.validation import noise_transfer, without_own
@@ -96,6 +103,34 @@ def test_a_tile_that_is_like_no_other_has_no_weights():
     with_own, without = by_kernel("kernel", "pixels", similarities)
     assert not without.weights.any()
     assert not with_own.weights[3].any()
+
+
+def test_a_tile_s_own_label_alone_is_the_control(world):
+    _, _, noise, predictions, *_ = world
+    contest = hold_contest([own_label(N)], predictions, noise, ["one"] * N)
+    assert score(contest, "own label alone") == pytest.approx(noise_transfer(lambda values: values, predictions, noise))
+    assert contest.table["outputs_apart_px"].tolist() == [0]
+
+
+def test_duels_are_held_with_and_without_own_label(contest):
+    for own in (True, False):
+        duel = contest.duel(own)
+        assert ("with own" in duel["gradient"]) == own
+        assert ("with own" in duel["perceptual"]) == own
+
+
+def test_maps_show_both_and_their_difference(contest, tmp_path):
+    places = np.arange(N)
+    tiles = gpd.GeoDataFrame({"pair": "one", "row": places // 10 * 32, "col": places % 10 * 32})
+    scene = SimpleNamespace(shape=(192, 320), crs=CRS.from_epsg(32618), transform=Affine(10, 0, 5e5, 0, -10, 4e6))
+    (path,) = write_contest_maps(contest, tiles, {"one": scene}, 32, 32, tmp_path, own=False)
+    with rasterio.open(path) as image:
+        difference, gradient, perceptual = image.read()
+        assert image.descriptions == ("difference", "gradient", "perceptual")
+    np.testing.assert_allclose(difference, gradient - perceptual, atol=1e-6)
+    best = contest.tiles[contest.best("gradient", own=False)].to_numpy()
+    np.testing.assert_allclose(gradient.ravel(), best, atol=1e-6)
+    assert (difference > 0).mean() > 0.9
 
 
 def test_labels_without_a_truth_have_no_error(world):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regnet.errors import InputError
 from regnet.models import ModelOptions, build_model, centre_offset
 from regnet.similarity.gradients import Jacobians
+from regnet.similarity.layers import routes_of
 from regnet.similarity.readouts import forward
 from regnet.similarity.reference import looped_jacobians, reference_jacobians
 
@@ -126,6 +127,33 @@ def test_every_layer_agrees_with_torch_func(name):
         torch.testing.assert_close(jacobians, full(model, engine, batch), rtol=0, atol=1e-11)
     if name not in ("functional",):
         assert not any("whole model" in route for route in engine.routes().values())
+
+
+CONVOLUTIONS = [name for name in LAYERS if name.startswith(("conv", "transposed"))]
+
+
+@pytest.mark.parametrize("place", ["everywhere", "corner", "middle", "nowhere"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_route_of_a_convolution_gives_the_same(name, place):
+    """The engine takes the quickest, so that a run alone would not see them all."""
+    torch.manual_seed(0)
+    model, shape = LAYERS[name]
+    layer = copy.deepcopy(model[0]).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    y = layer(x)
+    g = torch.zeros(len(x), 2, *y.shape[1:], dtype=torch.float64)
+    if place != "nowhere":
+        parts = {"everywhere": slice(None), "corner": slice(0, 1), "middle": slice(1, 3)}
+        inside = g[(..., *[parts[place]] * (x.ndim - 2))]
+        inside.copy_(torch.randn(inside.shape))
+    for route in routes_of(layer).values():
+        found = route(layer, x, g)
+        for sample in range(len(x)):
+            for k in range(2):
+                alone = layer(x[sample : sample + 1])
+                expected = torch.autograd.grad(alone, list(layer.parameters()), g[sample, k][None])
+                for (own, _), gradient in zip(layer.named_parameters(), expected, strict=True):
+                    torch.testing.assert_close(found[own][sample, k], gradient, rtol=0, atol=1e-11)
 
 
 class Branching(nn.Module):

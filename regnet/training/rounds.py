@@ -1,0 +1,134 @@
+"""Training in rounds: train, correct the labels with the network's own predictions, train again.
+
+Source: Girard, Charpiat and Tarabalka, IGARSS 2019, section 2: the network that was trained on noisy labels is better
+than they are, since it averaged their noise away, so that it can correct them, and the next one learns from less noise.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from regnet.displacement import warp, warp_valid
+from regnet.files import digest, is_stamped, read_json, remove, whole_path, write_json, write_stamp
+from regnet.metrics import epe, summarise
+from regnet.models import ModelOptions, load_checkpoint
+from regnet.models.matcher import Matcher
+from regnet.models.unet import UNet
+from regnet.tiles.store import Tile, TileStore
+from regnet.training.fit import CHECKPOINTS, CURVE, LOG, MODEL, SUMMARY, Fit, train
+from regnet.training.options import TrainingOptions
+
+CORRECTED, CORRECTION = "corrected.zarr", "correction.json"
+SHIFTS = 4  # known shifts under which a prediction has to stay the same
+
+
+def train_rounds(store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
+    """Train `options.rounds` times, each on the labels that the one before corrected; a single round is `train`.
+
+    Each of several rounds fills `round_<k>/` as `train` does, beside the labels that it corrected (`corrected.zarr`)
+    and their errors (`correction.json`). What the last one made is copied to `folder`. A killed run goes on in its
+    round. Rounds end early once the labels move by less than `options.settled_px` on average.
+
+    Raises:
+        InputError: as `train` does.
+    """
+    if options.rounds == 1:
+        _forget(folder, 1)
+        train(store, model_options, options, folder)
+        return
+    rows: list[dict[str, Any]] = []
+    settings = {"settings": digest([asdict(model_options), asdict(options), store.manifest])}
+    for number in range(1, options.rounds + 1):
+        place = folder / f"round_{number}"
+        if not is_stamped(place, {**settings, "round": number}):
+            Fit(store, model_options, options, place).run()
+            correction = correct(store, load_checkpoint(place / MODEL), options, place / CORRECTED)
+            write_json(place / CORRECTION, correction)
+            write_stamp(place, {**settings, "round": number})
+        rows.append({"round": number, **read_json(place / SUMMARY), **read_json(place / CORRECTION)})
+        store = store.with_labels(place / CORRECTED)
+        if rows[-1]["moved_px"] < options.settled_px:
+            break
+    _forget(folder, len(rows) + 1)
+    for name in (MODEL, LOG, CURVE, CHECKPOINTS):
+        _copy(folder / f"round_{len(rows)}" / name, folder / name)
+    write_json(folder / SUMMARY, {**read_json(folder / f"round_{len(rows)}" / SUMMARY), "rounds": rows})
+
+
+@torch.no_grad()
+def correct(store: TileStore, model: Matcher | UNet, options: TrainingOptions, path: Path) -> dict[str, float]:
+    """Replace the training tiles' labels by predictions, where these follow known shifts of the moving image.
+
+    Args:
+        store: tiles with their labels as they are.
+        model: predicts.
+        options: `trust_px`, `shift_px` and `seed`.
+        path: Zarr array that the labels of all tiles go to; tiles that are not trusted or not trained on keep theirs.
+
+    Returns:
+        moved_px (mean length of the change, over the pixels of the training tiles), trusted_share, and mean and median
+        error of the labels before (`labels_`) and after (`corrected_`), over pixels with structure and known truth.
+    """
+    generator = np.random.default_rng((options.seed, 1_000_004))
+    errors: dict[str, list[NDArray[np.floating]]] = {"labels": [], "corrected": []}
+    trusted, moved = 0, 0.0
+    learned_from = set(store.tiles("train").tolist())
+    with whole_path(path) as partial:
+        shape = (len(store), 2, store.tile_px, store.tile_px)
+        labels = zarr.create_array(partial, shape=shape, chunks=(1, *shape[1:]), dtype=np.float32)
+        for position in tqdm(range(len(store)), desc="correct labels", unit="tile"):
+            tile = store.tile(position)
+            labels[position] = tile.label_offset
+            if position not in learned_from:
+                continue
+            shifts = generator.uniform(-options.shift_px, options.shift_px, (SHIFTS, 2)).astype(np.float32)
+            predicted = under_shifts(tile, model, torch.from_numpy(shifts))
+            mean = predicted.mean(0)
+            corrected = tile.label_offset
+            if float((predicted - mean).square().sum(1).mean().sqrt()) <= options.trust_px:
+                labels[position] = corrected = mean.numpy()
+                trusted += 1
+            moved += float(epe(corrected, tile.label_offset).mean())
+            if tile.true_offset is not None:
+                errors["labels"].append(epe(tile.label_offset, tile.true_offset)[tile.structure])
+                errors["corrected"].append(epe(corrected, tile.true_offset)[tile.structure])
+    found = {"moved_px": moved / len(learned_from), "trusted_share": trusted / len(learned_from)}
+    for name, parts in errors.items():
+        summary = summarise(np.concatenate(parts) if parts else np.empty(0))
+        found |= {f"{name}_{key}": summary[key] for key in ("epe_mean_px", "epe_median_px")}
+    return found
+
+
+def under_shifts(tile: Tile, model: Matcher | UNet, shifts: Tensor) -> Tensor:
+    """Predictions of one tile with its moving image shifted by (k, 2) px, less the shifts: (k, 2, S, S) px."""
+    size = (len(shifts), *tile.fixed.shape[-2:])
+    drawn = shifts[:, :, None, None].expand(-1, -1, *size[1:])
+    fixed, moving = (torch.from_numpy(image).expand(size[0], -1, -1, -1) for image in (tile.fixed, tile.moving))
+    fixed_valid, moving_valid = (
+        torch.from_numpy(mask)[None, None].expand(size[0], -1, -1, -1) for mask in (tile.fixed_valid, tile.moving_valid)
+    )
+    prediction = model(fixed, warp(moving, -drawn, "bicubic"), fixed_valid, warp_valid(moving_valid, -drawn))
+    result: Tensor = prediction.displacement - drawn
+    return result
+
+
+def _forget(folder: Path, first: int) -> None:
+    """Delete what rounds from this one on left in an earlier run."""
+    while (place := folder / f"round_{first}").is_dir():
+        remove(place)
+        first += 1
+
+
+def _copy(source: Path, target: Path) -> None:
+    with whole_path(target) as partial:
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, partial)
