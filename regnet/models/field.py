@@ -41,6 +41,7 @@ STAGES = (
     Stage(12.0, 32.0, 4, 2.0),
     Stage(8.0, 16.0, 2, 2.0),
     Stage(8.0, 8.0, 2, 2.0),
+    Stage(5.0, 5.0, 2, 2.0),
 )
 BLOCK_CELLS = 12
 """Side of the checkerboard's blocks, cells: farther than a change of the ground fools the evidence alike."""
