@@ -2,7 +2,8 @@
 
 Two real pairs are displaced by a known smooth field (peak 8 px, sigma 80 px) and written as GeoTIFFs: the sample scene
 (visible to short-wave infrared) and 3000 x 3000 px of `banepa` (red band to a negative of the blue one with another
-gamma). Every tool gets the same files in a process of its own, on one thread; its time is that of reading, matching and
+gamma). The case `banepa_10000`, which has to be asked for, is the second one mirrored to 10,000 x 10,000 px, 8 bit.
+Every tool gets the same files in a process of its own, on one thread; its time is that of reading, matching and
 writing the field, and `regnet` writes all of `register`'s outputs. Peak memory is that of the process (Linux).
 """
 
@@ -39,7 +40,15 @@ from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 
 FAMILY = FamilyOptions("smooth", 8.0, 80.0)
-TOOLS = ["none", "regnet", "classical.dis", "classical.klt", "classical.bspline", "classical.phase"]
+TOOLS = [
+    "none",
+    "regnet",
+    "classical.dis",
+    "classical.klt",
+    "classical.bspline",
+    "classical.elastix",
+    "classical.phase",
+]
 
 
 def sample_pair() -> PairOptions:
@@ -54,7 +63,9 @@ def banepa_pair() -> PairOptions:
     return PairOptions("banepa", image, image, fixed_bands=[1], moving_bands=[3])
 
 
-CASES = {"sample": (sample_pair, 1900), "banepa_3000": (banepa_pair, 3000)}
+CASES = {"sample": (sample_pair, 1900), "banepa_3000": (banepa_pair, 3000), "banepa_10000": (banepa_pair, 2500)}
+MIRRORED = {"banepa_10000": 4}
+"""How many times a case is repeated along each axis, every other time mirrored."""
 
 
 def make_case(name: str, folder: Path) -> None:
@@ -66,15 +77,33 @@ def make_case(name: str, folder: Path) -> None:
     true = SceneField((side, side), FAMILY, np.random.default_rng(0)).window(0, 0, side, side)
     moved = displaced(patch, true)
     moving = moved.moving
-    if name == "banepa_3000":
+    if name != "sample":
         moving = -(np.clip(moving + 1, 0, None) ** 0.6)
+    times = MIRRORED.get(name, 1)
     for file, bands, valid in (("fixed", patch.fixed, patch.fixed_valid), ("moving", moving, moved.moving_valid)):
-        profile = {"driver": "GTiff", "dtype": "float32", "count": len(bands), "nodata": np.nan, "tiled": True}
-        shape = {"height": side, "width": side, "crs": crs, "transform": transform}
+        values, nodata = np.where(valid, bands, np.float32("nan")), np.nan
+        if times > 1:
+            low, high = np.nanmin(values), np.nanmax(values)
+            scaled = 1 + 254 * (values - low) / (high - low)
+            values, nodata = np.where(valid, scaled, 0).astype(np.uint8), 0
+        values = mirrored(values, times)
+        profile = {"driver": "GTiff", "dtype": values.dtype, "count": len(bands), "nodata": nodata, "tiled": True}
+        shape = {"height": values.shape[1], "width": values.shape[2], "crs": crs, "transform": transform}
         with rasterio.open(folder / f"{file}.tif", "w", **profile, **shape) as target:
-            target.write(np.where(valid, bands, np.float32("nan")))
+            target.write(values)
     valid = patch.fixed_valid & moved.moving_valid
-    np.savez(folder / "truth.npz", true=true, valid=valid, structure=valid & patch.structure)
+    signs = np.where(np.arange(times) % 2, -1, 1).repeat(side)
+    full = mirrored(true, times) * np.stack(np.broadcast_arrays(signs, signs[:, None])).astype(np.float32)
+    masks = {"valid": valid, "structure": valid & patch.structure}
+    np.savez(folder / "truth.npz", true=full, **{key: mirrored(mask, times) for key, mask in masks.items()})
+
+
+def mirrored(values: NDArray[Any], times: int) -> NDArray[Any]:
+    """Repeat (..., H, W) along both axes, every other time mirrored."""
+    for axis in (-2, -1):
+        copies = [np.flip(values, axis) if copy % 2 else values for copy in range(times)]
+        values = np.concatenate(copies, axis)
+    return values
 
 
 def read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -134,7 +163,9 @@ def measure(tool: str, case: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=[name for name in CASES if name not in MIRRORED]
+    )
     parser.add_argument("--tools", nargs="+", choices=["regnet", *METHODS], default=TOOLS)
     parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

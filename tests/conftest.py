@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,3 +165,43 @@ def write_geotiff() -> Callable[..., str]:
 def raster_file(tmp_path: Path, write_geotiff: Callable[..., str]) -> Callable[..., str]:
     """Write a GeoTIFF of this name into the test's own folder."""
     return lambda name, image, **settings: write_geotiff(tmp_path / name, image, **settings)
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[Path], str]:
+    """Open a page in headless Chromium; gives its DOM, told how many pictures were decoded and how far it overflows."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        if os.environ.get("REGNET_REQUIRE_CHROMIUM") == "1":
+            pytest.fail("chromium is not installed, and REGNET_REQUIRE_CHROMIUM=1")
+        pytest.skip("chromium is not installed")
+    script = "<script>addEventListener('load',()=>{const d=document.documentElement,i=[...document.images];"
+    script += "d.dataset.loaded=i.filter(p=>p.complete&&p.naturalWidth>0).length+'/'+i.length;"
+    script += "d.dataset.overflow=d.scrollWidth-d.clientWidth})</script>"
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=500,900",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+    ]
+
+    def show(page: Path) -> str:
+        probed = tmp_path / "probed.html"
+        probed.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+        shown = subprocess.run(
+            [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout
+
+    return show

@@ -31,6 +31,7 @@ from regnet.tiles.store import TileStore
 from regnet.training.trail import START, Trail
 
 SETTINGS, TRAIL = "settings.json", "trail"
+_NOT_OF_REPLICAS = ("replicas", "region_px", "region_tiles", "blunder_share", "blunder_px")
 _CHUNK = 50  # tiles a batch where nothing is trained
 
 
@@ -102,7 +103,7 @@ def train_replicas(
     tiles: ShiftedTiles, model_options: ModelOptions, options: DenoisingValidationOptions, folder: Path
 ) -> Replicas:
     """Train the replicas that `folder` does not hold yet; one made with other settings is emptied first."""
-    same = replace(options, replicas=2, region_px=1, region_tiles=1)  # these do not change what a replica is
+    same = replace(options, **dict.fromkeys(_NOT_OF_REPLICAS, 0))
     settings = {"digest": digest([asdict(model_options), asdict(same), tiles.rows["tile_id"].tolist()])}
     if not (folder / SETTINGS).is_file() or read_json(folder / SETTINGS) != settings:
         remove(folder)

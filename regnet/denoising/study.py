@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along
+from regnet.denoising.blunders import audit_blunders
 from regnet.denoising.estimators import PAPER, TRAINING, Estimate, all_estimates
 from regnet.denoising.maps import grid_cells
 from regnet.denoising.operators import Array
@@ -53,7 +54,9 @@ def run_denoising_validation(
         by_region.to_csv(partial)
     _draw_factors(folder / "factors.png", estimates, true, by_region)
     _draw_estimators(folder / "estimators.png", table)
-    write_json(folder / "summary.json", _summary(table, replicas, along.values[0], offset, options))
+    summary = _summary(table, replicas, along.values[0], offset, options)
+    found = audit_blunders(tiles, model_options, options, folder / "blunders")
+    write_json(folder / "summary.json", {**summary, "audit": found})
 
 
 def _regions(tiles: ShiftedTiles, tile_px: int, options: DenoisingValidationOptions) -> NDArray[np.str_]:

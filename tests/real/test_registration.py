@@ -9,10 +9,15 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 
 from regnet.config import default_data_root
+from regnet.registration.matching import KEEP_PX
 from regnet.registration.options import RegisterOptions
+from regnet.registration.overall import FINEST_PX, farthest, find_overall, rescaled
 from regnet.registration.register import register
+from regnet.tiles.options import PairOptions
+from regnet.tiles.pair import PairReader
 
 pytestmark = pytest.mark.real
 
@@ -46,3 +51,36 @@ def test_parcels_drawn_in_the_wrong_place_go_back(fields, tmp_path):
     # The field points from fixed to moving: to where the pushed parcels are.
     assert np.median(dx[known]) == pytest.approx(6, abs=0.6)
     assert np.median(dy[known]) == pytest.approx(-4, abs=0.6)
+
+
+@pytest.fixture(scope="module")
+def sample(sample_scene):
+    """Visible bands and short-wave infrared of the sample scene at a low resolution: reader, px of its pixels, size."""
+    visible = "|".join(str(sample_scene / f"s2_B0{band}.jp2") for band in (2, 3, 4))
+    pair = PairOptions("sample", visible, str(sample_scene / "s2_B11.jp2"))
+    with rasterio.open(sample_scene / "s2_B02.jp2") as source:
+        size = source.shape
+    with PairReader(pair, 10.0 * max(size) / FINEST_PX) as reader:
+        yield reader, size[0] / reader.shape[0], size
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_shift_rotation_and_scale_of_the_sample_scene_are_found_to_2_px(sample, draw):
+    reader, ratio, size = sample
+    generator = np.random.default_rng(draw)
+    angle, stretch = np.deg2rad(generator.uniform(-5, 5)), generator.uniform(0.95, 1.05)
+    turn = stretch * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    middle = np.array(size[::-1]) / 2
+    true = np.column_stack([turn, middle - turn @ middle + generator.uniform(-64, 64, 2)])
+    off = Affine(*rescaled(true, 1 / ratio).ravel().tolist())
+    found = find_overall(reader.pulled(~off).read(0, 0, *reader.shape), ratio, KEEP_PX)
+    assert found.found, found.reason
+    assert farthest(found.matrix, true, size) < 2
+
+
+def test_the_sample_scene_is_in_place(sample):
+    reader, ratio, _ = sample
+    found = find_overall(reader.read(0, 0, *reader.shape), ratio, KEEP_PX)
+    assert not found.found
+    assert found.reason.startswith("already in place")
+    assert found.error_px < 0.5

@@ -1,0 +1,78 @@
+"""The study of replicas from a prepared store to its tables and figures, and what its audit counts."""
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+
+from regnet.denoising.blunders import precision_at_recall
+from regnet.denoising.estimators import CONSTANT, TRAINING
+from regnet.denoising.options import DenoisingValidationOptions
+from regnet.denoising.replicas import shifted_tiles
+from regnet.denoising.study import run_denoising_validation
+from regnet.errors import InputError
+from regnet.files import read_json, write_stamp
+from regnet.models import ModelOptions
+from regnet.report.summary import collect_summary
+from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
+
+SMALL = ModelOptions(levels=1, width=4, blocks=1, descriptor_channels=4, radius_px=2)
+OPTIONS = DenoisingValidationOptions(
+    replicas=2, tiles=12, shift_px=1, epochs=1, batch=4, checkpoints=3, region_px=64, region_tiles=1
+)
+
+
+@pytest.fixture(scope="module")
+def store(mini_pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "prepare"
+    options = PrepareOptions(
+        pairs=[PairOptions("mini", *(str(path) for path in mini_pair))],
+        tile_px=32,
+        stride_px=16,
+        split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
+    )
+    prepare(options, folder)
+    return TileStore.open(folder)
+
+
+def test_the_study_writes_its_tables_and_figures(store, tmp_path):
+    folder = tmp_path / "denoising_validation"
+    run_denoising_validation(store, SMALL, OPTIONS, folder)
+    table = pd.read_csv(folder / "estimators.csv").set_index("estimator")
+    assert {TRAINING, CONSTANT} <= set(table.index)
+    assert table.loc[CONSTANT, "predicted_mean"] == pytest.approx(12**-0.5, rel=1e-3)
+    tiles = gpd.read_parquet(folder / "tiles.parquet")
+    assert len(tiles) == 12
+    assert tiles["true_factor"].gt(0).all()
+    regions = pd.read_csv(folder / "regions.csv")
+    assert regions["tiles"].sum() == 12
+    squared = (regions["true_factor"] ** 2 * regions["tiles"]).sum() / 12
+    assert squared == pytest.approx((tiles["true_factor"] ** 2).mean(), rel=1e-6)
+    assert (folder / "factors.png").stat().st_size > 10_000
+    assert (folder / "estimators.png").stat().st_size > 10_000
+    summary = read_json(folder / "summary.json")
+    assert summary["denoise"]["factor_mean"] == pytest.approx(table.loc[TRAINING, "predicted_mean"], rel=1e-2)
+    assert 0 < summary["audit"]["precision_at_recall_60"] <= 1
+    write_stamp(folder, {})
+    assert collect_summary(tmp_path)["denoise"] == summary["denoise"]
+
+
+def test_moving_is_shifted_by_the_offset_that_is_told(store):
+    tiles = shifted_tiles(store, DenoisingValidationOptions(tiles=6, batch=2, shift_px=0))
+    whole = store.tile(int(tiles.rows["tile_id"].iloc[0]))
+    assert tiles.offset.abs().max() == 0
+    np.testing.assert_allclose(tiles.fixed[0], whole.fixed[:, 4:-4, 4:-4])
+    np.testing.assert_allclose(tiles.moving[0], whole.moving[:, 4:-4, 4:-4], atol=1e-5)
+
+
+def test_too_few_tiles_are_refused(store):
+    with pytest.raises(InputError, match=r"6 train tiles.*denoising_validation\.batch"):
+        shifted_tiles(store, DenoisingValidationOptions(tiles=6, batch=4))
+
+
+def test_precision_at_recall():
+    order, wrong = np.array([4, 1, 7, 3, 0, 2, 5, 6]), np.array([4, 7, 0, 6, 2])
+    assert precision_at_recall(order, wrong, 0.6) == pytest.approx(3 / 5)
+    assert precision_at_recall(order, wrong, 0.2) == 1

@@ -1,0 +1,60 @@
+"""The report of a registered pair."""
+
+import re
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+
+from regnet.files import read_json
+from regnet.registration.options import RegisterOptions
+from regnet.registration.register import register
+from tests.registration.conftest import CRS, GSD, ORIGIN, write_raster
+from tests.registration.test_register import buildings
+
+SECTIONS = ("Overview", "Before and after", "Displacement", "Expected error", "Tie points", "Settings", "Software")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, shifted):
+    folder = tmp_path_factory.mktemp("report")
+    register(RegisterOptions(*shifted, global_stage=False, tie_spacing_px=24), folder)
+    return folder
+
+
+def test_it_holds_all_it_shows(done):
+    page = (done / "report.html").read_text()
+    for title in SECTIONS:
+        assert f"<h2>{title}</h2>" in page
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 3
+    assert 'class="note"' not in page
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|url\(|@import|<script', page) == []
+
+
+def test_it_says_what_the_outputs_say(done):
+    page, summary = (done / "report.html").read_text(), read_json(done / "summary.json")
+    assert f"{summary['share_registered']:.0%} of the ground" in page
+    assert f"<dd>{summary['shift_median_px']:.3g}</dd>" in page
+    ties = gpd.read_file(done / "tie_points.gpkg")
+    for status, count in ties["status"].value_counts().items():
+        assert f"<td>{status}</td><td>{count}</td>" in page
+    assert "moving.tif onto fixed.tif" in page
+
+
+def test_it_opens_in_a_browser(done, browse):
+    shown = browse(done / "report.html")
+    assert 'data-loaded="3/3"' in shown
+    assert 'data-overflow="0"' in shown
+
+
+def test_of_polygons_it_shows_the_outlines(tmp_path):
+    shapes, image = buildings()
+    fixed = write_raster(tmp_path / "fixed.tif", image)
+    wrong = [shapely.transform(shape, lambda xy: np.array(ORIGIN) + (xy + [5, -3]) * [GSD, -GSD]) for shape in shapes]
+    gpd.GeoDataFrame({"n": range(len(wrong))}, geometry=wrong, crs=CRS).to_file(tmp_path / "houses.gpkg")
+    register(RegisterOptions(fixed, str(tmp_path / "houses.gpkg"), global_stage=False), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "lines of moving over fixed" in page
+    assert re.search(r"<dt>features moved</dt><dd>\d+</dd>", page)
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 3
