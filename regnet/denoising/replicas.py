@@ -162,6 +162,8 @@ def fit_readout(
         optimiser, options.learning_rate, total_steps=len(batches) + 1, pct_start=0.15
     )
     rates = 0.0
+    # What is trained is the function that the similarity engine differentiates, and the same in every replica.
+    model.eval()
     if trail is not None:
         remove(trail.folder)
         trail.keep(START, model, optimiser, 0, rates)

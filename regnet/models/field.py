@@ -47,6 +47,8 @@ BLOCK_CELLS = 12
 """Side of the checkerboard's blocks, cells: farther than a change of the ground fools the evidence alike."""
 DOUBT = 0.5
 """A share of a step up to this is put down to noise that both halves have in common."""
+SHARPNESS = 100.0
+"""Inverse temperature of the windowed evidence of unit descriptors."""
 LEAST_VARIANCE = 0.02
 """Variance of the offset that the discretisation leaves, px^2."""
 
@@ -67,10 +69,10 @@ class Evidence:
     offsets: Tensor
     base: Tensor
 
-    def windowed(self, sigma_px: float) -> Tensor:
-        """Mean fit over a Gaussian window, of the pixels valid in both images."""
+    def logits(self, sigma_px: float, sharpness: float = SHARPNESS) -> Tensor:
+        """Mean fit over a Gaussian window, of the pixels valid in both images, times an inverse temperature."""
         sigma = sigma_px / CELL
-        return gaussian(self.volume, sigma) / gaussian(self.count, sigma).clamp_min(1e-2)
+        return sharpness * gaussian(self.volume, sigma) / gaussian(self.count, sigma).clamp_min(1e-2)
 
     def part(self, cells: Tensor) -> Evidence:
         """The evidence of some cells alone; `cells` is (1, 1, h, w), one or zero."""
@@ -108,34 +110,33 @@ def _tops(logits: Tensor) -> list[Tensor]:
     return tops
 
 
-def fit_field(evidence: Evidence, sharpness: Tensor, stages: int | None = None) -> Tensor:
+def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
     Args:
         evidence: of one level.
-        sharpness: (S,) inverse temperature of each stage's windowed evidence.
         stages: take that many stages whole, as training does; None to let held-out evidence decide on each.
     """
     if stages is not None:
         field = None
-        for index in range(stages):
-            field = _stage(evidence, STAGES[index], sharpness[index], field)
+        for stage in STAGES[:stages]:
+            field = _stage(evidence, stage, field)
         assert field is not None
         return field
     board = _checkerboard(evidence.base)
     parts = [evidence, evidence.part(board), evidence.part(1 - board)]
-    fields = [_stage(part, STAGES[0], sharpness[0], None) for part in parts]
-    for stage, sharp in zip(STAGES[1:], sharpness[1:], strict=True):
-        steps = [_stage(part, stage, sharp, field) - field for part, field in zip(parts, fields, strict=True)]
+    fields = [_stage(part, STAGES[0], None) for part in parts]
+    for stage in STAGES[1:]:
+        steps = [_stage(part, stage, field) - field for part, field in zip(parts, fields, strict=True)]
         with torch.no_grad():
             taken = _real_share(evidence, fields[1:], steps[1:], (1 - board, board))
         fields = [field + taken * step for field, step in zip(fields, steps, strict=True)]
     return fields[0]
 
 
-def _stage(evidence: Evidence, stage: Stage, sharpness: Tensor, near: Tensor | None) -> Tensor:
+def _stage(evidence: Evidence, stage: Stage, near: Tensor | None) -> Tensor:
     """Offsets at one smoothness, looked for around `near`; the first stage finds its own place to look around."""
-    logits = sharpness * evidence.windowed(stage.window_px)
+    logits = evidence.logits(stage.window_px)
     if near is None:
         near = _smoothed(evidence, stage, *statistics(logits, evidence.offsets))
     distance = evidence.offsets[None, :, :, None, None] - near[:, :, None]
@@ -166,7 +167,9 @@ def _real_share(
         behind, here, ahead = (_look_up(evidence, field + share * step) for share in (-1, 0, 1))
         slope += ((ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
         bend += 2 * ((2 * here - ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
-    share = torch.where(bend > 0, slope / bend.clamp_min(1e-9), (slope > 0).to(slope.dtype))
+    # A window of less than two blocks holds nothing out, and what is left of the sums is rounding.
+    least = 1e-5 * evidence.volume.abs().mean((1, 2, 3), keepdim=True)
+    share = torch.where(bend > least, slope / bend.clamp_min(1e-12), (slope > least).to(slope.dtype))
     return ((share - DOUBT) / (1 - DOUBT)).clamp(0, 1)
 
 

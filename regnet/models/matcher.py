@@ -1,8 +1,7 @@
-"""The matcher: descriptors, a correlation volume, aggregation, soft-argmax, coarse to fine."""
+"""The matcher: descriptors, a correlation volume, trust in it, a field as smooth as it can bear, coarse to fine."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -19,10 +18,8 @@ from regnet.models.descriptors import mind, ngf, unit_length
 from regnet.models.field import STAGES, Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
 
-INITIAL_SHARPNESS = 100.0
-"""Inverse temperature of the windowed evidence before training."""
-INITIAL_OWN_SHARPNESS = 20.0
-"""The same of the learned descriptors alone, which fit everywhere at first."""
+OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
+"""Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
 TRUST_WINDOW_PX = (8.0, 32.0)
 """Gaussian windows through which the trust in each kind of evidence is judged."""
 SHOWN_STAGE = 4
@@ -93,9 +90,9 @@ class Trust(nn.Module):
 class Matcher(nn.Module):
     """Correlates descriptors of fixed and moving within reach at each pyramid level; see `ModelOptions`.
 
-    With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality and an
-    aggregation network, both shared by all levels; the aggregation starts at zero, so that learning starts from the
-    windowed matching of the descriptors.
+    With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality, a network that
+    says how far to trust each kind of evidence where, both shared by all levels, and a shift. How smooth the field is to
+    be is not learned but found from the pair itself (`regnet.models.field`), the same way with and without training.
     """
 
     def __init__(self, options: ModelOptions, fixed_channels: int, moving_channels: int) -> None:
@@ -109,8 +106,6 @@ class Matcher(nn.Module):
             self.describe_fixed = Descriptor(fixed_channels + extra, options)
             self.describe_moving = Descriptor(moving_channels + extra, options)
             self.trust = Trust(2 if self.kind else 1, options)
-            self.own_sharpness = nn.Parameter(torch.tensor(math.log(INITIAL_OWN_SHARPNESS)))
-        self.sharpness = nn.Parameter(torch.full((len(STAGES),), math.log(INITIAL_SHARPNESS)), self.trainable)
         # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
         self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
@@ -163,14 +158,12 @@ class Matcher(nn.Module):
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
         # Training fits every smoothness in its turn, so that whichever a scene asks for is a good one.
         stages = int(torch.randint(1, len(STAGES) + 1, ())) if self.training else None
-        sharpness = self.sharpness.exp()
-        step = fit_field(evidence, sharpness, stages)
-        shown = (stages or SHOWN_STAGE) - 1
-        logits = [sharpness[shown] * evidence.windowed(STAGES[shown].window_px)]
+        step = fit_field(evidence, stages)
+        logits = [evidence.logits(STAGES[(stages or SHOWN_STAGE) - 1].window_px)]
         confidence = 1 / (1 + statistics(logits[0], offsets)[1])
         if self.training:
             # The learned descriptors answer for themselves too, or they would long hide behind the fixed ones.
-            logits.append(self.own_sharpness.exp() * kinds[-1].windowed(STAGES[-1].window_px))
+            logits.append(kinds[-1].logits(OWN_WINDOW_PX, OWN_SHARPNESS))
         return step, confidence, tuple(logits)
 
     def _weighed(self, kinds: list[Evidence]) -> Evidence:
@@ -178,7 +171,7 @@ class Matcher(nn.Module):
         with torch.no_grad():
             seen = [kinds[0].count.mean(1, keepdim=True) / CELL**2]
             for kind, sigma_px in product(kinds, TRUST_WINDOW_PX):
-                logits = INITIAL_SHARPNESS * kind.windowed(sigma_px)
+                logits = kind.logits(sigma_px)
                 mean, variance = statistics(logits, kind.offsets)
                 seen += [mean, variance.log(), torch.softmax(logits, 1).amax(1, keepdim=True)]
         gain = self.trust(torch.cat(seen, 1))

@@ -110,6 +110,8 @@ class Fit:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         totals = {"loss": 0.0, "draw_seconds": 0.0, "step_seconds": 0.0}
         begin = mark = time.perf_counter()
+        # What the model draws in training is an epoch's own, so that a killed run goes on as it would have.
+        torch.manual_seed(self.options.seed * 1_000_003 + epoch)
         batches = draw_batches(
             self.cache, self.train_tiles, self.options, self.options.steps, (self.options.seed, epoch)
         )

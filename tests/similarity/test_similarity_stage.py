@@ -83,7 +83,7 @@ def test_the_mean_over_checkpoints(scene, trained, tmp_path, backend):
         expected = expected + kernel / torch.einsum("iaia->", kernel) / 2
     stored = load_kernel(tmp_path / "kernel.zarr")
     found = stored.blocks if backend == "exact" else np.einsum("iak,jbk->iajb", stored.features, stored.features)
-    np.testing.assert_allclose(found, expected.numpy(), atol=2e-5 * float(expected.max()))
+    np.testing.assert_allclose(found, expected.numpy(), atol=5e-5 * float(expected.max()))
     rows = pd.read_csv(tmp_path / "trajectory.csv")
     assert rows["checkpoint"].tolist() == ["epoch_000", "epoch_001"]
     assert (rows["kc_p05"] <= rows["kc_p95"]).all()
