@@ -1,7 +1,8 @@
 """Speed and precision of the similarity engine: `python -m benchmarks.similarity --json FILE`.
 
 One process, one thread, CPU time; every competitor runs in the same process on the same data. Peak memory is
-measured in a child process each (Linux only), since it never falls within one.
+measured in a child process each (Linux only), since it never falls within one. Of the tools in
+`benchmarks.similarity_peers`, those that are installed take part.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
+from benchmarks import similarity_peers
 from regnet.models import ModelOptions, build_model, centre_offset
 from regnet.similarity.exact import gram
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.kernel import inverse_roots, normalised, self_products
 from regnet.similarity.linear import SoftCounter
+from regnet.similarity.readouts import forward
 from regnet.similarity.reference import reference_jacobians
 from regnet.similarity.sketch import Sketcher, sketched_kc
 
@@ -102,6 +106,25 @@ def bench_gradients(name: str) -> dict[str, float]:
     }
 
 
+def bench_peers() -> dict[str, dict[str, float]]:
+    """Other tools and ours on one network: ratios of our time to theirs, and how far the numbers differ."""
+    x = torch.randn(BATCH, 4, TILE_PX, TILE_PX, generator=torch.Generator().manual_seed(0))
+    engine = Jacobians(similarity_peers.make_network(), forward)
+    ours, peers = engine(x)[1], dict(similarity_peers.installed())
+    for way in peers.values():
+        way(x)
+    ways: list[Callable[[], Any]] = [lambda: engine(x), *(lambda way=way: way(x) for way in peers.values())]
+    fast, *others = np.min([[cpu_seconds(way, 1) for way in ways] for _ in range(3)], axis=0)
+    return {
+        name: {
+            "seconds_a_tile": seconds / BATCH,
+            "ratio": fast / seconds,
+            "difference": float((way(x) - ours).norm() / ours.norm()),
+        }
+        for (name, way), seconds in zip(peers.items(), others, strict=True)
+    }
+
+
 def sqrtm_pairs(jacobians: np.ndarray, pairs: int) -> np.ndarray:
     """The pairwise reference: three products and two square roots a pair."""
     out = np.empty(pairs)
@@ -160,7 +183,13 @@ def bench_sketch(jacobians: Tensor, gradient_seconds: float) -> dict[str, float]
     rough = sketched_kc(sketches, sketches).double()
     off = ~torch.eye(len(others), dtype=torch.bool)
     seconds = cpu_seconds(sketch) / len(others)
-    return {
+    result = {}
+    if find_spec("trak"):
+        projected = similarity_peers.trak_sketch(rows, FLOATS)
+        random = sketched_kc(projected, projected).double()
+        result["trak_rms"] = float((exact - random)[off].square().mean().sqrt())
+        result["trak_recall_at_10"] = recall(exact, random)
+    return result | {
         "rms": float((exact - rough)[off].square().mean().sqrt()),
         "recall_at_10": recall(exact, rough),
         "share_of_gradient_time": seconds / gradient_seconds,
@@ -210,6 +239,7 @@ def run(tiles: int) -> dict[str, Any]:
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "tile_px": TILE_PX}
     result["models"] = {name: bench_gradients(name) for name in MODELS}
     result["gradients"] = result["models"]["matcher"]
+    result["peers"] = bench_peers()
     jacobians = collect(Jacobians(make_model("matcher")), LANDMARKS + tiles)
     result["pairs"] = bench_pairs(jacobians[LANDMARKS:])
     result["sketch"] = bench_sketch(jacobians, result["gradients"]["seconds_a_tile"])

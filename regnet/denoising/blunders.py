@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along
 from regnet.denoising.audit import audit
 from regnet.denoising.operators import Array
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import ShiftedTiles, fit_readout
+from regnet.denoising.replicas import ShiftedTiles, train_once
 from regnet.denoising.trajectory import follow, stretches
-from regnet.models import ModelOptions, build_model
+from regnet.models import ModelOptions
 from regnet.training.trail import Trail
 
 RECALL = 0.6
@@ -42,13 +41,11 @@ def audit_blunders(
     direction = generator.uniform(0, 2 * np.pi, len(moved))
     noise[moved] += options.blunder_px * np.stack((np.cos(direction), np.sin(direction)), 1)
     truth = tiles.offset.double().numpy()
-    torch.manual_seed(options.seed)
-    model = build_model(model_options, tiles.fixed.shape[1], tiles.moving.shape[1])
     trail = Trail(folder)
-    fit_readout(model, tiles, torch.from_numpy(truth + noise).float(), options, trail)
+    predictions = train_once(tiles, truth + noise, model_options, options, trail)
     along = kernels_along(trail, tiles.batches)
     found = follow(stretches(along.adam, [2 / n * rate for rate in along.rates]), truth.shape[1])
-    result = audit(found, truth + noise, along.values[-1])
+    result = audit(found, truth + noise, predictions)
     return {
         "precision_at_recall_60": precision_at_recall(result.order, moved, RECALL),
         "suggested_error_px": float(np.linalg.norm(result.suggested - truth, axis=1)[moved].mean()),

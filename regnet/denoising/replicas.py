@@ -113,12 +113,11 @@ def train_replicas(
     for replica in tqdm(range(options.replicas), desc="replicas"):
         path = folder / f"replica_{replica:02d}.npy"
         if not path.is_file():
-            torch.manual_seed(options.seed)
-            model = build_model(model_options, tiles.fixed.shape[1], tiles.moving.shape[1])
-            labels = tiles.offset + torch.from_numpy(noise[replica]).float()
-            fit_readout(model, tiles, labels, options, Trail(folder / TRAIL) if replica == 0 else None)
+            labels = tiles.offset.double().numpy() + noise[replica]
+            trail = Trail(folder / TRAIL) if replica == 0 else None
+            predictions_after = train_once(tiles, labels, model_options, options, trail)
             with whole_path(path) as partial, partial.open("wb") as stream:
-                np.save(stream, predict(model, tiles))
+                np.save(stream, predictions_after)
         predictions.append(np.load(path).astype(np.float64))
     return Replicas(np.stack(predictions), noise, Trail(folder / TRAIL))
 
@@ -131,6 +130,20 @@ def label_noise(tiles: int, options: DenoisingValidationOptions) -> NDArray[np.f
             for replica in range(options.replicas)
         ]
     )
+
+
+def train_once(
+    tiles: ShiftedTiles,
+    labels: Array,
+    model_options: ModelOptions,
+    options: DenoisingValidationOptions,
+    trail: Trail | None = None,
+) -> NDArray[np.float32]:
+    """Train from the start that the seed gives on labels (n, 2) px, and give the predictions after it, (n, 2) px."""
+    torch.manual_seed(options.seed)
+    model = build_model(model_options, tiles.fixed.shape[1], tiles.moving.shape[1])
+    fit_readout(model, tiles, torch.from_numpy(labels).float(), options, trail)
+    return predict(model, tiles)
 
 
 def fit_readout(

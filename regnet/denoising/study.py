@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along
 from regnet.denoising.blunders import audit_blunders
-from regnet.denoising.estimators import PAPER, TRAINING, Estimate, all_estimates
+from regnet.denoising.estimators import CALIBRATED, PAPER, Estimate, SecondTraining, all_estimates
 from regnet.denoising.maps import grid_cells
 from regnet.denoising.operators import Array
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import Replicas, ShiftedTiles, shifted_tiles, train_replicas
+from regnet.denoising.replicas import Replicas, ShiftedTiles, shifted_tiles, train_once, train_replicas
 from regnet.denoising.validation import attainable_spearman, check_factor, noise_transfer, true_factor
 from regnet.files import whole_path, write_json
 from regnet.models import ModelOptions
 from regnet.tiles.store import TileStore
+from regnet.training.trail import Trail
 
 
 def run_denoising_validation(
@@ -40,7 +41,8 @@ def run_denoising_validation(
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
     offset = tiles.offset.double().numpy()
     along = kernels_along(replicas.trail, tiles.batches, plain=True)
-    estimates = all_estimates(along, offset + replicas.noise[0])
+    labels = offset + replicas.noise[0]
+    estimates = all_estimates(along, labels, _second_training(tiles, labels, model_options, options, folder / "second"))
     true = true_factor(replicas.predictions, replicas.noise)
     regions = _regions(tiles, store.tile_px, options)
     table = pd.DataFrame([_row(estimate, replicas, true, regions) for estimate in estimates])
@@ -57,6 +59,16 @@ def run_denoising_validation(
     summary = _summary(table, replicas, along.values[0], offset, options)
     found = audit_blunders(tiles, model_options, options, folder / "blunders")
     write_json(folder / "summary.json", {**summary, "audit": found})
+
+
+def _second_training(
+    tiles: ShiftedTiles, labels: Array, model_options: ModelOptions, options: DenoisingValidationOptions, folder: Path
+) -> SecondTraining:
+    """The first replica's training once more, with as much noise again on its labels."""
+    added = np.random.default_rng((options.seed, 5)).normal(0, options.noise_sigma_px, labels.shape)
+    trail = Trail(folder)
+    train_once(tiles, labels + added, model_options, options, trail)
+    return SecondTraining(kernels_along(trail, tiles.batches), added)
 
 
 def _regions(tiles: ShiftedTiles, tile_px: int, options: DenoisingValidationOptions) -> NDArray[np.str_]:
@@ -99,7 +111,7 @@ def _summary(
     table: pd.DataFrame, replicas: Replicas, start: Array, offset: Array, options: DenoisingValidationOptions
 ) -> dict[str, Any]:
     true = true_factor(replicas.predictions, replicas.noise)
-    best = table.set_index("estimator").loc[TRAINING]
+    best = table.set_index("estimator").loc[CALIBRATED]
     errors = {
         "labels": replicas.noise,
         "before_training": start - offset,
@@ -111,7 +123,7 @@ def _summary(
             "factor_mean": best["predicted_mean"],
             **{name: best[name] for name in ("spearman", "slope", "noise_transfer")},
         },
-        "estimator": TRAINING,
+        "estimator": CALIBRATED,
         "true_factor_mean": true.mean(),
         "attainable_spearman": attainable_spearman(replicas.predictions, replicas.noise),
         "replicas": options.replicas,
@@ -126,7 +138,7 @@ def _draw_factors(path: Path, estimates: list[Estimate], true: Array, by_region:
     """True factors against those predicted by the training's own flow and by the paper, by tile and by region."""
     figure = Figure(figsize=(8, 7.4), layout="constrained")
     factors = {one.name: one.factor for one in estimates}
-    for row, name in zip(figure.subplots(2, 2), (TRAINING, PAPER), strict=True):
+    for row, name in zip(figure.subplots(2, 2), (CALIBRATED, PAPER), strict=True):
         _scatter(row[0], factors[name], true, f"{name}: tiles", 4)
         _scatter(row[1], by_region[f"factor: {name}"], by_region["true_factor"], f"{name}: regions", 18)
     with whole_path(path) as partial:

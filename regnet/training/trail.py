@@ -56,7 +56,9 @@ class Trail:
             InputError: the folder holds none.
         """
         if not self._list.is_file():
-            raise InputError(f"{self._list}: is missing, so the way of this training is not known; train again")
+            raise InputError(
+                f"{self._list}: is missing, so the way of this training is not known; train again, or set denoise.smoothing=ridge"
+            )
         return [Waypoint(**point) for point in read_json(self._list)]
 
     def path(self, name: str) -> Path:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from regnet.denoising.blunders import precision_at_recall
-from regnet.denoising.estimators import CONSTANT, TRAINING
+from regnet.denoising.estimators import CALIBRATED, CONSTANT
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.replicas import shifted_tiles
 from regnet.denoising.study import run_denoising_validation
@@ -41,7 +41,7 @@ def test_the_study_writes_its_tables_and_figures(store, tmp_path):
     folder = tmp_path / "denoising_validation"
     run_denoising_validation(store, SMALL, OPTIONS, folder)
     table = pd.read_csv(folder / "estimators.csv").set_index("estimator")
-    assert {TRAINING, CONSTANT} <= set(table.index)
+    assert {CALIBRATED, CONSTANT} <= set(table.index)
     assert table.loc[CONSTANT, "predicted_mean"] == pytest.approx(12**-0.5, rel=1e-3)
     tiles = gpd.read_parquet(folder / "tiles.parquet")
     assert len(tiles) == 12
@@ -53,7 +53,7 @@ def test_the_study_writes_its_tables_and_figures(store, tmp_path):
     assert (folder / "factors.png").stat().st_size > 10_000
     assert (folder / "estimators.png").stat().st_size > 10_000
     summary = read_json(folder / "summary.json")
-    assert summary["denoise"]["factor_mean"] == pytest.approx(table.loc[TRAINING, "predicted_mean"], rel=1e-2)
+    assert summary["denoise"]["factor_mean"] == pytest.approx(table.loc[CALIBRATED, "predicted_mean"], rel=1e-2)
     assert 0 < summary["audit"]["precision_at_recall_60"] <= 1
     write_stamp(folder, {})
     assert collect_summary(tmp_path)["denoise"] == summary["denoise"]

@@ -11,7 +11,7 @@ from scipy.linalg import expm
 
 from regnet.denoising import replicas as replicas_module
 from regnet.denoising.along import kernels_along
-from regnet.denoising.estimators import CONSTANT, TRAINING, all_estimates
+from regnet.denoising.estimators import CONSTANT, TRAINING, SecondTraining, all_estimates, calibration
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, train_replicas
@@ -106,11 +106,20 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     along = kernels_along(trail, tiles.batches, plain=True)
     np.testing.assert_allclose(along.values[-1], predict(model, tiles), atol=1e-5)
     moved = (along.values[-1] - along.values[0]).ravel()
-    estimates = {one.name: one for one in all_estimates(along, labels.double().numpy())}
+    second = SecondTraining(along, np.ones((12, 2)))
+    estimates = {one.name: one for one in all_estimates(along, labels.double().numpy(), second)}
     foretold = estimates[TRAINING].apply(labels.double().numpy() - along.values[0]).ravel()
     assert np.corrcoef(moved, foretold)[0, 1] > 0.9
     assert np.linalg.norm(foretold) == pytest.approx(np.linalg.norm(moved), rel=0.35)
     np.testing.assert_allclose(estimates[CONSTANT].factor, 12**-0.5)
+
+
+def test_calibration_is_how_many_times_more_predictions_moved():
+    rng = np.random.default_rng(4)
+    factor = np.exp(rng.normal(-1.5, 0.3, 4000))
+    added = rng.normal(0, 2.5, (4000, 2))
+    moved = rng.normal(0, 2.5, (4000, 2)) * 1.4 * factor[:, None]
+    assert calibration(factor, moved, added) == pytest.approx(1.4, rel=0.04)
 
 
 def test_the_trail_knows_the_way(tmp_path):

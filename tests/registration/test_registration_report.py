@@ -51,7 +51,8 @@ def test_it_opens_in_a_browser(done, browse):
 def test_of_polygons_it_shows_the_outlines(tmp_path):
     shapes, image = buildings()
     fixed = write_raster(tmp_path / "fixed.tif", image)
-    wrong = [shapely.transform(shape, lambda xy: np.array(ORIGIN) + (xy + [5, -3]) * [GSD, -GSD]) for shape in shapes]
+    offset = np.array([5, -3])
+    wrong = [shapely.transform(shape, lambda xy: np.array(ORIGIN) + (xy + offset) * [GSD, -GSD]) for shape in shapes]
     gpd.GeoDataFrame({"n": range(len(wrong))}, geometry=wrong, crs=CRS).to_file(tmp_path / "houses.gpkg")
     register(RegisterOptions(fixed, str(tmp_path / "houses.gpkg"), global_stage=False), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
