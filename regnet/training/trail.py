@@ -57,7 +57,8 @@ class Trail:
         """
         if not self._list.is_file():
             raise InputError(
-                f"{self._list}: is missing, so the way of this training is not known; train again, or set denoise.smoothing=ridge"
+                f"{self._list}: is missing, so the way of this training is not known; "
+                "train again, or set denoise.smoothing=ridge"
             )
         return [Waypoint(**point) for point in read_json(self._list)]
 
