@@ -219,7 +219,7 @@ def test_the_draw_of_tiles_sees_every_region(scene):
 
 @pytest.mark.parametrize("readout", ["mean_offset", "sum_offset"])
 def test_another_readout_and_some_parameters(scene, trained, tmp_path, readout):
-    options = replace(OPTIONS, readout=readout, parameters=["*head*", "*.bias"], max_query_tiles=0)
+    options = replace(OPTIONS, readout=readout, parameters=["heads.*", "*.bias"], max_query_tiles=0)
     similarity_stage(scene, trained, options, tmp_path)
     model, batch = load_checkpoint(trained), read_batch(scene, pick_tiles(scene, ["train"], 24, 0))
 
@@ -299,7 +299,7 @@ def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkey
         for parameter in constant.parameters():
             parameter.zero_()
     save_checkpoint(tmp_path / "dead" / "model.safetensors", constant)
-    flat = replace(OPTIONS, parameters=["describe_*"])
+    flat = replace(OPTIONS, parameters=["encode_*"])
     similarity_stage(scene, tmp_path / "dead" / "model.safetensors", flat, tmp_path / "none")
     table = neighbours(tmp_path / "none")
     assert table["dead"].all()
