@@ -96,7 +96,7 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
                 shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
         scale_bar(cells[0], example.patch.structure.shape[1], example.gsd_m)
         for axes in cells[len(methods) :]:
-            axes.remove()
+            axes.set_axis_off()
     figure.colorbar(shown, ax=grid, location="bottom", shrink=0.5, aspect=40, extend="max", label="end-point error, px")
     return figure
 
@@ -115,7 +115,7 @@ def overview_figure(run: RunFolder, families: list[str], options: ReportOptions)
     shown: Any = None
     for axes, name in zip(grid[1], _three(example), strict=True):
         if name is None:
-            axes.remove()
+            axes.set_axis_off()
             continue
         errors = _counted(example, name)
         label = {"none": "before", "matcher_mind": "training-free"}.get(name, name)
