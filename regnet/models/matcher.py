@@ -90,9 +90,9 @@ class Trust(nn.Module):
 class Matcher(nn.Module):
     """Correlates descriptors of fixed and moving within reach at each pyramid level; see `ModelOptions`.
 
-    With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality, a network that
-    says how far to trust each kind of evidence where, both shared by all levels, and a shift. How smooth the field is to
-    be is not learned but found from the pair itself (`regnet.models.field`), the same way with and without training.
+    With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality, a network
+    that says how far to trust each kind of evidence where, both shared by all levels, and a shift. How smooth the field
+    is to be is not learned but found from the pair itself (`regnet.models.field`), with and without training alike.
     """
 
     def __init__(self, options: ModelOptions, fixed_channels: int, moving_channels: int) -> None:
