@@ -139,8 +139,8 @@ def _draw_factors(path: Path, estimates: list[Estimate], true: Array, by_region:
     figure = Figure(figsize=(8, 7.4), layout="constrained")
     factors = {one.name: one.factor for one in estimates}
     for row, name in zip(figure.subplots(2, 2), (CALIBRATED, PAPER), strict=True):
-        _scatter(row[0], factors[name], true, f"{name}: tiles", 4)
-        _scatter(row[1], by_region[f"factor: {name}"], by_region["true_factor"], f"{name}: regions", 18)
+        _scatter(row[0], factors[name], true, f"{name}\ntiles", 4)
+        _scatter(row[1], by_region[f"factor: {name}"], by_region["true_factor"], f"{name}\nregions", 18)
     with whole_path(path) as partial:
         figure.savefig(partial, dpi=150, format="png")
 
