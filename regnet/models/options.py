@@ -22,4 +22,4 @@ class ModelOptions:
     )
     descriptor_channels: int = option(16, "channels of a learned descriptor", low=1, high=256)
     width: int = option(48, "channels of the hidden layers", low=4, high=512)
-    blocks: int = option(5, "dilated residual blocks that aggregate the volume", low=1, high=12)
+    blocks: int = option(5, "dilated residual blocks that judge how far to trust the evidence", low=1, high=12)
