@@ -39,7 +39,7 @@ from regnet.similarity.sketch import Sketcher, sketched_kc
 
 TILE_PX, BATCH = 64, 16
 MODELS = {"matcher": ModelOptions(), "unet": ModelOptions(name="unet", width=48, levels=1)}
-LANDMARKS, FLOATS = 128, 1024
+LANDMARKS, FLOATS = 384, 1024
 
 
 def cpu_seconds(work: Callable[[], Any], repeats: int = 3) -> float:

@@ -102,7 +102,7 @@ def test_help_names_every_command_and_keys_with_units(here: Command, tmp_path: P
         assert f"\n  {name} " in overview.stdout
     text = here("prepare", "--help").stdout
     assert "prepare.tile_px\n      side of a tile [whole number; in px; default 128; 16..1024]" in text
-    assert "experiment={cadaster_banepa,demo,optical_sar," in text
+    assert "experiment={cadaster_banepa,demo,denoising_validation,optical_sar," in text
     assert "training.epochs" not in text
     assert list(tmp_path.iterdir()) == []
 
