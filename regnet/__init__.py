@@ -6,17 +6,13 @@ with its place on the ground. They are loaded when they are first asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from regnet.lazy import on_demand
 
 if TYPE_CHECKING:
     from regnet.registration.arrays import Raster, Registration, register
 
 __all__ = ["Raster", "Registration", "register"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'regnet' has no attribute {name!r}")
-    from regnet.registration import arrays
-
-    return getattr(arrays, name)
+__getattr__, __dir__ = on_demand(__name__, __all__, "registration.arrays")

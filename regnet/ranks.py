@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from regnet.errors import ConfigError
 from regnet.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -44,6 +44,8 @@ class Ranks:
     """
 
     def __init__(self, options: FabricOptions | None = None) -> None:
+        import torch
+
         options = options or FabricOptions()
         self.rank, self.size, self.device = 0, 1, torch.device(options.accelerator)
         self._fabric = None
@@ -90,6 +92,8 @@ def launch(options: FabricOptions) -> Ranks:
     Raises:
         ConfigError: there are other processes than the settings say, or no such device.
     """
+    import torch
+
     started, wanted = _started(), options.devices * options.num_nodes
     if started != wanted:
         remedy = (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import rasterio
 
+import regnet.models
+import regnet.similarity
 from regnet import cli
 
 MiniRun = tuple[Path, "CompletedProcess[str]"]
@@ -105,6 +108,20 @@ def test_help_names_every_command_and_keys_with_units(here: Command, tmp_path: P
     assert "experiment={cadaster_banepa,demo,denoising_validation,optical_sar," in text
     assert "training.epochs" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_answers_without_torch() -> None:
+    """What is wrong with a setting is said in a fraction of a second; loading torch takes several."""
+    code = "import sys, regnet.cli; print(sorted({'torch', 'geopandas', 'zarr', 'cv2', 'rasterio'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_packages_whose_names_load_on_demand_have_them_all() -> None:
+    for package in (regnet, regnet.models, regnet.similarity):
+        assert dir(package) == sorted(package.__all__)
+        assert all(getattr(package, name) is not None for name in package.__all__)
+        with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'nothing'"):
+            package.nothing  # noqa: B018
 
 
 def test_no_command_is_bad_usage(here: Command) -> None:

@@ -4,8 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regnet.baselines.perceptual_registration import PerceptualOptions
 from regnet.options import option
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The ImageNet network whose activations are compared."""
+
+    name: str = option("efficientnet_lite0", "the network", choices=["efficientnet_lite0", "vgg16"])
+    weights: str | None = option(
+        None, "file of vgg16's weights; null: torchvision's are fetched (efficientnet_lite0 comes with its package)"
+    )
+    convention: str = option(
+        "torchvision",
+        "input that vgg16's weights want: torchvision (RGB, 0 to 1, standardised), caffe (BGR, 0 to 255, less a mean)",
+        choices=["torchvision", "caffe"],
+    )
+
+
+@dataclass(frozen=True)
+class PerceptualOptions:
+    """Registration by perceptual distance, and the network that both it and the neighbours use."""
+
+    network: NetworkOptions = option(NetworkOptions(), "ImageNet network")
+    levels: list[int] = option([8, 4, 2, 1], "reductions of the images, coarse to fine", low=1)
+    reach_px: int = option(2, "longest correction at a level, in pixels of that level", unit="px", low=1, high=8)
+    window_px: float = option(3.0, "Gaussian over which distances are gathered, of a level", unit="px", low=0)
+    smooth_px: float = option(10.0, "Gaussian that smooths the displacement, of a level", unit="px", low=0)
 
 
 @dataclass(frozen=True)

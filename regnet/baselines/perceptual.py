@@ -16,30 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet.baselines.efficientnet import EfficientNetLite0, load_efficientnet
-from regnet.baselines.vgg import CONVENTIONS, Vgg16, load_vgg16
+from regnet.baselines.options import NetworkOptions
+from regnet.baselines.vgg import Vgg16, load_vgg16
 from regnet.errors import ConfigError
-from regnet.options import option
 
 Network = EfficientNetLite0 | Vgg16
 
 PERCENTILES = (2, 98)
 NEUTRAL = 0.5
 EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class NetworkOptions:
-    """The ImageNet network whose activations are compared."""
-
-    name: str = option("efficientnet_lite0", "the network", choices=["efficientnet_lite0", "vgg16"])
-    weights: str | None = option(
-        None, "file of vgg16's weights; null: torchvision's are fetched (efficientnet_lite0 comes with its package)"
-    )
-    convention: str = option(
-        "torchvision",
-        "input that vgg16's weights want: torchvision (RGB, 0 to 1, standardised), caffe (BGR, 0 to 255, less a mean)",
-        choices=CONVENTIONS,
-    )
 
 
 @lru_cache(maxsize=2)

@@ -11,8 +11,6 @@ relaxation with exhaustive search: Steinbruecker et al., ICCV 2009; with a table
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,24 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet import displacement
-from regnet.baselines.perceptual import Network, NetworkOptions, Stretch, features, load_network
+from regnet.baselines.options import NetworkOptions
+from regnet.baselines.perceptual import Network, Stretch, features, load_network
 from regnet.errors import InputError
-from regnet.options import option
 
 # Pixels of the level to a cell of the table: the stride of the finest activations that are used.
 CELL_PX = 2
 COUPLINGS = (0.0, 0.075, 0.25, 0.75, 2.5, 7.5, 25.0)
-
-
-@dataclass(frozen=True)
-class PerceptualOptions:
-    """Registration by perceptual distance, and the network that both it and the neighbours use."""
-
-    network: NetworkOptions = option(NetworkOptions(), "ImageNet network")
-    levels: list[int] = option([8, 4, 2, 1], "reductions of the images, coarse to fine", low=1)
-    reach_px: int = option(2, "longest correction at a level, in pixels of that level", unit="px", low=1, high=8)
-    window_px: float = option(3.0, "Gaussian over which distances are gathered, of a level", unit="px", low=0)
-    smooth_px: float = option(10.0, "Gaussian that smooths the displacement, of a level", unit="px", low=0)
 
 
 def perceptual(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regnet import models
-from regnet.baselines.perceptual import Network, NetworkOptions, Stretch, features, load_network
+from regnet.baselines.options import NetworkOptions
+from regnet.baselines.perceptual import Network, Stretch, features, load_network
 from regnet.errors import InputError
 
 Array = NDArray[np.floating]

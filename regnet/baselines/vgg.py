@@ -24,7 +24,6 @@ MOMENTS = {
     "torchvision": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "caffe": ((103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
 }
-CONVENTIONS = tuple(MOMENTS)
 
 
 class Vgg16(nn.Module):

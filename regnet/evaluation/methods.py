@@ -17,7 +17,8 @@ from regnet.evaluation.options import EvaluateOptions
 from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.options import ModelOptions
 from regnet.registration.network import NetworkMatcher
-from regnet.registration.windows import Match, Matcher, PatchReader, WindowOptions, predict_field
+from regnet.registration.options import WindowOptions
+from regnet.registration.windows import Match, Matcher, PatchReader, predict_field
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from regnet.baselines.options import BaselineOptions
 from regnet.options import option
-from regnet.registration.windows import WindowOptions
+from regnet.registration.options import WindowOptions
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from regnet.errors import ConfigError, InputError
 from regnet.geo.raster import is_vector
 from regnet.registration import apply as applying
 from regnet.registration import register as registering
-from regnet.registration.options import ApplyOptions, RegisterOptions
-from regnet.registration.windows import WindowOptions
+from regnet.registration.options import ApplyOptions, RegisterOptions, WindowOptions
 
 
 @dataclass(frozen=True)

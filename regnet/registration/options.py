@@ -1,4 +1,4 @@
-"""What `register` and `apply` can be told."""
+"""What `register` and `apply` can be told, and how a raster is cut into windows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from regnet.options import option
-from regnet.registration.windows import WindowOptions
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How a raster is cut into windows for prediction."""
+
+    window_px: int = option(512, "side of a window", unit="px", low=32)
+    overlap_px: int = option(128, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
 
 
 def _polygons() -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet.errors import ConfigError
-from regnet.options import option
+from regnet.registration.options import WindowOptions
 from regnet.registration.progress import Progress
 from regnet.tiles.patch import Patch
 
@@ -21,14 +21,6 @@ ALIGN_PX = 16
 # Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a window and
 # of a strip of windows takes at the peak; measured with the training-free matcher.
 BASE_MB, WINDOW_BYTES, STRIP_BYTES = 600, 2400, 110
-
-
-@dataclass(frozen=True)
-class WindowOptions:
-    """How a raster is cut into windows for prediction."""
-
-    window_px: int = option(512, "side of a window", unit="px", low=32)
-    overlap_px: int = option(128, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
 
 
 @dataclass(frozen=True)

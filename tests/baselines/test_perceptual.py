@@ -11,7 +11,8 @@ from skimage.transform import resize
 
 from regnet.baselines import efficientnet
 from regnet.baselines.efficientnet import SameConv, load_efficientnet
-from regnet.baselines.perceptual import NetworkOptions, Stretch, distance, features, load_network
+from regnet.baselines.options import NetworkOptions
+from regnet.baselines.perceptual import Stretch, distance, features, load_network
 from regnet.baselines.vgg import CONVOLUTIONS, URL, Vgg16, load_vgg16
 from regnet.errors import ConfigError, InputError
 

@@ -4,7 +4,8 @@ import torch
 from skimage import data
 from torch import nn
 
-from regnet.baselines.perceptual import NetworkOptions, Stretch, distance, features, load_network
+from regnet.baselines.options import NetworkOptions
+from regnet.baselines.perceptual import Stretch, distance, features, load_network
 from regnet.baselines.retrieval import gaussian_similarities, penultimate, squared_distances, tile_distances
 from regnet.errors import InputError
 from regnet.models.checkpoint import build_model
