@@ -6,13 +6,9 @@ Exit codes: 0 done; 1 a defect of regnet; 2 bad input or configuration, in one l
 from __future__ import annotations
 
 import difflib
-import errno
 import os
-import re
-import shutil
 import sys
 import tempfile
-import textwrap
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,32 +24,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from regnet.config import (
-    Key,
-    RegisterConfig,
-    RunConfig,
-    conf_folder,
-    explain,
-    fill_row,
-    keys,
-    register_schemas,
-    typed,
-)
+from regnet.arguments import hydra_arguments
+from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, fill_row, register_schemas, typed
 from regnet.errors import ConfigError, RegnetError
-from regnet.files import read_json
+from regnet.files import UNWRITABLE, read_json
 from regnet.registration.options import ApplyOptions
-from regnet.registration.pairs import read_pairs
+from regnet.usage import command_help, overview
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-
 # Keys that choose a file of `conf/`.
 GROUPS = ("experiment", "model")
-
-# Hydra's own flags that are passed on; those with a value take it from the next word.
-FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
-FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +73,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("--help", "-h", "help"):
-        print(_overview())
+        print(overview({name: command.help for name, command in COMMANDS.items()}))
         return DONE if arguments else BAD_INPUT
     if name == "--version":
         print(f"regnet {version('regnet')}")
@@ -107,9 +88,11 @@ def _command(name: str, arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{name} is not a command; {hint}")
     if "--help" in arguments or "-h" in arguments:
-        print(_command_help(name, COMMANDS[name]))
+        command = COMMANDS[name]
+        groups = GROUPS if command.config == "run" else ()
+        print(command_help(f"regnet {name} key=value ...: {command.help}", command.schema, groups, command.sections))
         return DONE
-    return _hydra(COMMANDS[name], _hydra_arguments(_every_row(arguments)))
+    return _hydra(COMMANDS[name], hydra_arguments(arguments))
 
 
 def _hydra(command: Command, arguments: list[str]) -> int:
@@ -140,46 +123,6 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         return failure.code
     # Of many pairs some may be left as they are.
     return ABSTAINED if set(codes) == {ABSTAINED} else max((code for code in codes if code != ABSTAINED), default=DONE)
-
-
-def _hydra_arguments(arguments: list[str]) -> list[str]:
-    """Put Hydra's flags after the overrides, wherever the user wrote them.
-
-    Raises:
-        ConfigError: a flag is not known.
-    """
-    flags, overrides = [], []
-    words = iter(arguments)
-    for word in words:
-        bare = word.partition("=")[0]
-        if not word.startswith("-"):
-            overrides.append(_override(word))
-        elif bare in FLAGS:
-            flags.append(word)
-        elif bare in FLAGS_WITH_VALUE:
-            flags += [word] if "=" in word else [word, next(words, "")]
-        else:
-            raise ConfigError(f"{word} is not a flag; settings are given as key=value, see `regnet <command> --help`")
-    return overrides + flags
-
-
-def _every_row(arguments: list[str]) -> list[str]:
-    """Make a multirun over its rows of a CSV of pairs."""
-    named = dict(word.partition("=")[::2] for word in arguments if not word.startswith("-"))
-    if "pairs" not in named or "row" in named:
-        return arguments
-    rows = range(len(read_pairs(named["pairs"])))
-    return [*arguments, f"row={','.join(map(str, rows))}", "--multirun"]
-
-
-def _override(word: str) -> str:
-    """Refuse Hydra's additions and deletions, since the schema is closed, and quote the path of a file that exists."""
-    if word.startswith(("+", "~")) and not word.lstrip("+~").startswith("hydra"):
-        raise ConfigError(f"{word}: keys can neither be added nor deleted; write key=value")
-    key, _, value = word.partition("=")
-    if Path(value).exists() and not re.fullmatch(r"[\w./\\-]*", value):
-        return f"{key}='" + value.replace("'", "\\'") + "'"
-    return word
 
 
 def _guarded(work: Callable[[], int], schema: type) -> int:
@@ -284,40 +227,6 @@ COMMANDS = {
     "register": Command("register a pair of files", RegisterConfig, "register", "register", (), _register),
     "apply": Command("a saved displacement onto other files", ApplyOptions, "apply", "apply", (), _apply),
 }
-
-
-def _overview() -> str:
-    lines = ["regnet <command> key=value ...", ""]
-    lines += [f"  {name:<12}{command.help}" for name, command in COMMANDS.items()]
-    lines += ["", "`regnet <command> --help` lists its keys with their units and defaults."]
-    return "\n".join(lines)
-
-
-def _command_help(name: str, command: Command) -> str:
-    lines = [f"regnet {name} key=value ...: {command.help}", ""]
-    for group in GROUPS if command.config == "run" else ():
-        files = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-        lines.append(f"{group}={{{','.join(files)}}}: one of the files in conf/{group}")
-    lines += ["--multirun key=a,b,c: one run for every combination, each in its own folder of output_dir", ""]
-    for key in keys(command.schema):
-        section = key.path.partition(".")[0]
-        if not command.sections or "." not in key.path or section in (*command.sections, "data", "fabric"):
-            lines += _key_help(key)
-    return "\n".join(lines)
-
-
-def _key_help(key: Key) -> list[str]:
-    facts = [key.kind, f"default {key.default}" if key.default != "required" else "required"]
-    if key.metadata.get("unit"):
-        facts.insert(1, f"in {key.metadata['unit']}")
-    low, high = key.metadata.get("low"), key.metadata.get("high")
-    if low is not None or high is not None:
-        facts.append(f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}")
-    if key.metadata.get("choices"):
-        facts.append(f"one of {', '.join(key.metadata['choices'])}")
-    width = shutil.get_terminal_size((110, 0)).columns
-    text = f"{key.metadata.get('help', '')} [{'; '.join(facts)}]"
-    return [f"  {key.path}", *textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")]
 
 
 if __name__ == "__main__":

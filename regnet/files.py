@@ -24,7 +24,6 @@ UNWRITABLE = {
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
-    errno.EFBIG,
 }
 
 
