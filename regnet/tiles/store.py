@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import geopandas as gpd
 import numpy as np
@@ -18,11 +18,34 @@ from regnet.files import read_json
 from regnet.geo.grid import Box
 from regnet.tiles.patch import Patch, Tile
 
-__all__ = ["VERSION", "Patch", "Scene", "Tile", "TileStore", "folder_bytes"]
+__all__ = ["VERSION", "Patch", "Scene", "Tile", "TileSource", "TileStore", "folder_bytes"]
 
 VERSION = 1
 ARRAYS, INDEX, BLOCKS, MANIFEST = "tiles.zarr", "index.parquet", "blocks.parquet", "manifest.json"
 REMEDY = "run prepare again"
+
+
+class TileSource(Protocol):
+    """What can be trained on: tiles by position, in parts.
+
+    Attributes:
+        manifest: settings and counts that tell it from others.
+        fixed_channels, moving_channels: names of the channels.
+    """
+
+    manifest: dict[str, Any]
+    fixed_channels: list[str]
+    moving_channels: list[str]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def tiles(self, part: str) -> NDArray[np.int64]:
+        """Positions of the tiles of one part."""
+
+    def tile(self, position: int) -> Tile:
+        """The tile at a position."""
 
 
 class Scene:
@@ -132,6 +155,11 @@ class TileStore:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def name(self) -> str:
+        """The folder, for messages."""
+        return str(self.folder)
 
     def with_labels(self, path: Path) -> TileStore:
         """The same tiles with other labels: a Zarr array of `label_offset` (tiles, 2, S, S) px, in the index's order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from regnet.files import digest, remove, whole_path, write_json, write_text
 from regnet.models import ModelOptions, model_for, save_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
-from regnet.tiles.store import TileStore
+from regnet.tiles.store import TileSource
 from regnet.training.curve import draw_curve
 from regnet.training.loss import supervised_loss
 from regnet.training.options import TrainingOptions
@@ -52,18 +52,38 @@ class Progress:
 
 
 class Fit:
-    """One training run in one folder; `run` goes to its end, from the beginning or from where it was killed."""
+    """One training run in one folder; `run` goes to its end, from the beginning or from where it was killed.
 
-    def __init__(self, store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
-        self.options, self.folder = options, folder
+    Args:
+        store: the tiles.
+        model_options: of the network.
+        options: of the training.
+        folder: of the outputs.
+        model: a network to go on from, whose parameters without `requires_grad` stay; None for a fresh one.
+        most_seconds: an epoch that would end later than this, counted over all runs of the training, is not begun.
+
+    Raises:
+        InputError: no tiles to train or validate on, or nothing to train.
+    """
+
+    def __init__(
+        self,
+        store: TileSource,
+        model_options: ModelOptions,
+        options: TrainingOptions,
+        folder: Path,
+        model: Matcher | UNet | None = None,
+        most_seconds: float = float("inf"),
+    ) -> None:
+        self.options, self.folder, self.most_seconds = options, folder, most_seconds
         self.train_tiles, self.validation_tiles = store.tiles("train"), store.tiles("validation")
         if not len(self.train_tiles) or not len(self.validation_tiles):
             raise InputError(
-                f"{store.folder}: {len(self.train_tiles)} train and {len(self.validation_tiles)} validation tiles; "
+                f"{store.name}: {len(self.train_tiles)} train and {len(self.validation_tiles)} validation tiles; "
                 "both are needed: make the blocks or tiles smaller, or the shares larger"
             )
         torch.manual_seed(options.seed)
-        self.model = model_for(model_options, store.fixed_channels, store.moving_channels)
+        self.model = model or model_for(model_options, store.fixed_channels, store.moving_channels)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise InputError(f"model.descriptor={model_options.descriptor}: has nothing to train; choose learned")
@@ -73,6 +93,7 @@ class Fit:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, options.learning_rate, total_steps=options.epochs * options.steps + 1, pct_start=0.15
         )
+        self.alike = SimilarityTerm(self.model, options) if options.alike.weight > 0 else None
         self.mean = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.cache = TileCache(store, options.cache_mb)
         self.settings = digest([asdict(model_options), asdict(options), store.manifest])
@@ -87,6 +108,8 @@ class Fit:
         epochs = tqdm(range(self.progress.epoch, self.options.epochs), desc="train", unit="epoch")
         epochs.update(self.progress.epoch)
         for epoch in range(self.progress.epoch, self.options.epochs):
+            if self._late():
+                break
             row = self._epoch(epoch)
             epochs.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
             epochs.update(1)
@@ -107,6 +130,11 @@ class Fit:
         write_json(self.folder / SUMMARY, summary)
         remove(self.folder / STATE)
 
+    def _late(self) -> bool:
+        """Tell whether another epoch as long as the last would take more time than is given."""
+        seconds: list[float] = [row["seconds"] for row in self.progress.rows]
+        return sum(seconds) + sum(seconds[-1:]) > self.most_seconds
+
     def _epoch(self, epoch: int) -> dict[str, Any]:
         totals = {"loss": 0.0, "draw_seconds": 0.0, "step_seconds": 0.0}
         begin = mark = time.perf_counter()
@@ -115,11 +143,12 @@ class Fit:
         batches = draw_batches(
             self.cache, self.train_tiles, self.options, self.options.steps, (self.options.seed, epoch)
         )
+        pairs = np.random.default_rng((self.options.seed, epoch, 1))
         self.model.train()
         for batch in tqdm(batches, total=self.options.steps, desc=f"epoch {epoch}", unit="step", leave=False):
             drawn = time.perf_counter()
             totals["draw_seconds"] += drawn - mark
-            totals["loss"] += self._step(batch) / self.options.steps
+            totals["loss"] += self._step(batch, pairs) / self.options.steps
             mark = time.perf_counter()
             totals["step_seconds"] += mark - drawn
         epe_px = self._validate()
@@ -127,9 +156,11 @@ class Fit:
         self._keep(row)
         return row
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch, pairs: np.random.Generator) -> float:
         prediction = self.model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid)
         loss = supervised_loss(prediction, batch, self.options)
+        if self.alike is not None:
+            loss = loss + self.alike(batch, pairs)
         if not torch.isfinite(loss):
             raise InputError(
                 f"training.learning_rate={self.options.learning_rate}: the loss is not finite; choose a smaller one"
@@ -204,7 +235,7 @@ def validation_epe(
     model: Matcher | UNet, cache: TileCache, positions: NDArray[np.integer], options: TrainingOptions
 ) -> float:
     """Mean end-point error against the labels, px, under one fixed draw of displacements and no augmentation."""
-    plain = TrainingOptions(**{**asdict(options), "flips": False, "photometric": 0.0})
+    plain = replace(options, flips=False, photometric=0.0)
     model.eval()
     total, weight = torch.zeros(()), torch.zeros(())
     steps = -(-len(positions) // options.batch)
@@ -216,7 +247,7 @@ def validation_epe(
     return float(total / weight.clamp_min(1))
 
 
-def train(store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
+def train(store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
     """Train a model on the labels of a tile store.
 
     Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), checkpoints/ (weights

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet.displacement import compose, invert, random_field, warp, warp_valid
-from regnet.tiles.store import Tile, TileStore
+from regnet.tiles.store import Tile, TileSource
 from regnet.training.options import TrainingOptions
 
 _MEGA = 1_000_000
@@ -43,7 +43,7 @@ class Batch:
 class TileCache:
     """Tiles of a store by position, kept decoded while they fit into the memory allowed."""
 
-    def __init__(self, store: TileStore, megabytes: int) -> None:
+    def __init__(self, store: TileSource, megabytes: int) -> None:
         self._store, self._room = store, megabytes * _MEGA
         self._kept: dict[int, Tile] = {}
 
@@ -92,8 +92,8 @@ def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random
     target = compose(drawn, label)
     displaced_valid = warp_valid(moving_valid, back)
     return Batch(
-        fixed=_recolour(fixed, options.photometric, generator),
-        moving=_recolour(warp(moving, back, "bicubic"), options.photometric, generator),
+        fixed=recolour(fixed, options.photometric, generator),
+        moving=recolour(warp(moving, back, "bicubic"), options.photometric, generator),
         fixed_valid=fixed_valid,
         moving_valid=displaced_valid,
         target=target,
@@ -112,19 +112,37 @@ def _draw(shape: tuple[int, int], options: TrainingOptions, generator: np.random
 
 def _turn(tile: Tile, generator: np.random.Generator, flips: bool) -> tuple[Tensor, ...]:
     """One of the eight symmetries of the square, applied to the images and, as vectors, to the label."""
-    quarter, mirror = (int(generator.integers(4)), bool(generator.integers(2))) if flips else (0, False)
-    arrays = (tile.fixed, tile.moving, tile.fixed_valid[None], tile.moving_valid[None], tile.label_offset)
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-    if mirror:
-        tensors = [tensor.flip(-1) for tensor in tensors]
-        tensors[-1] = torch.stack((-tensors[-1][0], tensors[-1][1]))
-    for _ in range(quarter):
-        tensors = [tensor.rot90(1, (-2, -1)) for tensor in tensors]
-        tensors[-1] = torch.stack((tensors[-1][1], -tensors[-1][0]))
-    return tuple(tensors)
+    turn = Turn.draw(generator, flips)
+    arrays = (tile.fixed, tile.moving, tile.fixed_valid[None], tile.moving_valid[None])
+    images = [turn.image(torch.from_numpy(np.ascontiguousarray(array))) for array in arrays]
+    label = turn.image(torch.from_numpy(np.ascontiguousarray(tile.label_offset)))
+    return (*images, torch.einsum("ij,jhw->ihw", turn.matrix(), label))
 
 
-def _recolour(image: Tensor, spread: float, generator: np.random.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Turn:
+    """One of the eight symmetries of the square: a mirror image along x or none, then quarter turns."""
+
+    quarters: int = 0
+    mirror: bool = False
+
+    @classmethod
+    def draw(cls, generator: np.random.Generator, flips: bool) -> Turn:
+        """Any of the eight, or the identity without flips."""
+        return cls(int(generator.integers(4)), bool(generator.integers(2))) if flips else cls()
+
+    def image(self, image: Tensor) -> Tensor:
+        """Turn (..., S, S)."""
+        return (image.flip(-1) if self.mirror else image).rot90(self.quarters, (-2, -1))
+
+    def matrix(self) -> Tensor:
+        """What it does to a displacement's (dx, dy): (2, 2)."""
+        mirrored = torch.diag(torch.tensor([-1.0 if self.mirror else 1.0, 1.0]))
+        return torch.linalg.matrix_power(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), self.quarters) @ mirrored
+
+
+def recolour(image: Tensor, spread: float, generator: np.random.Generator) -> Tensor:
+    """Draw another gain and offset for every band of every image (B, C, H, W); a spread of 0 leaves them."""
     if spread == 0:
         return image
     draws = generator.standard_normal((2, *image.shape[:2], 1, 1)).astype(np.float32)
