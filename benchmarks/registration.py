@@ -38,6 +38,7 @@ from regnet.registration.options import RegisterOptions
 from regnet.registration.register import register
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
+from regnet.tiles.patch import Patch
 
 FAMILY = FamilyOptions("smooth", 8.0, 80.0)
 TOOLS = [
@@ -131,7 +132,8 @@ def run_tool(tool: str, folder: Path) -> dict[str, Any]:
             result["share_registered"] = register(options, out)
         else:
             (fixed, fixed_valid), (moving, moving_valid) = read(folder / "fixed.tif"), read(folder / "moving.tif")
-            np.save(folder / f"{tool}.npy", find_method(tool)(fixed, moving, fixed_valid, moving_valid))
+            patch = Patch(fixed, moving, fixed_valid, moving_valid, structure=fixed_valid)
+            np.save(folder / f"{tool}.npy", find_method(tool)(patch))
     except InputError as error:
         result["failure"] = str(error)
     result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.baselines.grey import grey_band
+from regnet.baselines.grey import grey_bands
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 
 def bspline(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     knot_px: float,
     iterations: int,
@@ -25,10 +23,7 @@ def bspline(
     """Estimate the displacement with SimpleITK (extra `classical`): Mattes mutual information, L-BFGS-B, three levels.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         knot_px: distance of the splines' knots, px.
         iterations: at most, at each level.
         sample_share: share of the pixels that the metric is estimated from.
@@ -43,8 +38,8 @@ def bspline(
         sitk: Any = importlib.import_module("SimpleITK")
     except ImportError as error:
         raise InputError("SimpleITK is not installed; run `pip install regnet[classical]`") from error
-    one, two = (sitk.GetImageFromArray(grey_band(*pair)) for pair in ((fixed, fixed_valid), (moving, moving_valid)))
-    height, width = fixed_valid.shape
+    one, two = (sitk.GetImageFromArray(band) for band in grey_bands(patch))
+    height, width = patch.fixed_valid.shape
     mesh = [max(1, round(side / knot_px)) for side in (width, height)]
     transform = sitk.BSplineTransformInitializer(one, mesh)
     method = sitk.ImageRegistrationMethod()
@@ -53,8 +48,8 @@ def bspline(
     method.SetMetricAsMattesMutualInformation(50)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(sample_share, seed=1)
-    for setter, valid in ((method.SetMetricFixedMask, fixed_valid), (method.SetMetricMovingMask, moving_valid)):
-        setter(sitk.GetImageFromArray(valid.astype(np.uint8)))
+    method.SetMetricFixedMask(sitk.GetImageFromArray(patch.fixed_valid.astype(np.uint8)))
+    method.SetMetricMovingMask(sitk.GetImageFromArray(patch.moving_valid.astype(np.uint8)))
     method.SetOptimizerAsLBFGSB(numberOfIterations=iterations)
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1, 0])

@@ -6,16 +6,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.baselines.grey import bytes_band
+from regnet.baselines.grey import bytes_bands
 from regnet.baselines.grid import affine_field
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 
 def ecc(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     iterations: int,
     epsilon: float,
@@ -23,10 +21,7 @@ def ecc(
     """Estimate one affine displacement of the whole image, OpenCV's `findTransformECC` on the grey bands.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         iterations: at most.
         epsilon: gain of the coefficient at which it stops.
 
@@ -36,13 +31,13 @@ def ecc(
     Raises:
         InputError: it did not converge.
     """
-    one, two = bytes_band(fixed, fixed_valid), bytes_band(moving, moving_valid)
+    one, two = bytes_bands(patch)
     matrix = np.eye(2, 3, dtype=np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, iterations, epsilon)
-    mask = np.asarray(moving_valid, dtype=np.uint8)
+    mask = np.asarray(patch.moving_valid, dtype=np.uint8)
     try:
         # OpenCV's matrix maps places of the template (fixed) to places of the input (moving): a pull, as here.
         _, matrix = cv2.findTransformECC(one, two, matrix, cv2.MOTION_AFFINE, criteria, mask, 5)
     except cv2.error as error:
         raise InputError("ECC did not converge; the pair is too unlike or too far off") from error
-    return affine_field(np.asarray(matrix, np.float64), (fixed.shape[1], fixed.shape[2]))
+    return affine_field(np.asarray(matrix, np.float64), (patch.fixed.shape[1], patch.fixed.shape[2]))

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.baselines.grey import grey_band
+from regnet.baselines.grey import grey_bands
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 RESOLUTIONS = 3
 
 
 def elastix(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     knot_px: float,
     iterations: int,
@@ -31,10 +29,7 @@ def elastix(
     splines.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         knot_px: distance of the splines' knots, px.
         iterations: at each level.
         samples: pixels that the metric is estimated from at each iteration.
@@ -50,11 +45,11 @@ def elastix(
         method = itk.elastix_registration_method
     except (ImportError, AttributeError) as error:
         raise InputError("itk-elastix is not installed; run `pip install regnet[classical]`") from error
-    bands = [grey_band(*pair) for pair in ((fixed, fixed_valid), (moving, moving_valid))]
+    bands = grey_bands(patch)
     if not all(band.any() for band in bands):
         raise InputError("the image is constant; there is nothing to register")
     one, two = (itk.image_from_array(band) for band in bands)
-    masks = [itk.image_from_array(valid.astype(np.uint8)) for valid in (fixed_valid, moving_valid)]
+    masks = [itk.image_from_array(valid.astype(np.uint8)) for valid in (patch.fixed_valid, patch.moving_valid)]
     settings = itk.ParameterObject.New()
     for kind, spacing in (("affine", ()), ("bspline", (knot_px,))):
         values = settings.GetDefaultParameterMap(kind, RESOLUTIONS, *spacing)

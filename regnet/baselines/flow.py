@@ -9,23 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.registration import optical_flow_tvl1
 
-from regnet.baselines.grey import bytes_band, grey_band
+from regnet.baselines.grey import bytes_bands, grey_bands
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 
 def dis(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
 ) -> NDArray[np.float32]:
     """Estimate the displacement by OpenCV's DIS flow at its medium preset.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
 
     Returns:
         (2, H, W) px.
@@ -33,7 +28,7 @@ def dis(
     Raises:
         InputError: an image is constant, or too small for the flow's pyramid.
     """
-    one, two = bytes_band(fixed, fixed_valid), bytes_band(moving, moving_valid)
+    one, two = bytes_bands(patch)
     _refuse_plain(one, two)
     try:
         engine: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -45,18 +40,12 @@ def dis(
 
 
 def tvl1(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
 ) -> NDArray[np.float32]:
     """Estimate the displacement by scikit-image's TV-L1 flow at its defaults.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
 
     Returns:
         (2, H, W) px.
@@ -65,7 +54,7 @@ def tvl1(
         InputError: an image is constant.
     """
     # -3 to 3 standard deviations become 0 to 1, the range that its defaults are made for.
-    one, two = grey_band(fixed, fixed_valid) / 6 + 0.5, grey_band(moving, moving_valid) / 6 + 0.5
+    one, two = (band / 6 + 0.5 for band in grey_bands(patch))
     _refuse_plain(one, two)
     rows, cols = optical_flow_tvl1(one, two, dtype=np.float32)
     return np.stack([cols, rows]).astype(np.float32)

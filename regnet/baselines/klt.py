@@ -8,16 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.baselines.grey import bytes_band
+from regnet.baselines.grey import bytes_bands
 from regnet.baselines.grid import from_points
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 
 def klt(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     window_px: int,
     corners_per_megapixel: int,
@@ -27,10 +25,7 @@ def klt(
     """Track corners of the grey bands there and back, and spread the displacements of those that return.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         window_px: side of the window that is tracked, px.
         corners_per_megapixel: at most so many corners.
         back_px: a corner must come back to within this distance, px.
@@ -42,9 +37,9 @@ def klt(
     Raises:
         InputError: no corner could be tracked.
     """
-    one, two = bytes_band(fixed, fixed_valid), bytes_band(moving, moving_valid)
+    one, two = bytes_bands(patch)
     count = max(64, corners_per_megapixel * one.size // 1_000_000)
-    corners = cv2.goodFeaturesToTrack(one, count, 0.001, 5, mask=np.asarray(fixed_valid, dtype=np.uint8))
+    corners = cv2.goodFeaturesToTrack(one, count, 0.001, 5, mask=np.asarray(patch.fixed_valid, dtype=np.uint8))
     if corners is None:
         raise InputError("KLT found no corners; the image is too plain")
     window: dict[str, Any] = {"winSize": (window_px, window_px), "maxLevel": 3}
@@ -56,7 +51,7 @@ def klt(
     cols, rows = np.rint(end).astype(int).T
     inside = (cols >= 0) & (rows >= 0) & (cols < one.shape[1]) & (rows < one.shape[0])
     kept &= inside
-    kept[kept] &= moving_valid[rows[kept], cols[kept]]
+    kept[kept] &= patch.moving_valid[rows[kept], cols[kept]]
     if not kept.any():
         raise InputError("KLT could track no corner there and back; the images are too unlike")
     return from_points(start[kept], (end - start)[kept], (one.shape[0], one.shape[1]), sigma_px)

@@ -21,6 +21,7 @@ from regnet import displacement
 from regnet.baselines.options import NetworkOptions
 from regnet.baselines.perceptual import Network, Stretch, features, load_network
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 # Pixels of the level to a cell of the table: the stride of the finest activations that are used.
 CELL_PX = 2
@@ -28,10 +29,7 @@ COUPLINGS = (0.0, 0.075, 0.25, 0.75, 2.5, 7.5, 25.0)
 
 
 def perceptual(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     network: NetworkOptions,
     levels: list[int],
@@ -42,10 +40,7 @@ def perceptual(
     """Estimate the displacement by perceptual distance; both images are shown to the network in grey.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         network: ImageNet network.
         levels: reductions of the images, coarse to fine.
         reach_px: longest correction at a level, px of that level.
@@ -59,9 +54,9 @@ def perceptual(
         InputError: the weights are missing, or an image is constant.
     """
     loaded = load_network(network)
-    one, two = (_shown(*pair) for pair in ((fixed, fixed_valid), (moving, moving_valid)))
-    both = torch.from_numpy(fixed_valid & moving_valid)[None, None].float()
-    shape = fixed_valid.shape
+    one, two = (_shown(*pair) for pair in ((patch.fixed, patch.fixed_valid), (patch.moving, patch.moving_valid)))
+    both = torch.from_numpy(patch.fixed_valid & patch.moving_valid)[None, None].float()
+    shape = patch.fixed_valid.shape
     field = torch.zeros(1, 2, *shape)
     with torch.inference_mode():
         for level in levels:

@@ -6,15 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.registration import phase_cross_correlation
 
-from regnet.baselines.grey import grey_band
+from regnet.baselines.grey import grey_bands
 from regnet.baselines.grid import by_tiles
+from regnet.tiles.patch import Patch
 
 
 def phase_correlation(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     tile_px: int,
     upsample: int,
@@ -26,10 +24,7 @@ def phase_correlation(
     Invalid pixels take the mean of their tile, and a Hann window hides the tile's border.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         tile_px: side of a tile, px.
         upsample: shifts are found to 1 / upsample px.
         max_shift_px: a tile with a longer shift is not believed.
@@ -41,8 +36,8 @@ def phase_correlation(
     Raises:
         InputError: no tile could be matched.
     """
-    one, two = grey_band(fixed, fixed_valid), grey_band(moving, moving_valid)
-    both = fixed_valid & moving_valid
+    one, two = grey_bands(patch)
+    both = patch.fixed_valid & patch.moving_valid
 
     def match(rows: slice, cols: slice) -> tuple[float, float] | None:
         valid = both[rows, cols]

@@ -19,20 +19,16 @@ from regnet.baselines.perceptual_registration import perceptual
 from regnet.baselines.phase import phase_correlation
 from regnet.baselines.sift import sift
 from regnet.errors import ConfigError
+from regnet.tiles.patch import Patch
 
-# (fixed (Cf, H, W), moving (Cm, H, W), fixed_valid (H, W), moving_valid (H, W)) -> displacement (2, H, W) px.
-# A method that finds nothing raises InputError: it never answers with zeros.
-Method = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.float32]]
+# From a pair to its displacement (2, H, W) px. A method that finds nothing raises InputError: it never answers with
+# zeros.
+Method = Callable[[Patch], NDArray[np.float32]]
 
 
-def nothing(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],  # noqa: ARG001
-    fixed_valid: NDArray[np.bool_],  # noqa: ARG001
-    moving_valid: NDArray[np.bool_],  # noqa: ARG001
-) -> NDArray[np.float32]:
+def nothing(patch: Patch) -> NDArray[np.float32]:
     """Leave the pair as it is: the error before registration."""
-    return np.zeros((2, *fixed.shape[1:]), np.float32)
+    return np.zeros((2, *patch.fixed_valid.shape), np.float32)
 
 
 METHODS: dict[str, Callable[..., NDArray[np.float32]]] = {

@@ -6,16 +6,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.baselines.grey import bytes_band
+from regnet.baselines.grey import bytes_bands
 from regnet.baselines.grid import affine_field
 from regnet.errors import InputError
+from regnet.tiles.patch import Patch
 
 
 def sift(
-    fixed: NDArray[np.float32],
-    moving: NDArray[np.float32],
-    fixed_valid: NDArray[np.bool_],
-    moving_valid: NDArray[np.bool_],
+    patch: Patch,
     *,
     ratio: float,
     threshold_px: float,
@@ -24,10 +22,7 @@ def sift(
     """Estimate one affine displacement of the whole image from matched keypoints of the grey bands.
 
     Args:
-        fixed: (Cf, H, W).
-        moving: (Cm, H, W).
-        fixed_valid: (H, W).
-        moving_valid: (H, W).
+        patch: the pair.
         ratio: a match must be better than the second best by this factor.
         threshold_px: RANSAC's distance of an inlier, px.
         min_matches: fewest inliers that are believed.
@@ -40,8 +35,8 @@ def sift(
     """
     detector = cv2.SIFT.create()
     found = [
-        detector.detectAndCompute(bytes_band(image, valid), np.asarray(valid, dtype=np.uint8))
-        for image, valid in ((fixed, fixed_valid), (moving, moving_valid))
+        detector.detectAndCompute(band, np.asarray(valid, dtype=np.uint8))
+        for band, valid in zip(bytes_bands(patch), (patch.fixed_valid, patch.moving_valid), strict=True)
     ]
     (fixed_keys, fixed_features), (moving_keys, moving_features) = found
     if fixed_features is None or moving_features is None or len(moving_keys) < 2:
@@ -56,4 +51,4 @@ def sift(
         matrix, inliers = cv2.estimateAffine2D(source, target, ransacReprojThreshold=threshold_px)
     if matrix is None or inliers is None or inliers.sum() < min_matches:
         raise InputError(f"SIFT found {len(matches)} matches that do not agree on one transform")
-    return affine_field(np.asarray(matrix, np.float64), (fixed.shape[1], fixed.shape[2]))
+    return affine_field(np.asarray(matrix, np.float64), (patch.fixed.shape[1], patch.fixed.shape[2]))

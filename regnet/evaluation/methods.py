@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Match, Matcher, PatchReader, predict_field
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
-
-Solver = Callable[[Patch], NDArray[np.float32]]
 
 LABELS = "labels"
 NETWORKS = ("model", "matcher_mind")
@@ -52,7 +49,7 @@ def method_settings(name: str, model_path: Path | None, options: EvaluateOptions
     return {"windows": asdict(options.windows), "model": weights and files.file_digest(weights)}
 
 
-def make_solver(name: str, store: TileStore, model_path: Path | None, options: EvaluateOptions) -> Solver:
+def make_solver(name: str, store: TileStore, model_path: Path | None, options: EvaluateOptions) -> Method:
     """Make the function that solves one block by a method; networks are loaded here.
 
     Raises:
@@ -67,20 +64,16 @@ def make_solver(name: str, store: TileStore, model_path: Path | None, options: E
         model = load_checkpoint(model_path)
         check_channels(model, len(store.fixed_channels), len(store.moving_channels))
         return _by_windows(NetworkMatcher(model), options.windows)
-    by_arrays = _by_arrays(find_method(name, options.baselines))
-    return _by_windows(_certain(by_arrays), options.windows) if name in WINDOWED else by_arrays
+    method = find_method(name, options.baselines)
+    return _by_windows(_certain(method), options.windows) if name in WINDOWED else method
 
 
-def _by_arrays(method: Method) -> Solver:
-    return lambda patch: method(patch.fixed, patch.moving, patch.fixed_valid, patch.moving_valid)
-
-
-def _certain(solver: Solver) -> Matcher:
+def _certain(method: Method) -> Matcher:
     """A method without a confidence of its own as a matcher of windows."""
-    return lambda patch: Match(solver(patch), np.ones((1, *patch.fixed_valid.shape), np.float32))
+    return lambda patch: Match(method(patch), np.ones((1, *patch.fixed_valid.shape), np.float32))
 
 
-def _by_windows(matcher: Matcher, windows: WindowOptions) -> Solver:
+def _by_windows(matcher: Matcher, windows: WindowOptions) -> Method:
     def solve(patch: Patch) -> NDArray[np.float32]:
         shape = patch.fixed_valid.shape
         return predict_field(matcher, PatchReader(patch), (shape[0], shape[1]), windows).displacement

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet import files, metrics
+from regnet.baselines.registry import Method
 from regnet.errors import RegnetError
 from regnet.evaluation.cases import Case, CaseMaker, Problem
 from regnet.evaluation.memory import peak_memory
-from regnet.evaluation.methods import Solver
 
 TRUTH = "truth"
 
@@ -42,7 +42,7 @@ class Outcome:
     failure: str
 
 
-def predict_all(cases: list[Case], maker: CaseMaker, solvers: dict[str, Solver | str], folder: Path) -> None:
+def predict_all(cases: list[Case], maker: CaseMaker, solvers: dict[str, Method | str], folder: Path) -> None:
     """Run every method on every case whose prediction is not in the folder yet.
 
     Args:
@@ -97,7 +97,7 @@ def _truth(problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
     return {"true": problem.true[:, *own], "valid": valid[own], "structure": patch.structure[own]}
 
 
-def _run(solver: Solver, problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
+def _run(solver: Method, problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
     outcome: dict[str, Any] = {"failure": ""}
     peak, start = peak_memory(), time.perf_counter()
     try:

@@ -10,12 +10,13 @@ from typing import Any
 import geopandas as gpd
 
 from regnet import files
+from regnet.baselines.registry import Method
 from regnet.errors import InputError
 from regnet.evaluation.cases import Case, CaseMaker, list_cases
 from regnet.evaluation.check_points import FAMILY, read_check_points
 from regnet.evaluation.labels import label_rows
 from regnet.evaluation.maps import write_difference_map, write_error_map
-from regnet.evaluation.methods import LABELS, Solver, check_names, make_solver, method_settings
+from regnet.evaluation.methods import LABELS, check_names, make_solver, method_settings
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
@@ -96,9 +97,9 @@ def _keep_only(folder: Path, settings: dict[str, Any]) -> None:
         files.write_stamp(folder, settings)
 
 
-def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions) -> dict[str, Solver | str]:
+def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions) -> dict[str, Method | str]:
     """The methods by name; one that cannot even start is there with the reason instead."""
-    solvers: dict[str, Solver | str] = {}
+    solvers: dict[str, Method | str] = {}
     for name in options.methods:
         if name != LABELS:
             try:

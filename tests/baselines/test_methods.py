@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,7 @@ from regnet.baselines.grey import bytes_band, grey_band
 from regnet.baselines.grid import from_points
 from regnet.baselines.registry import find_method
 from regnet.errors import ConfigError, InputError
+from regnet.tiles.patch import Patch
 
 SHAPE = (320, 352)
 SHIFT = (4.0, -2.5)  # dx, dy: both signs and a different size, so that a swap or a sign cannot pass
@@ -48,7 +50,7 @@ def pair(field):
     pull = displacement.invert(torch.from_numpy(field)[None])
     moving = displacement.warp(torch.from_numpy(fixed[:2])[None], pull, "bicubic")[0].numpy()
     valid = displacement.warp_valid(torch.ones(1, 1, *SHAPE, dtype=torch.bool), pull)[0, 0].numpy()
-    return fixed, moving, np.ones(SHAPE, bool), valid
+    return Patch(fixed, moving, np.ones(SHAPE, bool), valid, valid)
 
 
 @cache
@@ -64,7 +66,7 @@ def bent_pair():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_constant_shift_comes_out_with_its_signs(name):
-    found = find_method(name)(*shifted_pair())
+    found = find_method(name)(shifted_pair())
     assert found.dtype == np.float32
     assert found.shape == (2, *SHAPE)
     inner = found[:, 40:-40, 40:-40]
@@ -75,7 +77,7 @@ def test_a_constant_shift_comes_out_with_its_signs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_smooth_field_is_found_better_than_by_doing_nothing(name):
     images, true = bent_pair()
-    found = find_method(name)(*images)
+    found = find_method(name)(images)
     before = np.hypot(*true)[40:-40, 40:-40].mean()
     after = np.hypot(*(found - true))[40:-40, 40:-40].mean()
     assert after < LEFT.get(name, 0.3) * before
@@ -83,33 +85,30 @@ def test_a_smooth_field_is_found_better_than_by_doing_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_garbage_in_masked_pixels_changes_little(name):
-    fixed, moving, fixed_valid, moving_valid = shifted_pair()
-    hole = np.s_[100:160, 120:200]
-    moving_valid = moving_valid.copy()
+    patch, hole = shifted_pair(), np.s_[100:160, 120:200]
+    moving, moving_valid = patch.moving.copy(), patch.moving_valid.copy()
     moving_valid[hole] = False
-    clean = find_method(name)(fixed, moving, fixed_valid, moving_valid)
-    moving = moving.copy()
+    clean = find_method(name)(replace(patch, moving_valid=moving_valid))
     moving[:, *hole] = 1e4
-    dirty = find_method(name)(fixed, moving, fixed_valid, moving_valid)
+    dirty = find_method(name)(replace(patch, moving=moving, moving_valid=moving_valid))
     np.testing.assert_allclose(dirty, clean, atol=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_constant_image_is_a_failure_and_not_a_zero(name):
-    _, moving, fixed_valid, moving_valid = shifted_pair()
     with pytest.raises(InputError):
-        find_method(name)(np.ones((3, *SHAPE), np.float32), moving, fixed_valid, moving_valid)
+        find_method(name)(replace(shifted_pair(), fixed=np.ones((3, *SHAPE), np.float32)))
 
 
 def test_a_missing_package_is_named(monkeypatch):
     for package, name in (("SimpleITK", "classical.bspline"), ("itk", "classical.elastix")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(InputError, match=r"regnet\[classical\]"):
-            find_method(name)(*shifted_pair())
+            find_method(name)(shifted_pair())
 
 
 def test_nothing_is_zero_and_unknown_names_are_refused():
-    assert not find_method("none")(*shifted_pair()).any()
+    assert not find_method("none")(shifted_pair()).any()
     with pytest.raises(ConfigError, match=r"classical\.phase"):
         find_method("classical.fase")
 

@@ -50,8 +50,8 @@ def test_the_truth_of_a_window_is_known_at_its_points_alone():
 
 
 def test_check_points_are_a_family_of_the_pair_as_it_lies(store, points, tmp_path, monkeypatch):
-    def constant(fixed, *_):
-        return np.broadcast_to(np.float32([3, 0])[:, None, None], (2, *fixed.shape[1:]))
+    def constant(patch):
+        return np.broadcast_to(np.float32([3, 0])[:, None, None], (2, *patch.fixed_valid.shape))
 
     monkeypatch.setitem(METHODS, "constant", constant)
     points[0].to_csv(tmp_path / "points.csv", index=False)

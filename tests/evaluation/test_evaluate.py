@@ -122,7 +122,7 @@ def test_cached_predictions_are_used_again_and_new_methods_run_alone(run, store,
         == (before["evaluation"]["smooth"]["none"])
     )
     assert not ran
-    monkeypatch.setitem(METHODS, "another", lambda fixed, *_: np.ones((2, *fixed.shape[1:]), np.float32))
+    monkeypatch.setitem(METHODS, "another", lambda patch: np.ones((2, *patch.fixed_valid.shape), np.float32))
     more = EvaluateOptions(families=[SMOOTH], methods=[*options.methods, "another"])
     evaluate_stage(store, None, more, folder, seed=3)
     assert len(ran) == len(list_cases(store, ["test", "shifted"], [SMOOTH], 1, GAP_PX))
@@ -199,9 +199,9 @@ def test_unknown_methods_and_empty_parts_are_refused(store, tmp_path):
 
 
 def test_seconds_are_measured(store, tmp_path, monkeypatch):
-    def slow(fixed, *_):
+    def slow(patch):
         time.sleep(0.05)
-        return np.zeros((2, *fixed.shape[1:]), np.float32)
+        return np.zeros((2, *patch.fixed_valid.shape), np.float32)
 
     monkeypatch.setitem(METHODS, "slow", slow)
     options = EvaluateOptions(families=[SMOOTH], methods=["slow"], parts=["test"])
