@@ -257,7 +257,8 @@ def _nearest(key: str, schema: type) -> str:
 def _kind(hint: Any) -> str:
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     if get_origin(hint) is list:
-        return f"list of {names.get(get_args(hint)[0], 'sections')}"
+        item = get_args(hint)[0]
+        return f"list of {' or '.join(names.get(kind, 'sections') for kind in get_args(item) or [item])}"
     members = [names.get(member, str(member)) for member in get_args(hint) if member is not type(None)]
     return names.get(hint) or " or ".join(members)
 

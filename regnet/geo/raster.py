@@ -107,18 +107,21 @@ class GridRaster:
     Args:
         path: raster file, or several joined by |; each may have its own grid and CRS.
         grid: the grid to read on.
-        bands: bands to read of the stack, counted from 1; empty for all. An alpha band is validity, not a band.
+        bands: bands to read of the stack, counted from 1 or by name (description, or the name that `names` shows);
+            empty for all. An alpha band is validity, not a band.
 
     Raises:
         InputError: as `open_raster`, a band that does not exist, or no overlap with the grid.
     """
 
-    def __init__(self, path: str, grid: Grid, bands: Sequence[int] = ()) -> None:
+    def __init__(self, path: str, grid: Grid, bands: Sequence[int | str] = ()) -> None:
         self.path, self.grid = path, grid
         self._stack = ExitStack()
         try:
             datasets = [self._stack.enter_context(open_raster(source)) for source in raster_sources(path)]
-            self._bands = _choose_bands(path, datasets, bands)
+            every = _own_bands(path, datasets)
+            self.numbers = band_numbers(path, [_band_name(*band) for band in every], bands)
+            self._bands = [every[number - 1] for number in self.numbers]
             for dataset in {dataset.name: dataset for dataset, _ in self._bands}.values():
                 check_overlap(tuple(dataset.bounds), dataset.crs, grid, dataset.name)
         except BaseException:
@@ -141,10 +144,7 @@ class GridRaster:
     @property
     def names(self) -> list[str]:
         """A name for each band: its description, or file stem and number."""
-        return [
-            dataset.descriptions[band - 1] or (Path(dataset.name).stem + (f"_{band}" if dataset.count > 1 else ""))
-            for dataset, band in self._bands
-        ]
+        return [_band_name(*band) for band in self._bands]
 
     def read(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a box of the grid; it may reach beyond the grid and the raster.
@@ -165,18 +165,43 @@ class GridRaster:
         return values, valid
 
 
-def _choose_bands(
-    path: str, datasets: Sequence[DatasetReader], bands: Sequence[int]
-) -> list[tuple[DatasetReader, int]]:
+def band_numbers(path: str, names: Sequence[str], bands: Sequence[int | str]) -> list[int]:
+    """Numbers, counted from 1, of bands given by number or name.
+
+    Args:
+        path: of the raster, for messages.
+        names: of all its bands.
+        bands: those wanted; empty for all.
+
+    Raises:
+        InputError: there is no such band, or several have the name.
+    """
+    numbers = []
+    for band in bands:
+        same = [number for number, name in enumerate(names, 1) if name.casefold() == str(band).casefold()]
+        if len(same) > 1:
+            raise InputError(f"{path}: {len(same)} of its bands are called {band}; choose by number, counted from 1")
+        if not same and str(band).isdecimal() and 1 <= int(band) <= len(names):
+            same = [int(band)]
+        if not same:
+            raise InputError(f"{path}: has no band {band}; it has {len(names)}, counted from 1: {', '.join(names)}")
+        numbers += same
+    return numbers or list(range(1, len(names) + 1))
+
+
+def _own_bands(path: str, datasets: Sequence[DatasetReader]) -> list[tuple[DatasetReader, int]]:
+    """All bands of a stack but for alpha."""
     every = [
         (dataset, band) for dataset in datasets for band in sorted(set(dataset.indexes) - set(_alpha_bands(dataset)))
     ]
     if not every:
         raise InputError(f"{path}: has no bands beside alpha")
-    missing = [band for band in bands if not 1 <= band <= len(every)]
-    if missing:
-        raise InputError(f"{path}: has no band {missing[0]}; it has {len(every)}, counted from 1")
-    return [every[band - 1] for band in bands] if bands else every
+    return every
+
+
+def _band_name(dataset: DatasetReader, band: int) -> str:
+    description: str | None = dataset.descriptions[band - 1]
+    return description or (Path(dataset.name).stem + (f"_{band}" if dataset.count > 1 else ""))
 
 
 def _alpha_bands(dataset: DatasetReader) -> list[int]:

@@ -35,8 +35,12 @@ class RegisterOptions:
     )
     model: str | None = option(None, "checkpoint of a trained model (model.safetensors); null: training-free")
     descriptor: str = option("mind", "training-free descriptor, used when no model is given", choices=("mind", "ngf"))
-    fixed_bands: list[int] = option([], "bands of fixed to match by, counted from 1; empty: all", low=1)
-    moving_bands: list[int] = option([], "bands of moving to match by, counted from 1; empty: all", low=1)
+    fixed_bands: list[int | str] = option(
+        [], "bands of fixed to match by, by number from 1 or by description; empty: all", low=1
+    )
+    moving_bands: list[int | str] = option(
+        [], "bands of moving to match by, by number from 1 or by description; empty: all", low=1
+    )
     fixed_transform: str = option("none", "log: match by the logarithm, for SAR amplitude", choices=("none", "log"))
     moving_transform: str = option("none", "log: match by the logarithm, for SAR amplitude", choices=("none", "log"))
     layer: str | None = option(None, "layer of a vector file; null: its only or first one")

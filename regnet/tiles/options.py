@@ -18,8 +18,12 @@ class PairOptions:
     name: str = option(help="name of the pair, unique in a run; letters, digits, - and _")
     fixed: str = option(help="fixed raster; several files joined by | are stacked as bands")
     moving: str = option(help="moving raster (files joined by | are stacked) or vector file of polygons")
-    fixed_bands: list[int] = option([], "bands of fixed to use, counted from 1; empty: all", low=1)
-    moving_bands: list[int] = option([], "bands of moving to use, counted from 1; empty: all", low=1)
+    fixed_bands: list[int | str] = option(
+        [], "bands of fixed to use, by number from 1 or by description; empty: all", low=1
+    )
+    moving_bands: list[int | str] = option(
+        [], "bands of moving to use, by number from 1 or by description; empty: all", low=1
+    )
     fixed_transform: str = option("none", "log: logarithm of the values, for SAR amplitude", choices=("none", "log"))
     moving_transform: str = option("none", "log: logarithm of the values, for SAR amplitude", choices=("none", "log"))
     layer: str | None = option(None, "layer of a vector file; null: its only or first one")

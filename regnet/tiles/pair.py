@@ -172,7 +172,9 @@ class PairReader:
             InputError: the file cannot be used.
         """
         twin = copy(self)
-        twin.options = replace(self.options, moving=path, layer=None, where=None)
+        # By number, since a stack of files has become one, whose bands may have other names.
+        bands = self._moving.numbers if isinstance(self._moving, GridRaster) else []
+        twin.options = replace(self.options, moving=path, moving_bands=[*bands], layer=None, where=None)
         twin._moving = twin._open_moving()
         return twin
 

@@ -222,6 +222,23 @@ def test_no_crs_and_no_geotransform(raster_file: Write) -> None:
     refuse(raster_file("b.tif", image, transform=None), "has no geotransform")
 
 
+def test_bands_by_description_or_number(raster_file: Write, grid: Grid, rng: np.random.Generator) -> None:
+    image = rng.random((3, 100, 120)).astype(np.float32)
+    path = raster_file("a.tif", image)
+    with rasterio.open(path, "r+") as target:
+        target.descriptions = ("red", "SWIR 1", "2")
+    with GridRaster(path, grid, ["swir 1", 1, "2", "3"]) as reader:
+        assert (reader.numbers, reader.names) == ([2, 1, 3, 3], ["SWIR 1", "red", "2", "2"])
+        np.testing.assert_array_equal(reader.read(Box(0, 0, 100, 120))[0], image[[1, 0, 2, 2]])
+    with pytest.raises(InputError, match=r"has no band green; it has 3, counted from 1: red, SWIR 1, 2"):
+        GridRaster(path, grid, ["green"])
+    stacked = f"{raster_file('b.tif', image[:1])}|{raster_file('c.tif', image[1:2])}"
+    with GridRaster(stacked, grid, ["c"]) as reader:
+        np.testing.assert_array_equal(reader.read(Box(0, 0, 100, 120))[0], image[1:2])
+    with pytest.raises(InputError, match="2 of its bands are called red"):
+        GridRaster(f"{path}|{path}", grid, ["red"])
+
+
 def test_no_such_band(raster_file: Write, grid: Grid) -> None:
     path = raster_file("m.tif", ramp(20, 20, 10))
     with pytest.raises(InputError, match="has no band 3; it has 2"):
