@@ -19,8 +19,9 @@ from affine import Affine
 
 from benchmarks.registration import sample_pair
 from regnet.config import default_data_root
+from regnet.registration.edges import Matrix
 from regnet.registration.matching import KEEP_PX
-from regnet.registration.overall import FINEST_PX, Matrix, farthest, find_overall, rescaled
+from regnet.registration.overall import FINEST_PX, farthest, find_overall, rescaled
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 

@@ -11,8 +11,9 @@ from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from regnet.registration.consistency import CHANNELS, CONFIDENCE, DIFFERENCE, RESIDUAL, VALID, expected_error
+from regnet.registration.edges import Matrix
 from regnet.registration.options import RegisterOptions
-from regnet.registration.overall import FINEST_PX, Matrix, Overall, find_overall
+from regnet.registration.overall import FINEST_PX, Overall, find_overall
 from regnet.registration.progress import Progress
 from regnet.registration.tally import Tally
 from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNSURE, TiePoints

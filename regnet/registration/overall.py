@@ -1,19 +1,15 @@
 """The global stage: shift, rotation and scale of a whole pair, whatever its modalities.
 
-Edges lie in the same places in every modality, and their direction up to a half turn is the same too. So each image
-becomes a complex number a pixel, edge strength times exp(2 i direction) (the normalised gradient field of Haber and
-Modersitzki 2006), and how well two of them fit at every shift is one product of Fourier transforms. Rotation and scale
-are tried on a lattice, at a low resolution; then blocks of the image say at rising resolutions by how much they are
-still off, and a similarity is fitted to what they say, robustly.
+The edges of both images are fitted to each other at every shift (`registration.edges`). Rotation and scale are tried
+on a lattice, at a low resolution; then blocks of the image say at rising resolutions by how much they are still off,
+and a similarity is fitted to what they say, robustly.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +19,15 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from regnet.models.descriptors import ngf
+from regnet.registration.edges import Edges, Level, Matrix, scores, spectra
 from regnet.tiles.patch import Patch
 
 FINEST_PX, SEARCH_PX = 1024, 256
 """Longest side of the pair for the last refinement, and for the search."""
 MIN_SIDE_PX = 64
 ANGLES_DEG, STRETCHES = np.linspace(-7, 7, 11), np.linspace(0.88, 1.12, 9)
-MAX_SHIFT = 0.3
-"""Greatest shift that is sought, as a share of the pair's longer side."""
 MIN_OVERLAP = 0.3
 """Least share of fixed's valid pixels that must overlap."""
-BORDER_PX = 3
-"""Next to invalid pixels the gradient is not that of the ground."""
 BLOCK_PX, REACH_PX, BLOCKS_AN_AXIS, ROUNDS = 96, 12, 12, 2
 MIN_BLOCKS, MIN_PEAK = 5, 4.0
 """Blocks say something if they fit somewhere by so many standard deviations more than elsewhere."""
@@ -43,9 +35,6 @@ RIVAL_PX = 12.0
 """Similarities farther apart than this somewhere in the image, px of the search, are different answers."""
 CLEARLY = 1.35
 """A similarity is believed if it fits so many times as well as every different one."""
-
-Matrix = NDArray[np.float64]
-"""(2, 3): from column and row of fixed to those of moving, whole numbers at the corners of pixels."""
 
 
 @dataclass(frozen=True)
@@ -75,40 +64,6 @@ class Overall:
         return Affine(*self.matrix.ravel().tolist())
 
 
-class _Edges(NamedTuple):
-    """Edges of an image: (..., H, W) complex, and (..., H, W) where they are known, 0 or 1."""
-
-    field: Tensor
-    known: Tensor
-
-
-class _Level:
-    """A pair at one resolution, reduced by means of the valid pixels of `ratio` x `ratio`."""
-
-    def __init__(self, patch: Patch, ratio: int) -> None:
-        self.ratio = ratio
-        fixed, fixed_valid = _reduced(patch.fixed, patch.fixed_valid, ratio)
-        self._moving, self._moving_valid = _reduced(patch.moving, patch.moving_valid, ratio)
-        self.fixed = _edges(fixed, fixed_valid)
-        self.height, self.width = int(fixed.shape[-2]), int(fixed.shape[-1])
-        self.reach = int(MAX_SHIFT * max(self.height, self.width))
-        self.size = (next_fast_len(self.height + self.reach), next_fast_len(self.width + self.reach))
-
-    @cached_property
-    def spectra(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Transforms of fixed's edges, with room for every shift that is sought."""
-        return _spectra(self.fixed, self.size)
-
-    def pulled(self, matrix: Matrix) -> _Edges:
-        """Edges of moving pulled by a similarity in pixels of this level."""
-        rows, cols = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")
-        (a, b, c), (d, e, f) = matrix.tolist()
-        places = torch.stack(((a * cols + b * rows + c) / self.width, (d * cols + e * rows + f) / self.height), -1)
-        both = torch.cat((self._moving, self._moving_valid), 1)
-        sampled = F.grid_sample(both, (2 * places - 1)[None], padding_mode="zeros", align_corners=False)
-        return _edges(sampled[:, :-1], (sampled[:, -1:] > 0.99).float())
-
-
 def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
     """Find the similarity by which moving is off.
 
@@ -121,7 +76,7 @@ def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
     side = patch.fixed_valid.shape
     if min(side) < MIN_SIDE_PX:
         return Overall(still, False, "too small for a global stage")
-    search = _Level(patch, max(1, math.ceil(max(side) / SEARCH_PX)))
+    search = Level(patch, max(1, math.ceil(max(side) / SEARCH_PX)))
     matrix, score, rival = _near(search)
     if score < CLEARLY * rival or score <= 0:
         matrix, score, rival = _anywhere(search)
@@ -129,7 +84,7 @@ def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
         return Overall(still, False, "nothing fits")
     error_px = math.inf
     for ratio in sorted({search.ratio, max(1, search.ratio // 2), 1}, reverse=True):
-        level = search if ratio == search.ratio else _Level(patch, ratio)
+        level = search if ratio == search.ratio else Level(patch, ratio)
         for _ in range(ROUNDS):
             refined, error = refine(level, rescaled(matrix, search.ratio / ratio))
             matrix = rescaled(refined, ratio / search.ratio)
@@ -139,13 +94,13 @@ def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
     return _decide(matrix, numbers, farthest(matrix, still, (side[0] * pixel_px, side[1] * pixel_px)), keep_px)
 
 
-def _near(level: _Level) -> tuple[Matrix, float, float]:
+def _near(level: Level) -> tuple[Matrix, float, float]:
     """What a pair that is nearly in place says: the similarity, its score, and the best score of a far shift."""
     matrix, _ = refine(level, np.eye(2, 3))
     return matrix, fit(level, matrix), best_shift(level, 0, 1, RIVAL_PX)[0]
 
 
-def _anywhere(level: _Level) -> tuple[Matrix, float, float]:
+def _anywhere(level: Level) -> tuple[Matrix, float, float]:
     """The best similarity of all, its score, and the best score of those that are clearly different."""
     tried = [best_shift(level, angle, stretch) for angle, stretch in product(ANGLES_DEG, STRETCHES)]
     score, matrix = max(tried, key=lambda pair: pair[0])
@@ -166,7 +121,7 @@ def _decide(matrix: Matrix, numbers: tuple[float, float, float, float], moved_px
     return Overall(matrix, True, f"moving is off by up to {moved_px:.0f} px", *numbers)
 
 
-def best_shift(level: _Level, angle_deg: float, stretch: float, beyond_px: float = -1) -> tuple[float, Matrix]:
+def best_shift(level: Level, angle_deg: float, stretch: float, beyond_px: float = -1) -> tuple[float, Matrix]:
     """Fit moving, turned and stretched about the middle, to fixed at every shift beyond some px.
 
     Returns:
@@ -175,7 +130,7 @@ def best_shift(level: _Level, angle_deg: float, stretch: float, beyond_px: float
     angle, middle = math.radians(angle_deg), np.array([level.width, level.height]) / 2
     turn = stretch * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     matrix = np.column_stack([turn, middle - turn @ middle])
-    score, area = _scores(level.spectra, _spectra(level.pulled(matrix), level.size), level.size)
+    score, area = scores(level.spectra, spectra(level.pulled(matrix), level.size), level.size)
     rows, cols = (torch.fft.fftfreq(count, 1 / count) for count in level.size)
     near = (rows.abs()[:, None] <= level.reach) & (cols.abs() <= level.reach)
     near &= torch.hypot(rows[:, None], cols[None]) > beyond_px
@@ -185,7 +140,7 @@ def best_shift(level: _Level, angle_deg: float, stretch: float, beyond_px: float
     return float(score[row, col]), matrix
 
 
-def fit(level: _Level, matrix: Matrix) -> float:
+def fit(level: Level, matrix: Matrix) -> float:
     """How well the edges of a pair fit under a similarity in pixels of the level, up to 1."""
     fixed, moving = level.fixed, level.pulled(matrix)
     if (fixed.known * moving.known).sum() < MIN_OVERLAP * fixed.known.sum():
@@ -195,7 +150,7 @@ def fit(level: _Level, matrix: Matrix) -> float:
     return float(match / energies.sqrt().clamp_min(1e-6))
 
 
-def refine(level: _Level, matrix: Matrix) -> tuple[Matrix, float]:
+def refine(level: Level, matrix: Matrix) -> tuple[Matrix, float]:
     """Let blocks of a pair say how far they are off under a similarity, and fit a better one to them.
 
     Returns:
@@ -204,10 +159,10 @@ def refine(level: _Level, matrix: Matrix) -> tuple[Matrix, float]:
     moving = level.pulled(matrix)
     starts = [_starts(side) for side in (level.height, level.width)]
     corners = [(row, col) for row in starts[0] for col in starts[1]]
-    ours = _Edges(*(_cut(layer, corners, 0) for layer in level.fixed))
-    theirs = _Edges(*(_cut(layer, corners, REACH_PX) for layer in moving))
+    ours = Edges(*(_cut(layer, corners, 0) for layer in level.fixed))
+    theirs = Edges(*(_cut(layer, corners, REACH_PX) for layer in moving))
     side = next_fast_len(BLOCK_PX + 2 * REACH_PX)
-    score, area = _scores(_spectra(ours, (side, side)), _spectra(theirs, (side, side)), (side, side))
+    score, area = scores(spectra(ours, (side, side)), spectra(theirs, (side, side)), (side, side))
     count = 2 * REACH_PX + 1
     score = torch.where(area > MIN_OVERLAP * BLOCK_PX**2, score, 0.0)[:, :count, :count]
     offsets, strength = _peaks(score.numpy())
@@ -258,43 +213,6 @@ def farthest(one: Matrix, other: Matrix, size: tuple[float, float]) -> float:
 def rescaled(matrix: Matrix, factor: float) -> Matrix:
     """The same similarity in pixels that are `factor` times smaller."""
     return np.column_stack([matrix[:, :2], matrix[:, 2] * factor])
-
-
-def _spectra(edges: _Edges, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Fourier transforms of (..., h, w) edges, of where they are known, and of their energy."""
-    field, energy = edges.field, edges.field.abs().square()
-    return torch.fft.fft2(field, size), torch.fft.rfft2(edges.known, size), torch.fft.rfft2(energy, size)
-
-
-def _scores(
-    fixed: tuple[Tensor, Tensor, Tensor], moving: tuple[Tensor, Tensor, Tensor], size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Fit at every shift of moving, from spectra, and over how many pixels; shifts as in `fftfreq` of `size`."""
-    (field, known, energy), (their_field, their_known, their_energy) = fixed, moving
-    match = torch.fft.ifft2(field.conj() * their_field).real
-    pairs = ((known, their_known), (energy, their_known), (known, their_energy))
-    area, one, other = (torch.fft.irfft2(a.conj() * b, size) for a, b in pairs)
-    return match / (one.clamp_min(1e-2) * other.clamp_min(1e-2)).sqrt(), area
-
-
-def _edges(image: Tensor, valid: Tensor) -> _Edges:
-    """Edges of (1, C, H, W) where a border around what is invalid is left out, less their mean."""
-    known = -F.max_pool2d(-F.pad(valid, (BORDER_PX,) * 4), 2 * BORDER_PX + 1, 1)
-    gradient = ngf(image)
-    mean = (gradient * known).sum((2, 3), keepdim=True) / known.sum().clamp_min(1)
-    gradient = (gradient - mean) * known
-    return _Edges(torch.complex(gradient[0, 0], gradient[0, 1]), known[0, 0])
-
-
-def _reduced(image: NDArray[np.float32], valid: NDArray[np.bool_], ratio: int) -> tuple[Tensor, Tensor]:
-    """(C, H, W) and (H, W) to (1, C, h, w) and (1, 1, h, w); invalid pixels are 0, which is the image's median."""
-    weight = torch.from_numpy(valid.astype(np.float32))[None, None]
-    values = torch.from_numpy(image)[None] * weight
-    if ratio > 1:
-        share = F.avg_pool2d(weight, ratio)
-        values = F.avg_pool2d(values, ratio) / share.clamp_min(1e-6)
-        weight = (share > 0.99).float()
-    return values, weight
 
 
 def _starts(side: int) -> list[int]:
