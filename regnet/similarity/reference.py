@@ -42,7 +42,7 @@ def looped_jacobians(
 
 
 def reference_jacobians(
-    model: nn.Module, readout: Readout, names: Sequence[str], inputs: Sequence[Tensor]
+    model: nn.Module, readout: Readout, names: Sequence[str], inputs: Sequence[Tensor], differentiable: bool = False
 ) -> dict[str, Tensor]:
     """Jacobians in the named parameters by vmap(jacrev): slow, general, and the reference of the fast route.
 
@@ -51,6 +51,8 @@ def reference_jacobians(
         readout: (model, *inputs) -> (n, d).
         names: parameter names.
         inputs: (n, ...) each.
+        differentiable: keep the graph to all parameters of the model, as a loss made of Jacobians needs it. What the
+            model draws at random is then one draw for all samples.
 
     Returns:
         (n, d, *parameter.shape) by name.
@@ -63,7 +65,8 @@ def reference_jacobians(
         values: Tensor = functional_call(whole, swapped, tuple(x[None] for x in sample))
         return values[0]
 
-    chosen = {name: named[name].detach() for name in names}
+    chosen = {name: named[name] if differentiable else named[name].detach() for name in names}
     one: Callable[..., Any] = jacrev(one_sample)
-    gradients: dict[str, Tensor] = vmap(one, in_dims=(None, *(0 for _ in inputs)))(chosen, *inputs)
-    return {name: gradient.detach() for name, gradient in gradients.items()}
+    random = "same" if differentiable else "error"
+    gradients: dict[str, Tensor] = vmap(one, in_dims=(None, *(0 for _ in inputs)), randomness=random)(chosen, *inputs)
+    return gradients if differentiable else {name: gradient.detach() for name, gradient in gradients.items()}

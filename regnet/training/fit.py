@@ -21,6 +21,7 @@ from regnet.models import ModelOptions, model_for, save_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.tiles.store import TileSource
+from regnet.training.alike import SimilarityTerm
 from regnet.training.curve import draw_curve
 from regnet.training.loss import supervised_loss
 from regnet.training.options import TrainingOptions

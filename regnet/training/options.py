@@ -8,6 +8,19 @@ from regnet.options import option
 
 
 @dataclass(frozen=True)
+class AlikeOptions:
+    """The similarity term: tiles under photometric change, flips and quarter turns are to be alike to the network."""
+
+    weight: float = option(0.0, "weight of the similarity kC of a tile and what is alike; 0: no such term", low=0)
+    pairs: int = option(2, "tiles a step that are paired with what is alike", unit="tiles", low=1)
+    parameters: list[str] = option(
+        ["describe_*.layers.4.*", "trust.gain.*", "decode.0.*", "heads.0.*"],
+        "glob patterns of the parameters to differentiate in: the last layers of either model, since all of them cost "
+        "twice the time",
+    )
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
     """How the network is fitted to the noisy labels."""
 
@@ -29,6 +42,7 @@ class TrainingOptions:
     cross_entropy: float = option(1.0, "weight of the cross-entropy of the offset distribution (matcher)", low=0)
     squared: float = option(1.0, "weight of the squared error", unit="1/px^2", low=0)
     segmentation: float = option(0.0, "weight of the auxiliary segmentation of moving's first band (unet)", low=0)
+    alike: AlikeOptions = option(AlikeOptions(), "similarity term")
     patience: int = option(4, "epochs without a better validation error after which training stops", low=1)
     tolerance: float = option(
         0.03,
