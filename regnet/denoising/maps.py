@@ -78,10 +78,10 @@ def cell_polygons(tiles: gpd.GeoDataFrame, scenes: Mapping[str, Scene], cell_px:
     """Outline the cells that hold tiles (column `cell`), in the CRS of the tiles."""
     parts = []
     for pair, own in tiles.groupby("pair"):
-        transform = scenes[pair].transform * Affine.scale(cell_px)
+        transform = scenes[pair].transform @ Affine.scale(cell_px)
         names = sorted(set(own["cell"]))
         places = [(int(name.rsplit("-", 2)[2]), int(name.rsplit("-", 2)[1])) for name in names]
-        corners = [(*(transform * (col, row)), *(transform * (col + 1, row + 1))) for col, row in places]
+        corners = [(*(transform @ (col, row)), *(transform @ (col + 1, row + 1))) for col, row in places]
         shapes = [box(min(x, u), min(y, v), max(x, u), max(y, v)) for x, y, u, v in corners]
         parts.append(gpd.GeoDataFrame({"cell": names}, geometry=shapes, crs=scenes[pair].crs).to_crs(tiles.crs))
     return gpd.GeoDataFrame(pd.concat(parts, ignore_index=True), geometry="geometry", crs=tiles.crs)
@@ -130,7 +130,7 @@ def write_map(
         "nodata": float("nan"),
         "compress": "deflate",
         "crs": crs,
-        "transform": transform * Affine.scale(cell_px),
+        "transform": transform @ Affine.scale(cell_px),
     }
     with whole_path(path) as partial, rasterio.open(partial, "w", **profile) as target:
         target.write(values)

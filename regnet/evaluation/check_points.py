@@ -102,7 +102,7 @@ def _vertices(lines: Any, scene: Scene) -> pd.DataFrame:
 def _on_grid(places: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
     """Points of one scene as row, column, dx and dy; those beyond it are left out."""
     inverse = ~scene.transform
-    fixed, moving = (np.stack(inverse * tuple(places[:, pair].T), 1) for pair in (slice(0, 2), slice(2, 4)))
+    fixed, moving = (np.stack(inverse @ tuple(places[:, pair].T), 1) for pair in (slice(0, 2), slice(2, 4)))
     pixels = np.floor(fixed[:, ::-1])
     inside = ((pixels >= 0) & (pixels < scene.shape)).all(1)
     return np.asarray(np.concatenate([pixels, moving - fixed], 1)[inside])

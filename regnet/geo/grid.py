@@ -84,7 +84,7 @@ class Grid:
 
     def box_transform(self, box: Box) -> Affine:
         """Transform of a box of this grid."""
-        return self.transform * Affine.translation(box.col, box.row)
+        return self.transform @ Affine.translation(box.col, box.row)
 
     def box_bounds(self, box: Box) -> Bounds:
         """Left, bottom, right, top of a box."""
@@ -109,7 +109,7 @@ class Grid:
         height, width = int(self.height / scale + 1e-6), int(self.width / scale + 1e-6)
         if height < 1 or width < 1:
             raise InputError(f"gsd_m={gsd_m:g} leaves no pixel of fixed, which is {self.width} x {self.height} px")
-        return Grid(self.crs, self.transform * Affine.scale(scale), height, width)
+        return Grid(self.crs, self.transform @ Affine.scale(scale), height, width)
 
     def blocks(self, side_px: int) -> list[Box]:
         """Cut the grid into boxes of at most this side, row by row."""

@@ -230,7 +230,7 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     rasterio.warp.reproject(
         _read_source(dataset, bands, needed),
         result,
-        src_transform=dataset.transform * Affine.translation(needed.col, needed.row),
+        src_transform=dataset.transform @ Affine.translation(needed.col, needed.row),
         src_crs=dataset.crs,
         src_nodata=np.nan,
         dst_transform=grid.box_transform(box),

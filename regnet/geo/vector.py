@@ -158,7 +158,7 @@ def burn(shapes: list[tuple[Any, int]], box: Box, size: tuple[int, int], dtype: 
 
 
 def _sample_transform(box: Box, size: tuple[int, int]) -> Any:
-    return Affine.translation(box.col, box.row) * Affine.scale(box.width / size[1], box.height / size[0])
+    return Affine.translation(box.col, box.row) @ Affine.scale(box.width / size[1], box.height / size[0])
 
 
 def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDataFrame:

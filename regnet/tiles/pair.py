@@ -157,7 +157,7 @@ class PairReader:
         """
         twin = copy(self)
         if self.polygons is None:
-            grid = replace(self.grid, transform=self.grid.transform * pull)
+            grid = replace(self.grid, transform=self.grid.transform @ pull)
             twin._moving = self._stack.enter_context(GridRaster(self.options.moving, grid, self.options.moving_bands))
         else:
             outlines = shapely.transform(self.polygons.outlines, lambda points: apply(~pull, points))

@@ -204,7 +204,7 @@ def _frame(rows: list[dict[str, Any]], boxes: list[Box], scenes: dict[str, Scene
 
 def _footprint(box: Box, transform: Affine) -> shapely.Polygon:
     corners = [(0, 0), (box.width, 0), (box.width, box.height), (0, box.height)]
-    return shapely.Polygon([transform * (box.col + x, box.row + y) for x, y in corners])
+    return shapely.Polygon([transform @ (box.col + x, box.row + y) for x, y in corners])
 
 
 def _manifest(

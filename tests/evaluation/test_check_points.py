@@ -22,7 +22,7 @@ def points(store):
     rows = block.row + 30 + 5 * np.arange(10) + 0.25
     cols = block.col + 40 + 4 * np.arange(10) + 0.5
     transform = store.scene("pair").transform
-    places = [(*(transform * (c, r)), *(transform * (c + 3, r - 1.5))) for r, c in zip(rows, cols, strict=True)]
+    places = [(*(transform @ (c, r)), *(transform @ (c + 3, r - 1.5))) for r, c in zip(rows, cols, strict=True)]
     return pd.DataFrame(places, columns=list(COLUMNS)), np.floor(np.stack([rows, cols], 1))
 
 

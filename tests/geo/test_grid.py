@@ -44,7 +44,7 @@ def test_coarser_grid_keeps_its_corner_and_has_the_distance_asked_for() -> None:
     fine = grid(3857, 9_519_926, 3_202_940, 0.149, (4096, 3072))
     coarse = fine.coarser(0.26)
     assert coarse.gsd_m == pytest.approx(0.26, rel=1e-4)
-    assert coarse.transform * (0, 0) == pytest.approx(fine.transform * (0, 0))
+    assert coarse.transform @ (0, 0) == pytest.approx(fine.transform @ (0, 0))
     assert coarse.bounds[1] >= fine.bounds[1]
     assert coarse.bounds[2] <= fine.bounds[2]
     assert fine.coarser(None) is fine
