@@ -45,19 +45,65 @@ def make_noise(
     seeds = [options.seed, zlib.crc32(pair.encode())]
     generator = np.random.default_rng(seeds)
     sigma = options.sigma_px
+    drawn: Noise | None = None
     if options.kind == "knots":
-        return KnotField.independent(shape, options.spacing_px, sigma, generator)
-    if options.kind == "smooth":
-        return KnotField.smooth(shape, options.smooth_sigma_px, sigma, generator)
-    if options.kind == "tile":
-        return TileNoise(seeds, sigma)
-    if options.kind == "object":
+        drawn = KnotField.independent(shape, options.spacing_px, sigma, generator)
+    elif options.kind == "smooth":
+        drawn = KnotField.smooth(shape, options.smooth_sigma_px, sigma, generator)
+    elif options.kind == "tile":
+        drawn = TileNoise(seeds, sigma)
+    elif options.kind == "object":
         if outlines is None:
             raise ConfigError(f"noise.kind=object needs polygons, and pair {pair} has a raster; choose another kind")
         ground = KnotField.smooth(shape, options.smooth_sigma_px, sigma, generator)
-        return ObjectNoise(outlines, sigma, ground, generator)
-    shift = (options.shift_dx_px, options.shift_dy_px) if options.kind == "systematic" else (0.0, 0.0)
-    return ConstantNoise(*shift)
+        drawn = ObjectNoise(outlines, sigma, ground, generator)
+    shift = ConstantNoise(*systematic_shift(options))
+    return shift if drawn is None else SumOfNoise(drawn, shift)
+
+
+def systematic_shift(options: NoiseOptions) -> tuple[float, float]:
+    """The shift (dx, dy) px that all labels have in common: no averaging removes it."""
+    return (0.0, 0.0) if options.kind == "none" else (options.shift_dx_px, options.shift_dy_px)
+
+
+def noise_covariance(
+    options: NoiseOptions,
+    pair: NDArray[np.str_],
+    row: NDArray[np.integer],
+    col: NDArray[np.integer],
+    on_object: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Covariance of the noise drawn for n labels, in units of `sigma_px` squared: (n, n), the same for dx and dy.
+
+    Labels of one place, such as several augmentations of one tile, have the same noise.
+
+    Args:
+        options: kind and size.
+        pair: (n,) names; noise of different pairs is independent.
+        row: (n,) pixel that the label is read at; the upper left one of the tile will do for kind `tile`.
+        col: (n,) likewise.
+        on_object: (n,) which labels lie on an object (kind `object`); the few that share one are taken for independent.
+    """
+    same_pair = np.equal.outer(pair, pair)
+    alike = same_pair & np.equal.outer(row, row) & np.equal.outer(col, col)
+    if options.kind == "knots":
+        down, across = (_knot_covariance(place, options.spacing_px) for place in (row, col))
+        between: NDArray[np.float64] = down * across * same_pair
+        return between
+    if options.kind in ("smooth", "object"):
+        squared = np.subtract.outer(row, row) ** 2.0 + np.subtract.outer(col, col) ** 2.0
+        # White noise through a Gaussian of s.
+        smooth = np.exp(-squared / (4 * options.smooth_sigma_px**2)) * same_pair
+        apart = np.logical_or.outer(on_object, on_object) & (options.kind == "object")
+        mixed: NDArray[np.float64] = np.where(apart, alike, smooth)
+        return mixed
+    own: NDArray[np.float64] = alike.astype(np.float64)
+    return own
+
+
+def _knot_covariance(place: NDArray[np.integer], spacing_px: float) -> NDArray[np.float64]:
+    weights = knot_weights(place, spacing_px, math.ceil(place.max(initial=0) / spacing_px) + 3)
+    return weights @ weights.T
 
 
 class ConstantNoise:
@@ -81,6 +127,18 @@ class TileNoise:
         """(2, height, width) px."""
         generator = np.random.default_rng([*self._seeds, box.row, box.col])
         return ConstantNoise(*generator.normal(0, self._sigma_px, 2)).read(box)
+
+
+class SumOfNoise:
+    """Two kinds of noise, one on top of the other."""
+
+    def __init__(self, one: Noise, other: Noise) -> None:
+        self._parts = one, other
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """(2, height, width) px."""
+        one, other = (part.read(box) for part in self._parts)
+        return one + other
 
 
 class KnotField:
@@ -123,17 +181,18 @@ class KnotField:
 
     def read(self, box: Box) -> NDArray[np.float32]:
         """(2, height, width) px."""
-        down = self._weights(box.row, box.height, self._knots.shape[1])
-        across = self._weights(box.col, box.width, self._knots.shape[2])
+        down = knot_weights(box.row + np.arange(box.height), self._spacing_px, self._knots.shape[1])
+        across = knot_weights(box.col + np.arange(box.width), self._spacing_px, self._knots.shape[2])
         return np.asarray(down @ self._knots @ across.T, np.float32)
 
-    def _weights(self, start: int, length: int, knots: int) -> NDArray[np.float64]:
-        """(length, knots): how much each knot counts at each pixel of a line."""
-        place = (start + np.arange(length)) / self._spacing_px + 1
-        distance = np.abs(place[:, None] - np.arange(knots))
-        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-        return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+def knot_weights(pixel: NDArray[np.integer], spacing_px: float, knots: int) -> NDArray[np.float64]:
+    """How much each knot of a line counts at each of n pixels, (n, knots)."""
+    place = pixel / spacing_px + 1
+    distance = np.abs(place[:, None] - np.arange(knots))
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
 class ObjectNoise:

@@ -62,14 +62,14 @@ class NoiseOptions:
     kind: str = option(
         "none",
         "smooth: a random field; knots: independent at the knots of a grid, cubic between; tile: one offset a tile; "
-        "object: one offset a vector object, smooth beside; systematic: the same shift everywhere",
+        "object: one offset a vector object, smooth beside; systematic: the shift below and nothing else",
         choices=NOISE_KINDS,
     )
     sigma_px: float = option(2.0, "standard deviation of each component", unit="px", low=0)
     spacing_px: int = option(24, "distance of the knots (kind knots)", unit="px", low=2)
     smooth_sigma_px: float = option(80.0, "Gaussian that smooths the field (kinds smooth, object)", unit="px", low=4)
-    shift_dx_px: float = option(0.0, "shift to the right (kind systematic)", unit="px")
-    shift_dy_px: float = option(0.0, "shift down (kind systematic)", unit="px")
+    shift_dx_px: float = option(0.0, "shift of all labels to the right, beside the noise (not kind none)", unit="px")
+    shift_dy_px: float = option(0.0, "shift of all labels down, beside the noise (not kind none)", unit="px")
     seed: int = option(0, "seed of the noise alone: another seed is another draw on the same tiles", low=0)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from regnet.errors import ConfigError
 from regnet.geo.grid import Box
-from regnet.tiles.labels import KnotField, make_noise
+from regnet.tiles.labels import KnotField, make_noise, noise_covariance, systematic_shift
 from regnet.tiles.options import NOISE_KINDS, NoiseOptions
 
 SHAPE = (600, 800)
@@ -100,3 +100,34 @@ def test_every_object_has_an_offset_of_its_own_and_the_ground_none_of_theirs() -
 def test_objects_need_polygons() -> None:
     with pytest.raises(ConfigError, match=r"noise\.kind=object needs polygons, and pair a has a raster"):
         make_noise(NoiseOptions(kind="object"), "a", SHAPE)
+
+
+def test_a_shift_comes_on_top_of_any_noise_but_none() -> None:
+    box, shift = Box(90, 90, 64, 64), {"shift_dx_px": 2.0, "shift_dy_px": -1.0}
+    for kind in NOISE_KINDS:
+        added = draw(kind, box, **shift) - draw(kind, box)
+        expected = (0.0, 0.0) if kind == "none" else (2.0, -1.0)
+        assert systematic_shift(NoiseOptions(kind=kind, **shift)) == expected  # type: ignore[arg-type]
+        np.testing.assert_allclose(added, np.broadcast_to(np.array(expected)[:, None, None], added.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tile", "knots", "smooth", "object"])
+def test_the_covariance_is_that_of_many_draws(kind: str) -> None:
+    options = {"kind": kind, "sigma_px": 2.0, "spacing_px": 24, "smooth_sigma_px": 30.0}
+    places = np.array([(50, 50), (50, 50), (58, 53), (120, 150), (129, 150), (140, 170), (50, 130)])
+    pairs = np.array(["a"] * 6 + ["b"])
+    on_object = np.array([True, True, True, False, False, False, False])
+    house = np.array([shapely.box(40, 40, 70, 70)]) if kind == "object" else None
+    labels = []
+    for seed in range(200):
+        noise = {
+            pair: make_noise(NoiseOptions(**options, seed=seed), pair, (160, 200), house)  # type: ignore[arg-type]
+            for pair in "ab"
+        }
+        labels.append([noise[pair].read(Box(*place, 1, 1))[:, 0, 0] for pair, place in zip(pairs, places, strict=True)])
+    found = np.einsum("sid,sjd->ij", labels, labels) / (2 * len(labels)) / 2.0**2
+    expected = noise_covariance(NoiseOptions(**options), pairs, *places.T, on_object)  # type: ignore[arg-type]
+    if kind == "object":  # two labels on one object share its offset, which is not known of them
+        found[2, :2] = found[:2, 2] = 0
+    np.testing.assert_allclose(found, expected, atol=5 / np.sqrt(2 * len(labels)))
+    assert np.linalg.eigvalsh(expected).min() > -1e-9
