@@ -24,7 +24,7 @@ from regnet.report import draw, maps, network, noise
 from regnet.report.folder import AbsentError, RunFolder
 from regnet.report.options import ReportOptions
 from regnet.report.summary import collect_summary
-from regnet.report.tables import Table, accuracy_tables
+from regnet.report.tables import Table, accuracy_tables, round_tables
 
 STAGES = ("prepare", "train", "similarity", "denoise", "evaluate")
 SOFTWARE = ("regnet", "torch", "numpy", "rasterio", "geopandas", "zarr", "scikit-image", "opencv-python-headless")
@@ -197,6 +197,7 @@ def _fill(sections: list[Section], run: RunFolder) -> None:
     accuracy.tables = accuracy_tables(summary)
     if not accuracy.tables:
         accuracy.note = "The stage evaluate has not run in this folder, or was not finished."
+    by_title["Training"].tables = round_tables(summary)
     for title, stage in (
         ("Training", "train"),
         ("What the network takes for the same", "similarity"),

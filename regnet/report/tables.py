@@ -17,6 +17,20 @@ HEADS = {
 }
 
 
+ROUND_HEADS = {
+    "round": "round",
+    "labels_epe_mean_px": "labels, mean px",
+    "labels_systematic_px": "of it systematic, px",
+    "corrected_epe_mean_px": "corrected labels, mean px",
+    "corrected_systematic_px": "of it systematic, px",
+    "trusted_share": "tiles corrected",
+    "moved_px": "labels moved by, px",
+    "model_epe_mean_px": "model on held-out ground, mean px",
+    "model_epe_median_px": "median, px",
+    "model_systematic_px": "systematic, px",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled table of text cells; `best` marks the rows to set off."""
@@ -41,6 +55,16 @@ def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
             best = [mean is not None and mean == least for mean in means]
             tables.append(Table(f"{part} part, {family} displacements", ["method", *HEADS.values()], rows, best))
     return tables
+
+
+def round_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Errors of labels and model against the truth, round by round, if the training had rounds."""
+    rounds = summary.get("train", {}).get("rounds", [])
+    if not rounds:
+        return []
+    rows = [[_cell(row.get(key)) for key in ROUND_HEADS] for row in rounds]
+    title = "Rounds: errors against the truth, which training never sees; systematic is the mean vector's length"
+    return [Table(title, list(ROUND_HEADS.values()), rows, [False] * len(rows))]
 
 
 def accuracy_text(summary: Mapping[str, Any]) -> str:

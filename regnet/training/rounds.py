@@ -7,37 +7,41 @@ than they are, since it averaged their noise away, so that it can correct them, 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import zarr
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from regnet.displacement import warp, warp_valid
 from regnet.files import digest, is_stamped, read_json, remove, whole_path, write_json, write_stamp
-from regnet.metrics import epe, summarise
+from regnet.metrics import epe
 from regnet.models import ModelOptions, load_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
-from regnet.tiles.store import Tile, TileStore
+from regnet.tiles.patch import Patch
+from regnet.tiles.store import TileStore
 from regnet.training.fit import CHECKPOINTS, CURVE, LOG, MODEL, SUMMARY, Fit, train
+from regnet.training.held_out import Vectors, error_summary, held_out_errors
 from regnet.training.options import TrainingOptions
 
-CORRECTED, CORRECTION = "corrected.zarr", "correction.json"
+CORRECTED, CORRECTION, ROUNDS = "corrected.zarr", "correction.json", "rounds.csv"
 SHIFTS = 4  # known shifts under which a prediction has to stay the same
+MOST_PIXELS = 4_000_000  # whose errors are held for their median; of more, a share
 
 
 def train_rounds(store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
     """Train `options.rounds` times, each on the labels that the one before corrected; a single round is `train`.
 
     Each of several rounds fills `round_<k>/` as `train` does, beside the labels that it corrected (`corrected.zarr`)
-    and their errors (`correction.json`). What the last one made is copied to `folder`. A killed run goes on in its
-    round. Rounds end early once the labels move by less than `options.settled_px` on average.
+    and the errors of labels and model (`correction.json`); `rounds.csv` has them round by round. What the last one made
+    is copied to `folder`. A killed run goes on in its round. Rounds end early once the labels move by less than
+    `options.settled_px` on average.
 
     Raises:
         InputError: as `train` does.
@@ -47,13 +51,16 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
         train(store, model_options, options, folder)
         return
     rows: list[dict[str, Any]] = []
-    settings = {"settings": digest([asdict(model_options), asdict(options), store.manifest])}
+    # How many rounds there are to be changes none of them: more can be added.
+    same = asdict(replace(options, rounds=1, settled_px=0.0))
+    settings = {"settings": digest([asdict(model_options), same, store.manifest])}
     for number in range(1, options.rounds + 1):
         place = folder / f"round_{number}"
         if not is_stamped(place, {**settings, "round": number}):
             Fit(store, model_options, options, place).run()
-            correction = correct(store, load_checkpoint(place / MODEL), options, place / CORRECTED)
-            write_json(place / CORRECTION, correction)
+            model = load_checkpoint(place / MODEL)
+            found = error_summary(held_out_errors(store, model, options), "model")
+            write_json(place / CORRECTION, {**correct(store, model, options, place / CORRECTED), **found})
             write_stamp(place, {**settings, "round": number})
         rows.append({"round": number, **read_json(place / SUMMARY), **read_json(place / CORRECTION)})
         store = store.with_labels(place / CORRECTED)
@@ -62,6 +69,8 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
     _forget(folder, len(rows) + 1)
     for name in (MODEL, LOG, CURVE, CHECKPOINTS):
         _copy(folder / f"round_{len(rows)}" / name, folder / name)
+    with whole_path(folder / ROUNDS) as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False)
     write_json(folder / SUMMARY, {**read_json(folder / f"round_{len(rows)}" / SUMMARY), "rounds": rows})
 
 
@@ -76,13 +85,15 @@ def correct(store: TileStore, model: Matcher | UNet, options: TrainingOptions, p
         path: Zarr array that the labels of all tiles go to; tiles that are not trusted or not trained on keep theirs.
 
     Returns:
-        moved_px (mean length of the change, over the pixels of the training tiles), trusted_share, and mean and median
-        error of the labels before (`labels_`) and after (`corrected_`), over pixels with structure and known truth.
+        moved_px (mean length of the change, over the pixels of the training tiles), trusted_share, and the
+        `error_summary` of the labels before (`labels`) and after (`corrected`), over pixels with structure and known
+        truth.
     """
     generator = np.random.default_rng((options.seed, 1_000_004))
-    errors: dict[str, list[NDArray[np.floating]]] = {"labels": [], "corrected": []}
+    errors: dict[str, list[Vectors]] = {"labels": [], "corrected": []}
     trusted, moved = 0, 0.0
     learned_from = set(store.tiles("train").tolist())
+    every = -(-len(learned_from) * store.tile_px**2 // MOST_PIXELS)
     with whole_path(path) as partial:
         shape = (len(store), 2, store.tile_px, store.tile_px)
         labels = zarr.create_array(partial, shape=shape, chunks=(1, *shape[1:]), dtype=np.float32)
@@ -100,16 +111,15 @@ def correct(store: TileStore, model: Matcher | UNet, options: TrainingOptions, p
                 trusted += 1
             moved += float(epe(corrected, tile.label_offset).mean())
             if tile.true_offset is not None:
-                errors["labels"].append(epe(tile.label_offset, tile.true_offset)[tile.structure])
-                errors["corrected"].append(epe(corrected, tile.true_offset)[tile.structure])
+                for name, label in (("labels", tile.label_offset), ("corrected", corrected)):
+                    errors[name].append((label - tile.true_offset)[:, tile.structure].T[::every])
     found = {"moved_px": moved / len(learned_from), "trusted_share": trusted / len(learned_from)}
     for name, parts in errors.items():
-        summary = summarise(np.concatenate(parts) if parts else np.empty(0))
-        found |= {f"{name}_{key}": summary[key] for key in ("epe_mean_px", "epe_median_px")}
+        found |= error_summary(np.concatenate([np.empty((0, 2)), *parts]), name)
     return found
 
 
-def under_shifts(tile: Tile, model: Matcher | UNet, shifts: Tensor) -> Tensor:
+def under_shifts(tile: Patch, model: Matcher | UNet, shifts: Tensor) -> Tensor:
     """Predictions of one tile with its moving image shifted by (k, 2) px, less the shifts: (k, 2, S, S) px."""
     size = (len(shifts), *tile.fixed.shape[-2:])
     drawn = shifts[:, :, None, None].expand(-1, -1, *size[1:])

@@ -133,12 +133,15 @@ class Turn:
 
     def image(self, image: Tensor) -> Tensor:
         """Turn (..., S, S)."""
-        return (image.flip(-1) if self.mirror else image).rot90(self.quarters, (-2, -1))
+        turned: Tensor = (image.flip(-1) if self.mirror else image).rot90(self.quarters, (-2, -1))
+        return turned
 
     def matrix(self) -> Tensor:
         """What it does to a displacement's (dx, dy): (2, 2)."""
         mirrored = torch.diag(torch.tensor([-1.0 if self.mirror else 1.0, 1.0]))
-        return torch.linalg.matrix_power(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), self.quarters) @ mirrored
+        quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        turn: Tensor = torch.linalg.matrix_power(quarter, self.quarters)
+        return turn @ mirrored
 
 
 def recolour(image: Tensor, spread: float, generator: np.random.Generator) -> Tensor:

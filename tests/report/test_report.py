@@ -14,7 +14,7 @@ from regnet.errors import StoreError
 from regnet.files import read_json
 from regnet.report.build import build_report
 from regnet.report.draw import display, edges, outlines
-from regnet.report.tables import accuracy_tables, accuracy_text
+from regnet.report.tables import accuracy_tables, accuracy_text, round_tables
 
 MiniRun = tuple[Path, "subprocess.CompletedProcess[str]"]
 SECTIONS = (
@@ -128,3 +128,11 @@ def test_outlines_are_orange_on_grey() -> None:
     shown = outlines(np.full((4, 4, 3), 0.5, np.float32), edge)
     assert shown[1, 0, 0] > shown[1, 0, 2] + 0.5
     assert np.ptp(shown[0, 0]) == 0
+
+
+def test_rounds_are_a_table() -> None:
+    rounds = [{"round": 1, "labels_epe_mean_px": 5.0, "model_systematic_px": 0.25}, {"round": 2}]
+    (table,) = round_tables({"train": {"rounds": rounds}})
+    assert (table.head[0], table.rows[0][:2], table.rows[0][-1]) == ("round", ["1", "5.000"], "0.250")
+    assert table.rows[1] == ["2", *["–"] * (len(table.head) - 1)]
+    assert round_tables({"train": {"epochs": 3}}) == []

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import zarr
@@ -74,12 +75,17 @@ def test_every_round_is_kept_and_a_second_run_repeats_none(store, tmp_path, monk
     assert [row["round"] for row in summary["rounds"]] == [1, 2]
     assert summary["rounds"][1]["labels_epe_mean_px"] == pytest.approx(summary["rounds"][0]["corrected_epe_mean_px"])
     assert summary["rounds"][1]["moved_px"] < summary["rounds"][0]["moved_px"]
+    table = pd.read_csv(tmp_path / "rounds.csv")
+    assert table.to_dict("records") == [pytest.approx(row) for row in summary["rounds"]]
     last, copied = (load_checkpoint(path / "model.safetensors") for path in (tmp_path / "round_2", tmp_path))
     assert all(torch.equal(one, two) for one, two in zip(last.parameters(), copied.parameters(), strict=True))
     assert (tmp_path / "checkpoints" / "trail.json").is_file()
+    assert 0 < summary["rounds"][1]["model_epe_median_px"] < summary["rounds"][1]["model_epe_mean_px"]
     monkeypatch.setattr(rounds, "Fit", None)
     train_rounds(store, SMALL, options, tmp_path)
     assert read_json(tmp_path / "summary.json") == summary
+    train_rounds(store, SMALL, replace(options, rounds=1 + 4, settled_px=1e3), tmp_path)
+    assert read_json(tmp_path / "summary.json")["rounds"] == summary["rounds"][:1]
 
 
 def test_rounds_end_when_the_labels_no_longer_move(store, tmp_path):
