@@ -19,9 +19,9 @@ import yaml
 
 from regnet.config import RunConfig
 from regnet.denoising.stage import denoise_stage
-from regnet.denoising.study import run_denoising_validation
 from regnet.errors import StoreError
 from regnet.evaluation.stage import evaluate_stage
+from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import STAMP, file_digest, is_stamped, read_json, write_json, write_stamp, write_text
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
@@ -81,7 +81,9 @@ def _denoise(config: RunConfig, run: Path) -> None:
 
 
 def _evaluate(config: RunConfig, run: Path) -> None:
-    evaluate_stage(TileStore.open(run / "prepare"), _model(run), config.evaluate, run / "evaluate", config.seed)
+    compared = run / "similarity" if _digest(run, "similarity") else None
+    store = TileStore.open(run / "prepare")
+    evaluate_stage(store, _model(run), config.evaluate, run / "evaluate", config.seed, compared)
 
 
 def _report(config: RunConfig, run: Path) -> None:
@@ -93,8 +95,8 @@ def _paper_toy(config: RunConfig, run: Path) -> None:
 
 
 def _denoising_validation(config: RunConfig, run: Path) -> None:
-    store = TileStore.open(run / "prepare")
-    run_denoising_validation(store, config.model, config.denoising_validation, run / "denoising_validation")
+    store, folder = TileStore.open(run / "prepare"), run / "denoising_validation"
+    run_denoising_validation(store, config.model, config.denoising_validation, config.evaluate.neighbours, folder)
 
 
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -102,7 +104,8 @@ def _train_settings(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:
-    return {"model": asdict(config.model), **asdict(config.denoising_validation)}
+    neighbours = asdict(config.evaluate.neighbours)
+    return {"model": asdict(config.model), **asdict(config.denoising_validation), "neighbours": neighbours}
 
 
 def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -133,7 +136,7 @@ STAGES = {
             lambda config: asdict(config.denoise),
             _denoise,
         ),
-        Stage("evaluate", "evaluate", ("prepare", "train"), (), _evaluate_settings, _evaluate),
+        Stage("evaluate", "evaluate", ("prepare", "train"), ("similarity",), _evaluate_settings, _evaluate),
         Stage(
             "report",
             "figures",

@@ -6,7 +6,8 @@ them as it does kC.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,38 +26,61 @@ Vectors = Callable[[slice], Array]
 Reader = Callable[[slice], tuple[Tensor, Tensor]]
 
 SIDES = ("fixed", "moving")
+_BATCH = 16  # tiles that a model sees at once
 
 
-def tile_distances(
-    read: Reader, n: int, network: NetworkOptions, model: nn.Module | None = None, memory_mb: float = 1024
-) -> dict[str, NDArray[np.float64]]:
-    """Distances between tiles by everything but gradients.
+class TileDistances(NamedTuple):
+    """Distances between n tiles by one of the other eyes.
+
+    Attributes:
+        kind: perceptual, pixels or features.
+        name: of the network or kind, and of the images: fixed, moving or both (their sum).
+        squared: (n, n) squared distances.
+    """
+
+    kind: str
+    name: str
+    squared: NDArray[np.float64]
+
+
+def perceptual_distances(
+    read: Reader, n: int, network: NetworkOptions, memory_mb: float = 1024
+) -> Iterator[TileDistances]:
+    """Perceptual distances between tiles: on fixed, on moving, and on both.
 
     Args:
         read: gives fixed (b, Cf, S, S) and moving (b, Cm, S, S) of the tiles of a slice; may be asked more than once.
         n: number of tiles.
         network: ImageNet network.
-        model: a trained model, for its own features; left out if None.
         memory_mb: that the vectors of two batches of tiles may take.
-
-    Returns:
-        (n, n) squared distances by name: `perceptual` and `pixels` on `fixed`, on `moving` and on `both` (their
-        sum), as `perceptual fixed`; and `features both`, if there is a model.
 
     Raises:
         InputError: the ImageNet weights are missing.
     """
     loaded = load_network(network)
-    found: dict[str, NDArray[np.float64]] = {}
-    for side, name in enumerate(SIDES):
-        stretch = _stretch(read, side, n)
-        found[f"perceptual {name}"] = squared_distances(_perceptual(read, side, loaded, stretch), n, memory_mb)
-        found[f"pixels {name}"] = squared_distances(_pixels(read, side), n, memory_mb)
-    for kind in ("perceptual", "pixels"):
-        found[f"{kind} both"] = found[f"{kind} fixed"] + found[f"{kind} moving"]
-    if model is not None:
-        found["features both"] = squared_distances(lambda part: penultimate(model, *read(part)).numpy(), n, memory_mb)
-    return found
+    vectors = [_perceptual(read, side, loaded, _stretch(read, side, n)) for side in range(len(SIDES))]
+    yield from _by_side("perceptual", network.name, vectors, n, memory_mb)
+
+
+def pixel_distances(read: Reader, n: int, memory_mb: float = 1024) -> Iterator[TileDistances]:
+    """Mean squared differences of pixels: on fixed, on moving, and on both; arguments as `perceptual_distances`."""
+    yield from _by_side("pixels", "pixels", [_pixels(read, side) for side in range(len(SIDES))], n, memory_mb)
+
+
+def feature_distances(read: Reader, n: int, model: nn.Module, memory_mb: float = 1024) -> TileDistances:
+    """Distances of a trained model's own features; arguments as `perceptual_distances`."""
+    parts = [slice(start, min(start + _BATCH, n)) for start in range(0, n, _BATCH)]
+    rows = np.concatenate([penultimate(model, *read(part)).numpy() for part in parts])
+    return TileDistances("features", "features both", squared_distances(lambda part: rows[part], n, memory_mb))
+
+
+def _by_side(kind: str, name: str, vectors: list[Vectors], n: int, memory_mb: float) -> Iterator[TileDistances]:
+    both = np.zeros((n, n))
+    for side, of_side in zip(SIDES, vectors, strict=True):
+        squared = squared_distances(of_side, n, memory_mb)
+        both += squared
+        yield TileDistances(kind, f"{name} {side}", squared)
+    yield TileDistances(kind, f"{name} both", both)
 
 
 def squared_distances(vectors: Vectors, n: int, memory_mb: float) -> NDArray[np.float64]:

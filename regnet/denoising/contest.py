@@ -8,8 +8,9 @@ is right about the noise can still average labels that differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from regnet.denoising.operators import Array
 from regnet.denoising.validation import correlation, moved_by_noise
 
 COUNTS = (5, 10)
+OWN_LABEL = "own label alone"
+POWERS = (0.25, 1.0, 4.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,21 @@ class Contestant:
 
     Attributes:
         name: of the similarity and of what was made of it.
+        similarity: whose weights they are.
         kind: of the similarity: gradient, perceptual, pixels, features; or control.
         own: whether a tile's own label counts.
         weights: (n, d, n, d); row i says how prediction i is made of the labels.
     """
 
     name: str
+    similarity: str
     kind: str
     own: bool
     weights: Array
+
+    def described(self) -> dict[str, Any]:
+        """All but the weights."""
+        return {"name": self.name, "similarity": self.similarity, "kind": self.kind, "own": self.own}
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,9 @@ class Contest:
     """Scores of the contestants.
 
     Attributes:
-        table: a row a contestant: name, kind, own, noise_transfer, noise_transfer_tile_median (of the tiles' own
-            scores), noise_transfer_region_mean, outputs_apart_px (mean distance between the outputs of a tile and of
-            those it is averaged with) and averaged_label_error_px (NaN where the truth is not known).
+        table: a row a contestant: name, similarity, kind, own, noise_transfer, noise_transfer_tile_median (of the
+            tiles' own scores), noise_transfer_region_mean, outputs_apart_px (mean distance between the outputs of a
+            tile and of those it is averaged with) and averaged_label_error_px (NaN where the truth is not known).
         tiles: (n, contestants) noise transfer over replicas and outputs of every tile.
         regions: (regions, contestants) noise transfer over the tiles of a region; regions by name.
         outputs_apart_px: mean distance between the outputs of any two tiles, to compare with.
@@ -82,21 +91,20 @@ class Contest:
 
 def own_label(n: int, outputs: int = 2) -> Contestant:
     """A tile's own label alone: what weights with own label have to beat before they say anything of neighbours."""
-    return Contestant("own label alone", "control", True, _spread(np.eye(n), outputs))
+    return Contestant(OWN_LABEL, OWN_LABEL, "control", True, _spread(np.eye(n), outputs))
 
 
-def by_map(name: str, kind: str, apply: Callable[[Array], Array], n: int, outputs: int = 2) -> list[Contestant]:
-    """The weights of a linear map of labels (n, d), a smoother for instance, with and without the tile's own label."""
-    basis = np.eye(n * outputs).reshape(n * outputs, n, outputs)
-    weights = np.stack([apply(column).ravel() for column in basis], axis=1).reshape(n, outputs, n, outputs)
-    return _both_ways(name, kind, weights, _without_own(weights))
+def by_weights(name: str, kind: str, weights: Array) -> list[Contestant]:
+    """A linear map of labels, (n, d, n, d), a smoother for instance, with and without the tile's own label."""
+    return _both_ways(name, name, kind, weights, _without_own(weights))
 
 
-def by_kernel(name: str, kind: str, similarities: Array, outputs: int = 2) -> list[Contestant]:
-    """Labels averaged by similarity, (n, n), negative ones counting for nothing; with and without the tile's own."""
-    positive = np.maximum(similarities, 0)
+def by_kernel(name: str, kind: str, similarities: Array, power: float = 1, outputs: int = 2) -> list[Contestant]:
+    """Labels averaged by a power of the similarity, (n, n), negative ones counting for nothing."""
+    positive = np.maximum(similarities, 0) ** power
     others = positive * ~np.eye(len(positive), dtype=bool)
-    return _both_ways(name, kind, _spread(_rows_to_one(positive), outputs), _spread(_rows_to_one(others), outputs))
+    weights = [_spread(_rows_to_one(values), outputs) for values in (positive, others)]
+    return _both_ways(f"{name}, power {power:g}", name, kind, *weights)
 
 
 def by_nearest(name: str, kind: str, similarities: Array, k: int, outputs: int = 2) -> list[Contestant]:
@@ -109,32 +117,26 @@ def by_nearest(name: str, kind: str, similarities: Array, k: int, outputs: int =
         weights = np.zeros_like(own)
         np.put_along_axis(weights, chosen, 1 / chosen.shape[1], axis=1)
         lists.append(_spread(weights, outputs))
-    return _both_ways(f"{name}, {k} nearest", kind, *lists)
+    return _both_ways(f"{name}, {k} nearest", name, kind, *lists)
 
 
-def contestants_by(
-    name: str, kind: str, similarities: Array, sharpness: Mapping[str, float], outputs: int = 2
-) -> list[Contestant]:
+def contestants_by(name: str, kind: str, similarities: Array, outputs: int = 2) -> Iterator[Contestant]:
     """All that is made of one similarity: kernel weights at several sharpnesses, and lists of nearest tiles.
 
     Args:
         name: of the similarity.
         kind: of the similarity.
-        similarities: (n, n), at most 1.
-        sharpness: exponents of the (positive) similarities, by what they are called.
+        similarities: (n, n), at most 1; `POWERS` of the positive ones are tried, which for a Gaussian are widths.
         outputs: d.
     """
-    positive = np.maximum(similarities, 0)
-    found = []
-    for label, power in sharpness.items():
-        found += by_kernel(f"{name}, {label}", kind, positive**power, outputs)
+    for power in POWERS:
+        yield from by_kernel(name, kind, similarities, power, outputs)
     for k in COUNTS:
-        found += by_nearest(name, kind, similarities, k, outputs)
-    return found
+        yield from by_nearest(name, kind, similarities, k, outputs)
 
 
 def hold_contest(
-    contestants: Sequence[Contestant],
+    contestants: Iterable[Contestant],
     predictions: Array,
     noise: Array,
     regions: Sequence[str],
@@ -143,39 +145,65 @@ def hold_contest(
     """Score contestants on replicas.
 
     Args:
-        contestants: with different names.
+        contestants: with different names; looked at one by one.
         predictions: (R, n, d) px of R replicas.
         noise: (R, n, d) px on their labels.
-        regions: (n,) name of every tile's region.
+        regions: (n,) name of every tile's region; empty: in none.
         truth: (n, d) px the labels without noise, if known.
     """
     names = np.asarray(regions)
+    inside = {str(name): names == name for name in np.unique(names[names != ""])}
     moved, cause = moved_by_noise(predictions), moved_by_noise(noise)
-    apart = np.linalg.norm((outputs := predictions.mean(0))[:, None] - outputs, axis=2)
+    apart = outputs_apart(predictions.mean(0))
+    labels = None if truth is None else truth + noise
     rows, tiles, by_region = [], {}, {}
     for one in contestants:
         explained = _apply(one.weights, cause)
         tiles[one.name] = [correlation(explained[:, i], moved[:, i]) for i in range(moved.shape[1])]
         by_region[one.name] = {
-            str(name): correlation(explained[:, names == name], moved[:, names == name]) for name in np.unique(names)
+            name: correlation(explained[:, chosen], moved[:, chosen]) for name, chosen in inside.items()
         }
-        error = float("nan")
-        if truth is not None:
-            error = float(np.linalg.norm(_apply(one.weights, truth + noise) - truth, axis=2).mean())
         rows.append(
             {
-                "name": one.name,
-                "kind": one.kind,
-                "own": one.own,
+                **one.described(),
                 "noise_transfer": correlation(explained, moved),
                 "noise_transfer_tile_median": float(np.nanmedian(tiles[one.name])),
                 "noise_transfer_region_mean": float(np.nanmean(list(by_region[one.name].values()))),
-                "outputs_apart_px": _apart_of_neighbours(one.weights, apart),
-                "averaged_label_error_px": error,
+                **tell_neighbours(one, apart, labels, truth),
             }
         )
+    return Contest(pd.DataFrame(rows), pd.DataFrame(tiles), pd.DataFrame(by_region), mean_apart(apart))
+
+
+def tell_neighbours(one: Contestant, apart: Array, labels: Array | None, truth: Array | None) -> dict[str, Any]:
+    """What can be said of a tile's neighbours without replicas.
+
+    Args:
+        one: the weights.
+        apart: (n, n) px, as `outputs_apart` gives it.
+        labels: (R, n, d) px of R trainings.
+        truth: (n, d) px the labels without noise; None: not known.
+
+    Returns:
+        `outputs_apart_px`, the mean distance of a tile's output to those of the tiles that it is averaged with, and
+        `averaged_label_error_px`, the mean error of the averaged labels (NaN without labels or truth).
+    """
+    error = float("nan")
+    if labels is not None and truth is not None:
+        error = float(np.linalg.norm(_apply(one.weights, labels) - truth, axis=2).mean())
+    return {"outputs_apart_px": _apart_of_neighbours(one.weights, apart), "averaged_label_error_px": error}
+
+
+def outputs_apart(outputs: Array) -> Array:
+    """Distances (n, n) px between the outputs (n, d) of tiles."""
+    distances: Array = np.linalg.norm(outputs[:, None] - outputs, axis=2)
+    return distances
+
+
+def mean_apart(apart: Array) -> float:
+    """Mean of the distances (n, n) between two different tiles; NaN for a single one."""
     others = apart[~np.eye(len(apart), dtype=bool)]
-    return Contest(pd.DataFrame(rows), pd.DataFrame(tiles), pd.DataFrame(by_region), float(others.mean()))
+    return float(others.mean()) if others.size else float("nan")
 
 
 def _apply(weights: Array, values: Array) -> Array:
@@ -212,8 +240,8 @@ def _without_own(weights: Array) -> Array:
     return rest
 
 
-def _both_ways(name: str, kind: str, with_own: Array, without: Array) -> list[Contestant]:
+def _both_ways(name: str, similarity: str, kind: str, with_own: Array, without: Array) -> list[Contestant]:
     return [
-        Contestant(f"{name}, with own", kind, True, with_own),
-        Contestant(f"{name}, without own", kind, False, without),
+        Contestant(f"{name}, with own", similarity, kind, True, with_own),
+        Contestant(f"{name}, without own", similarity, kind, False, without),
     ]

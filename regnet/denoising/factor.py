@@ -44,6 +44,12 @@ def kernel_mean(kernel: Operator, values: Array) -> Array:
     return mean
 
 
+def mean_weights(kernel: Operator) -> Array:
+    """A whole, (n, d, n, d); NaN in the rows of tiles whose mean does not exist."""
+    weights: Array = np.einsum("iab,ibjc->iajc", inverse_row_sums(kernel), kernel.blocks(), optimize=True)
+    return weights
+
+
 def denoising_factor(kernel: Operator, correlation: Array | None = None) -> Array:
     """Share of the label noise (standard deviation) left in the kernel mean of every tile, (n,).
 

@@ -10,9 +10,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from regnet.errors import StoreError
+from regnet.similarity.kernel import correlation_matrices, inverse_roots, scalar
 from regnet.similarity.result import StoredKernel
 
 Array = NDArray[Any]  # float64 throughout
@@ -29,6 +31,9 @@ class Operator(Protocol):
 
     def squared(self, correlation: Array | None = None) -> Array:
         """Sum_jk K_ij r_jk K_ik^T, (n, d, d), with r the (n, n) correlation of the noise, the identity if None."""
+
+    def blocks(self) -> Array:
+        """K whole, (n, d, n, d)."""
 
     @property
     def spectrum(self) -> tuple[Array, Array]:
@@ -52,10 +57,14 @@ class DenseKernel:
 
     def squared(self, correlation: Array | None = None) -> Array:
         """Multiply K C K^T and keep the diagonal blocks."""
-        rows = self.matrix.reshape(self.n, self.d, self.n, self.d)
+        rows = self.blocks()
         mixed = rows if correlation is None else np.einsum("iajb,jk->iakb", rows, correlation, optimize=True)
         result: Array = np.einsum("iajb,icjb->iac", mixed, rows, optimize=True)
         return result
+
+    def blocks(self) -> Array:
+        """As they are held."""
+        return self.matrix.reshape(self.n, self.d, self.n, self.d)
 
     @cached_property
     def spectrum(self) -> tuple[Array, Array]:
@@ -90,11 +99,26 @@ class FeatureKernel:
         result: Array = self.features @ inner @ self.features.transpose(0, 2, 1)
         return result
 
+    def blocks(self) -> Array:
+        """Multiply the features."""
+        flat = self.features.reshape(self.n * self.d, -1)
+        result: Array = (flat @ flat.T).reshape(self.n, self.d, self.n, self.d)
+        return result
+
     @cached_property
     def spectrum(self) -> tuple[Array, Array]:
         """Thin singular value decomposition of the features."""
         vectors, singular, _ = np.linalg.svd(self.features.reshape(self.n * self.d, -1), full_matrices=False)
         return singular**2, vectors
+
+
+def similarities(kernel: Operator) -> Array:
+    """The scalar similarity kC between all tiles, (n, n), in -1..1; 0 for tiles with zero gradient."""
+    blocks = torch.from_numpy(kernel.blocks())
+    places = torch.arange(kernel.n)
+    roots = inverse_roots(blocks[places, :, places]).roots
+    result: Array = scalar(correlation_matrices(blocks, roots, roots)).numpy()
+    return result
 
 
 def operator_of(kernel: StoredKernel) -> Operator:

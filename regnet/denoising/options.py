@@ -44,6 +44,9 @@ class DenoisingValidationOptions:
     """Is the predicted denoising true? Replicas of one small training on independent draws of label noise."""
 
     replicas: int = option(16, "trainings from one start, in one order, on independent label noise", low=2)
+    retrainings: int = option(
+        4, "trainings on labels drawn anew around the first one's predictions, which set its factor right", low=1
+    )
     tiles: int = option(600, "most training tiles", unit="tiles", low=8)
     noise_sigma_px: float = option(1.0, "label noise a component, one draw a tile", unit="px", low=1e-3)
     shift_px: float = option(3.0, "greatest shift of a tile a component; each tile keeps its own", unit="px", low=0)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from regnet.denoising.calibration import Retrainings
 from regnet.denoising.operators import Array
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.displacement import warp
@@ -31,7 +32,7 @@ from regnet.tiles.store import TileStore
 from regnet.training.trail import START, Trail
 
 SETTINGS, TRAIL = "settings.json", "trail"
-_NOT_OF_REPLICAS = ("replicas", "region_px", "region_tiles", "blunder_share", "blunder_px")
+_NOT_OF_REPLICAS = ("replicas", "retrainings", "region_px", "region_tiles", "blunder_share", "blunder_px")
 _CHUNK = 50  # tiles a batch where nothing is trained
 
 
@@ -111,15 +112,53 @@ def train_replicas(
     noise = label_noise(len(tiles.rows), options)
     predictions = []
     for replica in tqdm(range(options.replicas), desc="replicas"):
+        labels = tiles.offset.double().numpy() + noise[replica]
+        trail = Trail(folder / TRAIL) if replica == 0 else None
         path = folder / f"replica_{replica:02d}.npy"
-        if not path.is_file():
-            labels = tiles.offset.double().numpy() + noise[replica]
-            trail = Trail(folder / TRAIL) if replica == 0 else None
-            predictions_after = train_once(tiles, labels, model_options, options, trail)
-            with whole_path(path) as partial, partial.open("wb") as stream:
-                np.save(stream, predictions_after)
-        predictions.append(np.load(path).astype(np.float64))
+        predictions.append(_trained(path, tiles, labels, model_options, options, trail))
     return Replicas(np.stack(predictions), noise, Trail(folder / TRAIL))
+
+
+def retrain(
+    tiles: ShiftedTiles,
+    replicas: Replicas,
+    model_options: ModelOptions,
+    options: DenoisingValidationOptions,
+    folder: Path,
+) -> Retrainings:
+    """Train the first replica some times more, on labels drawn anew around its predictions: no truth is needed.
+
+    Args:
+        tiles: what the network sees.
+        replicas: only the first of them is looked at.
+        model_options: network.
+        options: how many, and the size of the noise.
+        folder: of the replicas; retrainings that it does not hold yet are trained.
+    """
+    first = replicas.predictions[0]
+    labels, predictions = [tiles.offset.double().numpy() + replicas.noise[0]], [first]
+    for place in tqdm(range(options.retrainings), desc="retrainings"):
+        drawn = np.random.default_rng((options.seed, 5, place)).normal(0, options.noise_sigma_px, first.shape)
+        labels.append(first + drawn)
+        path = folder / f"retraining_{place:02d}.npy"
+        predictions.append(_trained(path, tiles, labels[-1], model_options, options))
+    return Retrainings(np.stack(labels), np.stack(predictions))
+
+
+def _trained(
+    path: Path,
+    tiles: ShiftedTiles,
+    labels: Array,
+    model_options: ModelOptions,
+    options: DenoisingValidationOptions,
+    trail: Trail | None = None,
+) -> NDArray[np.float64]:
+    """Predictions of a training, kept in a file so that it is done once."""
+    if not path.is_file():
+        predictions = train_once(tiles, labels, model_options, options, trail)
+        with whole_path(path) as partial, partial.open("wb") as stream:
+            np.save(stream, predictions)
+    return np.asarray(np.load(path), np.float64)
 
 
 def label_noise(tiles: int, options: DenoisingValidationOptions) -> NDArray[np.float64]:

@@ -37,6 +37,10 @@ class Smoother(ABC):
         """S v, (n, d)."""
 
     @abstractmethod
+    def weights(self) -> Array:
+        """S whole, (n, d, n, d)."""
+
+    @abstractmethod
     def blocks(self) -> Array:
         """S_ii, (n, d, d): how much a tile's own label moves its prediction."""
 
@@ -95,6 +99,13 @@ class SpectralSmoother(Smoother):
         result: Array = self.vectors @ (self.shares * inner)
         return result
 
+    def weights(self) -> Array:
+        """Through the spectrum."""
+        side = self.n * self.d
+        flat = self.vectors.reshape(side, -1)
+        result: Array = ((flat * self.shares) @ flat.T).reshape(self.n, self.d, self.n, self.d)
+        return result
+
     def blocks(self) -> Array:
         """Through the spectrum."""
         result: Array = (self.vectors * self.shares) @ self.vectors.transpose(0, 2, 1)
@@ -134,14 +145,18 @@ class DenseSmoother(Smoother):
         """Multiply by S."""
         return (self.matrix @ values.reshape(-1)).reshape(self.n, self.d)
 
+    def weights(self) -> Array:
+        """As they are held."""
+        return self.matrix.reshape(self.n, self.d, self.n, self.d)
+
     def blocks(self) -> Array:
         """Diagonal blocks."""
         places = np.arange(self.n)
-        return self.matrix.reshape(self.n, self.d, self.n, self.d)[places, :, places]
+        return self.weights()[places, :, places]
 
     def noise_blocks(self, correlation: Array | None = None) -> Array:
         """Diagonal blocks of the product."""
-        return DenseKernel(self.matrix.reshape(self.n, self.d, self.n, self.d)).squared(correlation)
+        return DenseKernel(self.weights()).squared(correlation)
 
 
 def smoother(kernel: Operator, strength: float, kind: str = "ridge") -> Smoother:

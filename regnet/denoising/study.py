@@ -1,8 +1,8 @@
-"""The study `denoising_validation`: is the predicted denoising true? Every estimator against replicas."""
+"""Is the predicted denoising true? Every estimator of a training against replicas of it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +13,119 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along
-from regnet.denoising.blunders import audit_blunders
-from regnet.denoising.estimators import CALIBRATED, PAPER, Estimate, SecondTraining, all_estimates
+from regnet.denoising.estimators import PAPER, Estimate, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.maps import grid_cells
-from regnet.denoising.operators import Array
+from regnet.denoising.operators import Array, DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import Replicas, ShiftedTiles, shifted_tiles, train_once, train_replicas
-from regnet.denoising.validation import attainable_spearman, check_factor, noise_transfer, true_factor
-from regnet.files import whole_path, write_json
+from regnet.denoising.replicas import Replicas, ShiftedTiles, retrain, shifted_tiles, train_replicas
+from regnet.denoising.validation import (
+    COVERAGE,
+    attainable_spearman,
+    check_factor,
+    noise_transfer,
+    normal_quantile,
+    true_factor,
+)
+from regnet.files import whole_path
 from regnet.models import ModelOptions
 from regnet.tiles.store import TileStore
-from regnet.training.trail import Trail
 
 
-def run_denoising_validation(
+@dataclass(frozen=True)
+class Study:
+    """Estimators of one training against replicas of it.
+
+    Attributes:
+        tiles: what the network sees.
+        replicas: the trainings; the first is the one that is estimated.
+        regions: (n,) name of every tile's grid cell; empty where the cell has too few tiles.
+        kernels: of the first training, by name.
+        estimates: what every estimator says.
+        table: a row an estimator: its scores.
+        start_px: (n, 2) predictions before training.
+        options: of the study.
+    """
+
+    tiles: ShiftedTiles
+    replicas: Replicas
+    regions: NDArray[np.str_]
+    kernels: dict[str, DenseKernel]
+    estimates: list[Estimate]
+    table: pd.DataFrame
+    start_px: Array
+    options: DenoisingValidationOptions
+
+    @property
+    def best(self) -> str:
+        """Name of the estimate that has everything: the training's own flow, set right by all retrainings."""
+        return calibrated_name(self.options.retrainings)
+
+
+def compare_estimators(
     store: TileStore, model_options: ModelOptions, options: DenoisingValidationOptions, folder: Path
-) -> None:
+) -> Study:
     """Train replicas, predict their denoising from the first of them, and compare.
 
     Writes `replicas/` (a killed study goes on behind the last one), `estimators.csv` (a row an estimator),
-    `tiles.parquet` and `regions.csv` (true and predicted factors), `factors.png`, `estimators.png`, and `summary.json`.
+    `tiles.parquet` and `regions.csv` (true and predicted factors), `factors.png` and `estimators.png`.
 
     Raises:
         InputError: too few tiles.
     """
     tiles = shifted_tiles(store, options)
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
-    offset = tiles.offset.double().numpy()
+    retrainings = retrain(tiles, replicas, model_options, options, folder / "replicas")
     along = kernels_along(replicas.trail, tiles.batches, plain=True)
-    labels = offset + replicas.noise[0]
-    estimates = all_estimates(along, labels, _second_training(tiles, labels, model_options, options, folder / "second"))
+    kernels = kernels_of(along)
+    estimates = all_estimates(along, kernels, retrainings.labels[0], retrainings)
     true = true_factor(replicas.predictions, replicas.noise)
     regions = _regions(tiles, store.tile_px, options)
     table = pd.DataFrame([_row(estimate, replicas, true, regions) for estimate in estimates])
-    by_region = _by_region(estimates, true, regions)
+    study = Study(tiles, replicas, regions, kernels, estimates, table, along.values[0], options)
+    _write(study, true, folder)
+    return study
+
+
+def summarise(study: Study) -> dict[str, Any]:
+    """The study's summary; `denoise` is what is known of the estimator that has everything."""
+    replicas, options = study.replicas, study.options
+    true = true_factor(replicas.predictions, replicas.noise)
+    best = study.table.set_index("estimator").loc[study.best]
+    offset = study.tiles.offset.double().numpy()
+    errors = {
+        "labels": replicas.noise,
+        "before_training": study.start_px - offset,
+        "predictions": replicas.predictions - offset,
+    }
+    return {
+        "denoise": {
+            "noise_sigma_px": options.noise_sigma_px,
+            "factor_mean": best["predicted_mean"],
+            **{name: best[name] for name in ("spearman", "slope", "noise_transfer")},
+        },
+        "estimator": study.best,
+        "true_factor_mean": true.mean(),
+        "attainable_spearman": attainable_spearman(replicas.predictions, replicas.noise),
+        "replicas": options.replicas,
+        "tiles": len(true),
+        **{f"error_mean_px_{name}": np.linalg.norm(error, axis=-1).mean() for name, error in errors.items()},
+        "estimators": study.table.to_dict("records"),
+        "settings": asdict(options),
+    }
+
+
+def _write(study: Study, true: Array, folder: Path) -> None:
+    by_region = _by_region(study.estimates, true, study.regions)
     with whole_path(folder / "estimators.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
+        study.table.to_csv(partial, index=False, float_format="%.4g")
     with whole_path(folder / "tiles.parquet") as partial:
-        columns = {"true_factor": true} | {f"factor: {one.name}": one.factor for one in estimates}
-        tiles.rows[["tile_id", "pair", "region", "row", "col", "geometry"]].assign(**columns).to_parquet(partial)
+        columns = {"true_factor": true} | {f"factor: {one.name}": one.factor for one in study.estimates}
+        rows = study.tiles.rows[["tile_id", "pair", "region", "row", "col", "geometry"]]
+        rows.assign(**columns).to_parquet(partial)
     with whole_path(folder / "regions.csv") as partial:
         by_region.to_csv(partial)
-    _draw_factors(folder / "factors.png", estimates, true, by_region)
-    _draw_estimators(folder / "estimators.png", table)
-    summary = _summary(table, replicas, along.values[0], offset, options)
-    found = audit_blunders(tiles, model_options, options, folder / "blunders")
-    write_json(folder / "summary.json", {**summary, "audit": found})
-
-
-def _second_training(
-    tiles: ShiftedTiles, labels: Array, model_options: ModelOptions, options: DenoisingValidationOptions, folder: Path
-) -> SecondTraining:
-    """The first replica's training once more, with as much noise again on its labels."""
-    added = np.random.default_rng((options.seed, 5)).normal(0, options.noise_sigma_px, labels.shape)
-    trail = Trail(folder)
-    train_once(tiles, labels + added, model_options, options, trail)
-    return SecondTraining(kernels_along(trail, tiles.batches), added)
+    _draw_factors(folder / "factors.png", study, true, by_region)
+    _draw_estimators(folder / "estimators.png", study.table)
 
 
 def _regions(tiles: ShiftedTiles, tile_px: int, options: DenoisingValidationOptions) -> NDArray[np.str_]:
@@ -99,46 +156,38 @@ def _row(estimate: Estimate, replicas: Replicas, true: Array, regions: NDArray[n
     region = check_factor(predicted_region, true_region, len(replicas.noise))
     return {
         "estimator": estimate.name,
+        "trainings": estimate.trainings,
         "strength": estimate.strength,
-        "noise_transfer": noise_transfer(estimate.apply, replicas.predictions, replicas.noise),
+        "noise_transfer": float("nan")
+        if estimate.weights is None
+        else noise_transfer(estimate.apply, replicas.predictions, replicas.noise),
         **{key: value for key, value in asdict(check).items() if key != "true_mean"},
         "region_spearman": region.spearman,
         "region_slope": region.slope,
+        "region_coverage": _region_coverage(predicted_region, true_region, replicas, regions),
     }
 
 
-def _summary(
-    table: pd.DataFrame, replicas: Replicas, start: Array, offset: Array, options: DenoisingValidationOptions
-) -> dict[str, Any]:
-    true = true_factor(replicas.predictions, replicas.noise)
-    best = table.set_index("estimator").loc[CALIBRATED]
-    errors = {
-        "labels": replicas.noise,
-        "before_training": start - offset,
-        "predictions": replicas.predictions - offset,
-    }
-    return {
-        "denoise": {
-            "noise_sigma_px": options.noise_sigma_px,
-            "factor_mean": best["predicted_mean"],
-            **{name: best[name] for name in ("spearman", "slope", "noise_transfer")},
-        },
-        "estimator": CALIBRATED,
-        "true_factor_mean": true.mean(),
-        "attainable_spearman": attainable_spearman(replicas.predictions, replicas.noise),
-        "replicas": options.replicas,
-        "tiles": len(true),
-        **{f"error_mean_px_{name}": np.linalg.norm(error, axis=-1).mean() for name, error in errors.items()},
-        "estimators": table.to_dict("records"),
-        "settings": asdict(options),
-    }
+def _region_coverage(predicted: Array, true: Array, replicas: Replicas, regions: NDArray[np.str_]) -> float:
+    """Share of the regions whose prediction lies in the 90 % interval of the true factor.
+
+    The tiles of a region move together, so that the scatter of its true factor is found by leaving out one replica
+    after the other (jackknife of the logarithm).
+    """
+    count = len(replicas.noise)
+    if count < 3:
+        return float("nan")
+    rest = [np.delete(np.arange(count), left_out) for left_out in range(count)]
+    logs = np.log([_region_factors(true_factor(replicas.predictions[r], replicas.noise[r]), regions) for r in rest])
+    scatter = np.sqrt((count - 1) * logs.var(0))
+    return float((np.abs(np.log(predicted / true)) <= normal_quantile(COVERAGE) * scatter).mean())
 
 
-def _draw_factors(path: Path, estimates: list[Estimate], true: Array, by_region: pd.DataFrame) -> None:
-    """True factors against those predicted by the training's own flow and by the paper, by tile and by region."""
-    figure = Figure(figsize=(8, 7.4), layout="constrained")
-    factors = {one.name: one.factor for one in estimates}
-    for row, name in zip(figure.subplots(2, 2), (CALIBRATED, PAPER), strict=True):
+def _draw_factors(path: Path, study: Study, true: Array, by_region: pd.DataFrame) -> None:
+    """True factors against those predicted by the training's own flow, set right, and by the paper."""
+    figure = Figure(figsize=(8, 7.8), layout="constrained")
+    factors = {one.name: one.factor for one in study.estimates}
+    for row, name in zip(figure.subplots(2, 2), (study.best, PAPER), strict=True):
         _scatter(row[0], factors[name], true, f"{name}\ntiles", 4)
         _scatter(row[1], by_region[f"factor: {name}"], by_region["true_factor"], f"{name}\nregions", 18)
     with whole_path(path) as partial:
@@ -155,12 +204,14 @@ def _scatter(axes: Axes, predicted: Array | pd.Series, true: Array | pd.Series, 
 
 def _draw_estimators(path: Path, table: pd.DataFrame) -> None:
     """Noise transfer, rank correlation and slope of every estimator as bars."""
-    figure = Figure(figsize=(10, 0.28 * len(table) + 1.2), layout="constrained")
+    figure = Figure(figsize=(10, 0.24 * len(table) + 1.2), layout="constrained")
     titles = {"noise_transfer": "noise transfer", "spearman": "Spearman, tiles", "slope": "slope, tiles (1 is right)"}
     for axes, (column, title) in zip(figure.subplots(1, 3, sharey=True), titles.items(), strict=True):
         axes.barh(table["estimator"], table[column].clip(upper=4), color="tab:blue")
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
+        axes.set_ylim(len(table) - 0.5, -0.5)
     with whole_path(path) as partial:
         figure.savefig(partial, dpi=150, format="png")

@@ -83,7 +83,7 @@ def choose_scale(way: list[Stretch], labels: Array, predictions: Array) -> float
             rest = _decay(part, rest, scale)
         return float(np.linalg.norm(rest)) - seen
 
-    return _falling_root(excess)
+    return falling_root(excess, _LEAST, _MOST)
 
 
 def _decay(part: Stretch, rest: Array, scale: float) -> Array:
@@ -91,9 +91,8 @@ def _decay(part: Stretch, rest: Array, scale: float) -> Array:
     return result
 
 
-def _falling_root(excess: Callable[[float], float]) -> float:
-    """Where a falling function of the scale crosses zero, by bisection of its logarithm."""
-    low, high = _LEAST, _MOST
+def falling_root(excess: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function of a positive number crosses zero, by bisection of its logarithm; else an end."""
     if excess(low) <= 0:
         return low
     if excess(high) >= 0:

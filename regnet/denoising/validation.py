@@ -135,10 +135,14 @@ def correlation(a: Array, b: Array) -> float:
 
 def chi_square_quantiles(freedom: int, coverage: float) -> tuple[float, float]:
     """Central quantiles of chi-square over its degrees of freedom (Wilson and Hilferty 1931)."""
-    spread = 2 / (9 * freedom)
-    normal = {0.9: 1.6448536, 0.95: 1.9599640}[coverage]
+    spread, normal = 2 / (9 * freedom), normal_quantile(coverage)
     low, high = (max(1 - spread + sign * normal * spread**0.5, 0.0) ** 3 for sign in (-1, 1))
     return low, high
+
+
+def normal_quantile(coverage: float) -> float:
+    """Half width of the central interval of a standard normal variable."""
+    return {0.9: 1.6448536, 0.95: 1.9599640}[coverage]
 
 
 def _ranks(values: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regnet.baselines.options import BaselineOptions
+from regnet.baselines.options import BaselineOptions, NetworkOptions
 from regnet.options import option
 from regnet.registration.options import WindowOptions
 
@@ -16,6 +16,16 @@ class FamilyOptions:
     name: str = option(help="name of the family in tables and files")
     peak_px: float = option(help="longest displacement in a scene", unit="px", low=0)
     sigma_px: float = option(help="standard deviation of the Gaussian", unit="px", low=1)
+
+
+@dataclass(frozen=True)
+class NeighbourOptions:
+    """Neighbours by the network's gradients beside those by other eyes."""
+
+    networks: list[NetworkOptions] = option(
+        [NetworkOptions()], "ImageNet networks whose perceptual distance is compared with the gradients"
+    )
+    kept: int = option(12, "nearest tiles kept by every similarity", unit="tiles", low=1)
 
 
 @dataclass(frozen=True)
@@ -43,4 +53,5 @@ class EvaluateOptions:
     )
     draws: int = option(1, "random displacements of each family for each block", low=1, high=100)
     baselines: BaselineOptions = option(BaselineOptions(), "settings of perceptual and classical.<name>")
+    neighbours: NeighbourOptions = option(NeighbourOptions(), "whom gradients and other eyes take for neighbours")
     windows: WindowOptions = option(WindowOptions(), "windows of the networks' predictions, for large blocks")

@@ -11,12 +11,13 @@ import geopandas as gpd
 
 from regnet import files
 from regnet.baselines.registry import Method
-from regnet.errors import InputError
+from regnet.errors import InputError, StoreError
 from regnet.evaluation.cases import Case, CaseMaker, list_cases
 from regnet.evaluation.check_points import FAMILY, read_check_points
 from regnet.evaluation.labels import label_rows
 from regnet.evaluation.maps import write_difference_map, write_error_map
 from regnet.evaluation.methods import LABELS, check_names, make_solver, method_settings
+from regnet.evaluation.neighbours import NEAREST, TABLE, compare_neighbours
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
@@ -27,7 +28,12 @@ RIVALS = ("perceptual", "matcher_mind")
 
 
 def evaluate_stage(
-    store: TileStore, model_path: Path | None, options: EvaluateOptions, folder: Path, seed: int = 0
+    store: TileStore,
+    model_path: Path | None,
+    options: EvaluateOptions,
+    folder: Path,
+    seed: int = 0,
+    similarity_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Compare methods on the store's held-out parts under random displacements that are known, or at check points.
 
@@ -41,9 +47,12 @@ def evaluate_stage(
         options: families, parts, methods.
         folder: gets table.csv, table.md, summary.json, regions.parquet, maps/ and predictions/.
         seed: of the random displacements.
+        similarity_folder: what the similarity stage found; then neighbours are compared too
+            (`regnet.evaluation.neighbours`).
 
     Returns:
-        What summary.json holds: `evaluation.<family>.<method>.<metric>` and the same for the other parts.
+        What summary.json holds: `evaluation.<family>.<method>.<metric>` and the same for the other parts, and
+        `neighbours`.
 
     Raises:
         ConfigError: a method does not exist.
@@ -67,7 +76,24 @@ def evaluate_stage(
     families = [*(family.name for family in options.families), FAMILY]
     rows.sort(key=lambda row: (options.parts.index(row["part"]), families.index(row["family"]), order[row["method"]]))
     _write_maps(cases, list(solvers), predictions, store, folder / "maps")
-    return _write_tables(rows, regions, store, folder)
+    summary = summary_tree(rows)
+    if model_path is not None and similarity_folder is not None:
+        summary["neighbours"] = _neighbours(store, model_path, similarity_folder, options, folder)
+    _write_tables(rows, regions, store, folder)
+    files.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _neighbours(
+    store: TileStore, model_path: Path, similarity_folder: Path, options: EvaluateOptions, folder: Path
+) -> dict[str, Any]:
+    """What the comparison of neighbours found, or why there is none."""
+    try:
+        return compare_neighbours(store, model_path, similarity_folder, options.neighbours, folder)
+    except (InputError, StoreError) as error:
+        for name in (TABLE, NEAREST):
+            files.remove(folder / name)
+        return {"status": str(error)}
 
 
 def _predictions_folder(
@@ -136,13 +162,10 @@ def _write_maps(cases: list[Case], methods: list[str], predictions: Path, store:
             write_difference_map(path, outcomes["model"](), outcomes[other](), store, pair)
 
 
-def _write_tables(rows: list[dict[str, Any]], regions: list[Any], store: TileStore, folder: Path) -> dict[str, Any]:
+def _write_tables(rows: list[dict[str, Any]], regions: list[Any], store: TileStore, folder: Path) -> None:
     with files.whole_path(folder / "table.csv") as partial:
         frame(rows).to_csv(partial, index=False)
     files.write_text(folder / "table.md", markdown(rows))
     table = gpd.GeoDataFrame(regions, geometry="geometry", crs=store.blocks.crs)
     with files.whole_path(folder / "regions.parquet") as partial:
         table.to_parquet(partial)
-    summary = summary_tree(rows)
-    files.write_json(folder / "summary.json", summary)
-    return summary

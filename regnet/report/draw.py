@@ -8,9 +8,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from skimage.feature import canny
 
@@ -108,6 +111,26 @@ def picture(axes: Axes, image: NDArray[Any], title: str, **options: Any) -> Any:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return shown
+
+
+def paint_tiles(
+    axes: Axes, tiles: pd.DataFrame, values: NDArray[np.floating], shades: ScalarMappable, tile_px: int, side_px: float
+) -> None:
+    """Paint the middle of tiles on a picture of their scene.
+
+    Args:
+        axes: of the picture, in pixels of the scene.
+        tiles: (n) with columns row, col.
+        values: (n,) to colour them by; NaN is left out.
+        shades: colours of the values.
+        tile_px: side of a tile.
+        side_px: side of what is painted of it.
+    """
+    start = (tile_px - side_px) / 2
+    for row, col, value in zip(tiles["row"], tiles["col"], values, strict=True):
+        if np.isfinite(value):
+            colour, place = shades.to_rgba(value), (col + start, row + start)
+            axes.add_patch(Rectangle(place, side_px, side_px, facecolor=colour, alpha=0.8, edgecolor="none"))
 
 
 def scale_bar(axes: Axes, width_px: float, gsd_m: float) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from regnet.report.draw import BLUE, ORANGE, display, new_figure, picture, scale_bar, thumbnail
+from regnet.report.draw import BLUE, ORANGE, display, new_figure, paint_tiles, picture, scale_bar, thumbnail
 from regnet.report.folder import AbsentError, RunFolder
 from regnet.report.options import ReportOptions
 
@@ -26,15 +25,13 @@ def factor_map_figure(run: RunFolder, options: ReportOptions) -> Figure:
     grey = display(image.mean(0, keepdims=True), valid)
     figure = new_figure(7.5, 6.4)
     axes = figure.subplots()
-    picture(axes, grey, f"{pair}: noise left in the prediction, per px of label noise")
+    extent = (0, grey.shape[1] * step, grey.shape[0] * step, 0)
+    picture(axes, grey, f"{pair}: noise left in the prediction, per px of label noise", extent=extent)
     most = max(0.05, float(np.percentile(tiles["smoother_factor"], 98)))
     shades = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, most), FACTOR_COLOURS)
-    half = run.store.tile_px / 2
-    for tile in tiles[tiles["pair"] == pair].itertuples():
-        corner = ((tile.col + half / 2) / step, (tile.row + half / 2) / step)
-        colour = shades.to_rgba(tile.smoother_factor)
-        axes.add_patch(Rectangle(corner, half / step, half / step, facecolor=colour, alpha=0.8, edgecolor="none"))
-    scale_bar(axes, grey.shape[1], scene.gsd_m * step)
+    here = tiles[tiles["pair"] == pair]
+    paint_tiles(axes, here, here["smoother_factor"].to_numpy(), shades, run.store.tile_px, run.store.tile_px / 2)
+    scale_bar(axes, extent[1], scene.gsd_m)
     figure.colorbar(
         shades, ax=axes, location="bottom", shrink=0.5, aspect=40, label="denoising factor (1: no averaging)"
     )

@@ -62,6 +62,12 @@ def count(
     )
 
 
+def nearest_others(similarities: NDArray[np.floating], k: int) -> NDArray[np.int64]:
+    """Positions (n, k) of the tiles most similar to each of n tiles, (n, n), best first, the tile itself left out."""
+    ranked = np.where(np.eye(len(similarities), dtype=bool), -np.inf, similarities).astype(np.float64)
+    return _largest(ranked, min(k, len(similarities) - 1))
+
+
 def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """Columns of the k largest of every row, largest first."""
     if k == 0:

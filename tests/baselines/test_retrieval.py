@@ -6,7 +6,14 @@ from torch import nn
 
 from regnet.baselines.options import NetworkOptions
 from regnet.baselines.perceptual import Stretch, distance, features, load_network
-from regnet.baselines.retrieval import gaussian_similarities, penultimate, squared_distances, tile_distances
+from regnet.baselines.retrieval import (
+    feature_distances,
+    gaussian_similarities,
+    penultimate,
+    perceptual_distances,
+    pixel_distances,
+    squared_distances,
+)
 from regnet.errors import InputError
 from regnet.models.checkpoint import build_model
 from regnet.models.options import ModelOptions
@@ -30,7 +37,12 @@ def tiles():
 @pytest.fixture(scope="module")
 def distances(tiles):
     model = build_model(ModelOptions(width=8, blocks=1, descriptor_channels=4, levels=1), 3, 1)
-    return tile_distances(lambda part: (tiles[0][part], tiles[1][part]), 8, NetworkOptions(), model)
+
+    def read(part):
+        return tiles[0][part], tiles[1][part]
+
+    found = [*perceptual_distances(read, 8, NetworkOptions()), *pixel_distances(read, 8)]
+    return {one.name: one.squared for one in (*found, feature_distances(read, 8, model))}
 
 
 def test_perceptual_distances_are_those_of_the_features(tiles, distances):
@@ -41,15 +53,15 @@ def test_perceptual_distances_are_those_of_the_features(tiles, distances):
     with torch.inference_mode():
         layers = features(network, shown)
     wanted = float(distance([layer[1:2] for layer in layers], [layer[6:7] for layer in layers]))
-    assert distances["perceptual fixed"][1, 6] == pytest.approx(wanted, rel=1e-3)
-    both = distances["perceptual fixed"] + distances["perceptual moving"]
-    np.testing.assert_array_equal(distances["perceptual both"], both)
+    assert distances["efficientnet_lite0 fixed"][1, 6] == pytest.approx(wanted, rel=1e-3)
+    both = distances["efficientnet_lite0 fixed"] + distances["efficientnet_lite0 moving"]
+    np.testing.assert_array_equal(distances["efficientnet_lite0 both"], both)
     moved = tiles[1][2] - tiles[1][5]
     assert distances["pixels moving"][2, 5] == pytest.approx(float(moved.square().mean()), rel=1e-4)
 
 
 def test_tiles_of_one_texture_are_nearest_to_each_other(distances):
-    for name in ("perceptual fixed", "perceptual moving", "perceptual both"):
+    for name in ("efficientnet_lite0 fixed", "efficientnet_lite0 moving", "efficientnet_lite0 both"):
         found = count(gaussian_similarities(distances[name]), 0.5, 2.0, 3, np.arange(8))
         assert (found.nearest % 2 == np.arange(8)[:, None] % 2).all(), name
         assert (found.similarity[:, 0] <= 1).all()
@@ -58,7 +70,7 @@ def test_tiles_of_one_texture_are_nearest_to_each_other(distances):
 
 def test_every_distance_is_one_and_the_network_has_its_own(distances):
     assert set(distances) == {
-        *(f"{name} {side}" for name in ("perceptual", "pixels") for side in ("fixed", "moving", "both")),
+        *(f"{name} {side}" for name in ("efficientnet_lite0", "pixels") for side in ("fixed", "moving", "both")),
         "features both",
     }
     for squared in distances.values():

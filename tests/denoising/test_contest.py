@@ -7,7 +7,7 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
-from regnet.denoising.contest import by_kernel, by_map, by_nearest, contestants_by, hold_contest, own_label
+from regnet.denoising.contest import POWERS, by_kernel, by_nearest, by_weights, contestants_by, hold_contest, own_label
 from regnet.denoising.contest_maps import write_contest_maps
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.smoother import smoother
@@ -41,9 +41,9 @@ def world():
 def contest(world):
     found, truth, noise, predictions, similarities, unlike = world
     entered = [
-        *by_map("smoother", "gradient", found.apply, N),
-        *contestants_by("kC", "gradient", similarities, {"kernel": 1, "sharp": 8}),
-        *contestants_by("other", "perceptual", unlike, {"kernel": 1}),
+        *by_weights("smoother", "gradient", found.weights()),
+        *contestants_by("kC", "gradient", similarities),
+        *contestants_by("other", "perceptual", unlike),
     ]
     return hold_contest(entered, predictions, noise, [f"region_{place // 15}" for place in range(N)], truth)
 
@@ -97,6 +97,22 @@ def test_nearest_and_kernel_weights_are_means():
     assert all(set(np.flatnonzero(row)) == set(wanted) for row, wanted in zip(listed, others, strict=True))
 
 
+def test_powers_of_a_similarity_take_part(contest):
+    rows = contest.table[contest.table["similarity"] == "kC"]
+    assert len(rows) == 2 * (len(POWERS) + 2)
+    wide, narrow = by_kernel("kC", "gradient", np.array([[1, 0.5], [0.5, 1]]), 2)[0].weights[:, 0, :, 0]
+    np.testing.assert_allclose(wide, [0.8, 0.2])
+    np.testing.assert_allclose(narrow, [0.2, 0.8])
+
+
+def test_tiles_outside_all_regions_are_in_no_region(world):
+    found, _, noise, predictions, *_ = world
+    entered = by_weights("smoother", "gradient", found.weights())
+    contest = hold_contest(entered, predictions, noise, ["one"] * 20 + [""] * (N - 20))
+    assert contest.regions.index.tolist() == ["one"]
+    assert len(contest.tiles) == N
+
+
 def test_a_tile_that_is_like_no_other_has_no_weights():
     similarities = np.eye(5)
     similarities[3, 3] = 0
@@ -135,5 +151,5 @@ def test_maps_show_both_and_their_difference(contest, tmp_path):
 
 def test_labels_without_a_truth_have_no_error(world):
     found, _, noise, predictions, *_ = world
-    contest = hold_contest(by_map("smoother", "gradient", found.apply, N), predictions, noise, ["one"] * N)
+    contest = hold_contest(by_weights("smoother", "gradient", found.weights()), predictions, noise, ["one"] * N)
     assert contest.table["averaged_label_error_px"].isna().all()

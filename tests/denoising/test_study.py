@@ -4,13 +4,15 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 
 from regnet.denoising.blunders import precision_at_recall
-from regnet.denoising.estimators import CALIBRATED, CONSTANT
+from regnet.denoising.estimators import CONSTANT, TRAINING, calibrated_name
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.replicas import shifted_tiles
-from regnet.denoising.study import run_denoising_validation
 from regnet.errors import InputError
+from regnet.evaluation.options import NeighbourOptions
+from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import read_json, write_stamp
 from regnet.models import ModelOptions
 from regnet.report.summary import collect_summary
@@ -20,7 +22,7 @@ from regnet.tiles.store import TileStore
 
 SMALL = ModelOptions(levels=1, width=4, blocks=1, descriptor_channels=4, radius_px=2)
 OPTIONS = DenoisingValidationOptions(
-    replicas=2, tiles=12, shift_px=1, epochs=1, batch=4, checkpoints=3, region_px=64, region_tiles=1
+    replicas=3, retrainings=2, tiles=12, shift_px=1, epochs=1, batch=4, checkpoints=3, region_px=64, region_tiles=1
 )
 
 
@@ -37,11 +39,19 @@ def store(mini_pair, tmp_path_factory):
     return TileStore.open(folder)
 
 
-def test_the_study_writes_its_tables_and_figures(store, tmp_path):
-    folder = tmp_path / "denoising_validation"
-    run_denoising_validation(store, SMALL, OPTIONS, folder)
+@pytest.fixture(scope="module")
+def folder(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "denoising_validation"
+    run_denoising_validation(store, SMALL, OPTIONS, NeighbourOptions(), folder)
+    return folder
+
+
+def test_the_study_writes_its_tables_and_figures(folder):
     table = pd.read_csv(folder / "estimators.csv").set_index("estimator")
-    assert {CALIBRATED, CONSTANT} <= set(table.index)
+    best = calibrated_name(2)
+    assert {best, calibrated_name(1), TRAINING, CONSTANT} <= set(table.index)
+    assert table.loc[best, "trainings"] == 3
+    assert table.loc[best, "noise_transfer"] == table.loc[TRAINING, "noise_transfer"]
     assert table.loc[CONSTANT, "predicted_mean"] == pytest.approx(12**-0.5, rel=1e-3)
     tiles = gpd.read_parquet(folder / "tiles.parquet")
     assert len(tiles) == 12
@@ -53,10 +63,36 @@ def test_the_study_writes_its_tables_and_figures(store, tmp_path):
     assert (folder / "factors.png").stat().st_size > 10_000
     assert (folder / "estimators.png").stat().st_size > 10_000
     summary = read_json(folder / "summary.json")
-    assert summary["denoise"]["factor_mean"] == pytest.approx(table.loc[CALIBRATED, "predicted_mean"], rel=1e-2)
+    assert summary["denoise"]["factor_mean"] == pytest.approx(table.loc[best, "predicted_mean"], rel=1e-2)
     assert 0 < summary["audit"]["precision_at_recall_60"] <= 1
     write_stamp(folder, {})
-    assert collect_summary(tmp_path)["denoise"] == summary["denoise"]
+    assert collect_summary(folder.parent)["denoise"] == summary["denoise"]
+
+
+def test_the_study_holds_the_contest(folder, store):
+    contest, summary = folder / "contest", read_json(folder / "summary.json")["contest"]
+    table = pd.read_csv(contest / "table.csv").set_index("name")
+    assert {"gradient", "perceptual", "pixels", "features", "control"} == set(table["kind"])
+    for own, key in ((True, "with_own_label"), (False, "without_own_label")):
+        for kind in ("gradient", "perceptual"):
+            scores = table[(table["kind"] == kind) & (table["own"] == own)]["noise_transfer"]
+            assert summary[key][f"noise_transfer_{kind}"] == pytest.approx(scores.max(), rel=1e-3)
+            assert scores[summary[key][kind]] == scores.max()
+    weights = f"{TRAINING}, with own"
+    estimators = pd.read_csv(folder / "estimators.csv").set_index("estimator")
+    assert table.loc[weights, "noise_transfer"] == pytest.approx(estimators.loc[TRAINING, "noise_transfer"], rel=1e-3)
+    best = summary["with_own_label"]["gradient"]
+    tiles, regions = pd.read_csv(contest / "tiles.csv"), pd.read_csv(contest / "regions.csv")
+    assert len(tiles) == 12
+    assert set(regions["region"]) == set(pd.read_csv(folder / "regions.csv")["region"])
+    with rasterio.open(contest / "noise_transfer_mini.tif") as raster:
+        (row, col, value) = tiles.loc[5, ["row", "col", best]]
+        assert raster.crs == store.scene("mini").crs
+        assert raster.read(2)[int(row) // 32, int(col) // 32] != 0
+        assert np.nanmax(raster.read(2)) <= 1
+        assert np.isfinite(value)
+    for name in ("scores.png", "maps.png", "neighbours.png", "others/noise_transfer_mini.qml"):
+        assert (contest / name).stat().st_size > 500
 
 
 def test_moving_is_shifted_by_the_offset_that_is_told(store):

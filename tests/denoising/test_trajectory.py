@@ -11,10 +11,12 @@ from scipy.linalg import expm
 
 from regnet.denoising import replicas as replicas_module
 from regnet.denoising.along import kernels_along
-from regnet.denoising.estimators import CONSTANT, TRAINING, SecondTraining, all_estimates, calibration
+from regnet.denoising.calibration import Retrainings
+from regnet.denoising.estimators import CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
+from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, train_replicas
+from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, retrain, train_replicas
 from regnet.denoising.smoother import DenseSmoother, leave_one_out, leave_one_out_covariance, smoother
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.denoising.validation import attainable_spearman, spearman, true_factor
@@ -106,20 +108,18 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     along = kernels_along(trail, tiles.batches, plain=True)
     np.testing.assert_allclose(along.values[-1], predict(model, tiles), atol=1e-5)
     moved = (along.values[-1] - along.values[0]).ravel()
-    second = SecondTraining(along, np.ones((12, 2)))
-    estimates = {one.name: one for one in all_estimates(along, labels.double().numpy(), second)}
+    seen = Retrainings(*RNG.normal(size=(2, 4, 12, 2)))
+    kernels = kernels_of(along)
+    estimates = {one.name: one for one in all_estimates(along, kernels, labels.double().numpy(), seen)}
     foretold = estimates[TRAINING].apply(labels.double().numpy() - along.values[0]).ravel()
     assert np.corrcoef(moved, foretold)[0, 1] > 0.9
     assert np.linalg.norm(foretold) == pytest.approx(np.linalg.norm(moved), rel=0.35)
     np.testing.assert_allclose(estimates[CONSTANT].factor, 12**-0.5)
-
-
-def test_calibration_is_how_many_times_more_predictions_moved():
-    rng = np.random.default_rng(4)
-    factor = np.exp(rng.normal(-1.5, 0.3, 4000))
-    added = rng.normal(0, 2.5, (4000, 2))
-    moved = rng.normal(0, 2.5, (4000, 2)) * 1.4 * factor[:, None]
-    assert calibration(factor, moved, added) == pytest.approx(1.4, rel=0.04)
+    noise = RNG.normal(size=(12, 2))
+    np.testing.assert_allclose(estimates[CONSTANT].apply(noise), np.tile(noise.mean(0), (12, 1)))
+    np.testing.assert_allclose(estimates[PAPER].apply(noise), kernel_mean(kernels["last checkpoint"], noise))
+    steps = {estimates[calibrated_name(k)].trainings for k in (0, 1, 2, 3)}
+    assert steps == {1, 2, 3, 4}
 
 
 def test_the_trail_knows_the_way(tmp_path):
@@ -148,6 +148,23 @@ def test_replicas_resume_and_differ_by_their_noise_alone(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.noise[:2], first.noise)
     train_replicas(tiles, SMALL, replace(options, learning_rate=2e-4), tmp_path / "replicas")
     assert len(trained) == 3
+
+
+def test_retrainings_are_on_labels_around_the_first_predictions(tmp_path, monkeypatch):
+    tiles, options = shifted(), replace(OPTIONS, epochs=1, batch=6, retrainings=2)
+    replicas = train_replicas(tiles, SMALL, options, tmp_path / "replicas")
+    first = retrain(tiles, replicas, SMALL, options, tmp_path / "replicas")
+    np.testing.assert_array_equal(first.predictions[0], replicas.predictions[0])
+    np.testing.assert_allclose(first.labels[0], tiles.offset.double().numpy() + replicas.noise[0])
+    drawn = first.labels[1:] - replicas.predictions[0]
+    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.7
+    assert drawn.std() == pytest.approx(options.noise_sigma_px, rel=0.4)
+    trained = []
+    monkeypatch.setattr(replicas_module, "fit_readout", lambda *parts: trained.append(parts))
+    train_replicas(tiles, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
+    again = retrain(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
+    assert len(trained) == 1
+    np.testing.assert_array_equal(again.first(2).predictions, first.predictions)
 
 
 def test_the_attainable_correlation_is_what_a_perfect_prediction_reaches():
