@@ -31,7 +31,7 @@ from benchmarks import similarity_peers
 from regnet.models import ModelOptions, build_model, centre_offset
 from regnet.similarity.exact import gram
 from regnet.similarity.gradients import Jacobians
-from regnet.similarity.kernel import inverse_roots, normalised, self_products
+from regnet.similarity.kernel import inverse_roots, normalised, self_products, whitened
 from regnet.similarity.linear import SoftCounter
 from regnet.similarity.readouts import forward
 from regnet.similarity.reference import reference_jacobians
@@ -172,11 +172,11 @@ def recall(exact: Tensor, rough: Tensor, k: int = 10) -> float:
 
 
 def bench_sketch(jacobians: Tensor, gradient_seconds: float) -> dict[str, float]:
-    unit = normalised(jacobians, inverse_roots(self_products(jacobians)).roots)
+    unit = whitened(jacobians)
     sketcher, others = Sketcher(unit[:LANDMARKS], FLOATS), jacobians[LANDMARKS:]
 
     def sketch() -> Tensor:
-        return sketcher(normalised(others, inverse_roots(self_products(others)).roots))
+        return sketcher(whitened(others))
 
     sketches, rows = sketch(), unit[LANDMARKS:]
     exact = (gram(rows, scalar=True, memory_mb=4096) / 2).double()

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,10 +21,11 @@ def test_similarity_example_runs_as_it_stands() -> None:
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(code[0], names)
-    kc = names["kc"]
-    assert kc.shape == (100, 100)
-    assert torch.allclose(kc.diagonal(), torch.ones(100).double())
-    assert names["nearest"].shape == (100, 5)
+    similarity = names["kc"](names["jacobians"])
+    assert torch.allclose(similarity.diagonal(), torch.ones(100), atol=1e-5)
+    np.testing.assert_allclose(names["found"].n_soft, similarity.sum(1), rtol=1e-4)
+    assert names["found"].nearest.shape == (100, 5)
+    assert names["kc"](names["others"], names["jacobians"]).shape == (10, 100)
 
 
 def test_every_command_is_described() -> None:

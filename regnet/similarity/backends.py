@@ -15,7 +15,7 @@ from torch import Tensor
 from regnet.errors import ConfigError
 from regnet.similarity.checkpoints import Checkpoint
 from regnet.similarity.exact import FunctionRows, cross, gram
-from regnet.similarity.kernel import correlation_matrices, inverse_roots, normalised, scalar, self_products
+from regnet.similarity.kernel import correlation_matrices, inverse_roots, normalised, scalar, self_products, whitened
 from regnet.similarity.linear import SoftCounter
 from regnet.similarity.neighbours import Neighbours, count, nearest_faiss, soft_only, without_self
 from regnet.similarity.sketch import Sketcher, sketched_kc
@@ -143,8 +143,8 @@ def _sketcher(task: Task, checkpoint: Checkpoint, shards: ShardStore) -> Sketche
         chosen = np.sort(rng.permutation(task.positions[: task.references])[: options.landmarks])
         rows = []
         for start in progress(task, range(0, len(chosen), options.batch), "landmarks"):
-            jacobians = checkpoint.jacobians(read_batch(task.store, chosen[start : start + options.batch]))
-            rows.append(normalised(jacobians, inverse_roots(self_products(jacobians)).roots))
+            batch = read_batch(task.store, chosen[start : start + options.batch])
+            rows.append(whitened(checkpoint.jacobians(batch)))
         Sketcher(torch.cat(rows), options.sketch_floats, options.seed).save(path)
     task.ranks.barrier()
     return Sketcher.load(path, task.ranks.device)

@@ -34,8 +34,10 @@ def chosen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """List the parameters whose names match a glob pattern.
 
     Raises:
-        InputError: none does, or one is in half precision or not finite.
+        InputError: none does, or one is in half precision or not finite; or the model was compiled to TorchScript.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("model: TorchScript lets nobody watch its layers; pass the module that it was made from")
     names = []
     for name, value in model.named_parameters():
         if not any(fnmatchcase(name, pattern) for pattern in patterns):

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from regnet.similarity.kernel import products
+from regnet.similarity.kernel import products, whitened
 
 
 class Rows(Protocol):
@@ -112,13 +112,32 @@ def cross(
     *,
     memory_mb: float = 1024,
     dtype: torch.dtype | None = None,
+    scalar: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    """K between two sets, (n, d, m, d); with a `share` of the blocks the others are zero."""
-    result = _zeros(rows, (*rows.shape[:2], *others.shape[:2]), dtype)
-    for left, right, block in kernel_blocks(rows, others, memory_mb=memory_mb, dtype=dtype, share=share):
-        result[left, :, right] = block
+    """K between two sets, (n, d, m, d), or (n, m) traces with `scalar`; shares of the blocks as in `gram`."""
+    (n, d, _), m = rows.shape, others.shape[0]
+    result = _zeros(rows, (n, m) if scalar else (n, d, m, d), dtype)
+    for left, right, block in kernel_blocks(rows, others, memory_mb=memory_mb, dtype=dtype, scalar=scalar, share=share):
+        result[(left, right) if scalar else (left, slice(None), right)] = block
     return result
+
+
+def kc(
+    jacobians: Tensor, others: Tensor | None = None, *, memory_mb: float = 1024, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Scalar kC of all pairs, -1 to 1: (n, n) of one set with itself, or (n, m) of two; 0 for tiles without gradient.
+
+    Args:
+        jacobians: (n, d, p).
+        others: (m, d, p).
+        memory_mb: as in `kernel_blocks`, beside normalised copies of the Jacobians.
+        dtype: precision of the products.
+    """
+    d, rows = jacobians.shape[1], whitened(jacobians)
+    if others is None:
+        return gram(rows, memory_mb=memory_mb, dtype=dtype, scalar=True) / d
+    return cross(rows, whitened(others), memory_mb=memory_mb, dtype=dtype, scalar=True) / d
 
 
 def _zeros(rows: Rows, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:

@@ -67,6 +67,11 @@ def normalised(jacobians: Tensor, roots: Tensor) -> Tensor:
     return roots.to(jacobians.dtype) @ jacobians
 
 
+def whitened(jacobians: Tensor) -> Tensor:
+    """Normalise Jacobians (n, d, p) by their own K(x, x), eigenvalues floored; zero for dead tiles."""
+    return normalised(jacobians, inverse_roots(self_products(jacobians)).roots)
+
+
 def correlation_matrices(kernel: Tensor, roots: Tensor, other_roots: Tensor) -> Tensor:
     """KC = K(x,x)^-1/2 K(x,x') K(x',x')^-1/2 of a block.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regnet.similarity.kernel import inverse_roots, normalised, self_products
+from regnet.similarity.kernel import whitened
 
 
 class SoftCounter:
@@ -23,7 +23,7 @@ class SoftCounter:
 
     def add(self, jacobians: Tensor) -> None:
         """Add a batch (n, d, p); dead tiles add nothing."""
-        part = _normalised(jacobians).sum(0, dtype=torch.float64)
+        part = whitened(jacobians).sum(0, dtype=torch.float64)
         self.total = part if self.total is None else self.total + part
         self.tiles += len(jacobians)
 
@@ -39,13 +39,9 @@ class SoftCounter:
 
     def count(self, jacobians: Tensor) -> Tensor:
         """N_S of a batch, (n,) float64, over all tiles that were added; of new tiles too."""
-        rows, total = _normalised(jacobians), self.sums()
+        rows, total = whitened(jacobians), self.sums()
         sums = [
             (rows[:, :, start : start + 65536].double() * total[:, start : start + 65536]).sum((1, 2))
             for start in range(0, rows.shape[2], 65536)
         ]
         return torch.stack(sums).sum(0) / jacobians.shape[1]
-
-
-def _normalised(jacobians: Tensor) -> Tensor:
-    return normalised(jacobians, inverse_roots(self_products(jacobians)).roots)

@@ -194,6 +194,50 @@ def test_what_torch_func_cannot_do_agrees_with_a_loop(model):
         assert engine.routes()["odd.weight"] == "whole model, sample by sample"
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+class TimeFirst(nn.Module):
+    """A layer whose rows are not samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x.transpose(0, 1)).tanh().mean(0))
+
+
+ANYBODYS = {
+    "recurrent": (Recurrent(), (3, 6, 4)),
+    "time_first": (TimeFirst(), (3, 3, 4)),
+    "attention": (pooled(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), (3, 5, 8)),
+    "weight_norm": (pooled(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 3, 3)), nn.ReLU()), IMAGE),
+    "bag": (nn.Sequential(nn.EmbeddingBag(10, 4), nn.Linear(4, 2)), None),
+    "wrapped": (nn.DataParallel(pooled(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Upsample(scale_factor=2))), IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", ANYBODYS)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_modules_that_know_nothing_of_us_agree_with_a_loop(name):
+    torch.manual_seed(0)
+    model, shape = ANYBODYS[name]
+    model = model.double().eval()
+    x = torch.randint(10, (3, 4)) if shape is None else torch.randn(shape, dtype=torch.float64)
+    model(x)
+    engine = Jacobians(model, forward)
+    _, jacobians = engine(x)
+    expected = full(model, engine, x, way=looped_jacobians)
+    torch.testing.assert_close(jacobians, expected, rtol=0, atol=1e-12)
+
+
 def test_embedding_agrees_with_torch_func():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(7, 3, padding_idx=1), nn.Flatten(), nn.Linear(12, 2)).double()
@@ -293,6 +337,12 @@ def test_bad_weights_are_refused():
         model.bias[1] = float("inf")
     with pytest.raises(InputError, match="parameter bias holds NaN or infinite"):
         Jacobians(model, forward)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_scripted_model_is_refused():
+    with pytest.raises(InputError, match="pass the module that it was made from"):
+        Jacobians(torch.jit.script(nn.Linear(3, 2)), forward)
 
 
 def test_a_model_without_parameters_is_refused():

@@ -11,17 +11,17 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 from regnet.errors import InputError, StoreError
-from regnet.similarity.exact import block_rows, cross, gram, kernel_blocks
+from regnet.similarity.exact import block_rows, cross, gram, kc, kernel_blocks
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.kernel import (
     correlation_matrices,
     influence_matrices,
     inverse_roots,
-    normalised,
     products,
     rotation_invariant,
     scalar,
     self_products,
+    whitened,
 )
 from regnet.similarity.linear import SoftCounter
 from regnet.similarity.neighbours import count, nearest_faiss, without_self
@@ -46,19 +46,16 @@ def kc_by_sqrtm(jacobians: Tensor) -> np.ndarray:
     return np.array([[np.trace(r @ a @ b.T @ s) / d for b, s in pairs] for a, r in pairs])
 
 
-def kc(jacobians: Tensor) -> Tensor:
-    roots = inverse_roots(self_products(jacobians)).roots
-    return scalar(correlation_matrices(gram(jacobians), roots, roots))
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_kc_agrees_with_sqrtm(dtype, tolerance, d):
     jacobians = make_jacobians(d=d).to(dtype)
-    assert np.abs(kc(jacobians).numpy() - kc_by_sqrtm(jacobians)).max() < tolerance
+    expected = kc_by_sqrtm(jacobians)
+    assert np.abs(kc(jacobians).numpy() - expected).max() < tolerance
+    assert np.abs(kc(jacobians[:5], jacobians[3:], memory_mb=0.02).numpy() - expected[:5, 3:]).max() < tolerance
     roots = inverse_roots(self_products(jacobians)).roots
-    traces = gram(normalised(jacobians, roots), scalar=True) / d
-    assert np.abs(traces.numpy() - kc_by_sqrtm(jacobians)).max() < tolerance
+    matrices = correlation_matrices(gram(jacobians), roots, roots)
+    assert np.abs(scalar(matrices).numpy() - expected).max() < tolerance
 
 
 def test_the_kernel_of_a_linear_model_is_known():
@@ -160,8 +157,7 @@ def test_blocks_are_streamed_within_memory_and_give_the_same(memory_mb):
 
 def test_bfloat16_products_stay_close():
     jacobians = make_jacobians(10, p=4000)
-    roots = inverse_roots(self_products(jacobians)).roots
-    rough = gram(normalised(jacobians, roots).float(), dtype=torch.bfloat16, scalar=True) / 2
+    rough = kc(jacobians.float(), dtype=torch.bfloat16)
     assert float((rough.double() - kc(jacobians)).abs().max()) < 1e-2
 
 
@@ -179,13 +175,9 @@ def test_linear_counts_agree_with_all_pairs_in_any_order():
     assert counter.tiles == 30
 
 
-def unit_rows(jacobians: Tensor) -> Tensor:
-    return normalised(jacobians, inverse_roots(self_products(jacobians)).roots)
-
-
 def test_a_complete_sketch_is_exact_in_float64():
     jacobians = make_jacobians(12)
-    unit = unit_rows(jacobians)
+    unit = whitened(jacobians)
     sketches = Sketcher(unit, floats=64)(unit)
     assert sketches.shape == (12, 2, 32)
     assert float((sketched_kc(sketches, sketches) - kc(jacobians)).abs().max()) < 1e-12
@@ -193,7 +185,7 @@ def test_a_complete_sketch_is_exact_in_float64():
 
 def test_a_sketch_serves_tiles_that_are_not_landmarks():
     jacobians = make_jacobians(200, p=3000)
-    unit = unit_rows(jacobians).float()
+    unit = whitened(jacobians).float()
     sketcher = Sketcher(unit[:20], floats=512)
     sketches = sketcher(unit[20:])
     error = sketched_kc(sketches, sketches).double() - kc(jacobians[20:])
@@ -206,7 +198,7 @@ def test_a_sketch_serves_tiles_that_are_not_landmarks():
 
 def test_a_sketcher_comes_back_the_same(tmp_path):
     torch.manual_seed(0)
-    unit = unit_rows(torch.randn(40, 2, 60, dtype=torch.float64) @ torch.randn(60, 700, dtype=torch.float64)).float()
+    unit = whitened(torch.randn(40, 2, 60, dtype=torch.float64) @ torch.randn(60, 700, dtype=torch.float64)).float()
     sketcher = Sketcher(unit[:20], floats=256, seed=3)
     sketcher.save(tmp_path / "sketcher.safetensors")
     again = Sketcher.load(tmp_path / "sketcher.safetensors")
@@ -227,7 +219,7 @@ def test_shares_of_the_blocks_add_up():
 
 
 def test_folding_alone_is_unbiased():
-    unit = unit_rows(make_jacobians(6, p=500))
+    unit = whitened(make_jacobians(6, p=500))
     exact = sketched_kc(unit, unit)
     mean = torch.stack(
         [sketched_kc(*(Sketcher(unit[:1] * 0 + 1e-3, floats=40, seed=seed)(unit),) * 2) for seed in range(400)]
@@ -236,14 +228,14 @@ def test_folding_alone_is_unbiased():
 
 
 def test_more_numbers_than_parameters_are_padded():
-    unit = unit_rows(make_jacobians(3, p=10))
+    unit = whitened(make_jacobians(3, p=10))
     sketches = Sketcher(unit[:1], floats=64)(unit)
     assert sketches.shape == (3, 2, 32)
     torch.testing.assert_close(sketched_kc(sketches, sketches), sketched_kc(unit, unit), rtol=0, atol=1e-12)
 
 
 def test_faiss_finds_what_all_pairs_find(monkeypatch):
-    unit = unit_rows(make_jacobians(30))
+    unit = whitened(make_jacobians(30))
     flat = unit.flatten(1).float().numpy() / 2**0.5
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match=r"pip install 'regnet\[knn\]'"):
