@@ -27,7 +27,7 @@ class Audit:
     order: Array
 
 
-def audit(found: Smoother, labels: Array, predictions: Array) -> Audit:
+def audit(found: Smoother, labels: Array, predictions: Array, correlation: Array | None = None) -> Audit:
     """Rank labels by how badly they fit.
 
     The expected size follows from the smoother up to one scale, which is set by the median over tiles, so that blunders
@@ -37,9 +37,10 @@ def audit(found: Smoother, labels: Array, predictions: Array) -> Audit:
         found: smoother of the network.
         labels: (n, d) px.
         predictions: (n, d) px.
+        correlation: (n, n) of the noise between tiles, the identity if None.
     """
     residual = leave_one_out(found, labels, predictions)
-    covariance = leave_one_out_covariance(found)
+    covariance = leave_one_out_covariance(found, correlation)
     ridge = 1e-9 * np.trace(covariance, axis1=1, axis2=2).max(initial=0.0) + np.finfo(float).tiny
     solved = np.linalg.solve(covariance + ridge * np.eye(labels.shape[1]), residual[..., None])[..., 0]
     length = np.sqrt(np.maximum((residual * solved).sum(1), 0))

@@ -17,8 +17,12 @@ class DenoiseOptions:
         unit="px",
         low=0,
     )
-    noise_range_px: float = option(
-        0.0, "distance over which label noise is alike (Gaussian correlation); 0: independent tiles", unit="px", low=0
+    noise_range_px: float | None = option(
+        None,
+        "distance over which label noise is alike (Gaussian correlation); 0: independent tiles; null: as prepare drew "
+        "the noise, independent where it drew none",
+        unit="px",
+        low=0,
     )
     smoothing: str = option(
         "training",

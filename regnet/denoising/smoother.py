@@ -63,15 +63,22 @@ class Smoother(ABC):
         """Tr S."""
         return float(np.trace(self.blocks(), axis1=1, axis2=2).sum())
 
-    def residual_freedom(self) -> float:
-        """Tr((I - S)(I - S)^T): the expected squared residual of pure noise of unit size."""
-        return float(np.trace(self.residual_blocks(), axis1=1, axis2=2).sum())
+    def residual_freedom(self, correlation: Array | None = None) -> float:
+        """Tr((I - S) C (I - S)^T): the expected squared residual of pure noise of unit size."""
+        return float(np.trace(self.residual_blocks(correlation), axis1=1, axis2=2).sum())
 
-    def residual_blocks(self) -> Array:
-        """((I - S)(I - S)^T)_ii, (n, d, d): covariance of the residuals of pure noise of unit size."""
-        own = self.blocks()
-        blocks: Array = np.eye(self.d) - own - own.transpose(0, 2, 1) + self.noise_blocks()
-        return blocks
+    def residual_blocks(self, correlation: Array | None = None) -> Array:
+        """((I - S) C (I - S)^T)_ii, (n, d, d): covariance of the residuals of pure noise of unit size.
+
+        Args:
+            correlation: as for `noise_blocks`.
+        """
+        crossed, size = self.blocks(), np.ones(self.n)
+        if correlation is not None:
+            crossed = np.einsum("iajb,ji->iab", self.weights(), correlation, optimize=True)
+            size = np.diag(correlation)
+        own: Array = size[:, None, None] * np.eye(self.d)
+        return own - crossed - crossed.transpose(0, 2, 1) + self.noise_blocks(correlation)
 
 
 @dataclass(frozen=True)
@@ -197,18 +204,18 @@ def leave_one_out(found: Smoother, labels: Array, predictions: Array) -> Array:
     return np.linalg.solve(_own_rest(found), (labels - predictions)[..., None])[..., 0]
 
 
-def leave_one_out_covariance(found: Smoother) -> Array:
+def leave_one_out_covariance(found: Smoother, correlation: Array | None = None) -> Array:
     """Covariance of the leave-one-out residuals for label noise of unit size, (n, d, d)."""
     inverse = np.linalg.inv(_own_rest(found))
-    return inverse @ found.residual_blocks() @ inverse.transpose(0, 2, 1)
+    return inverse @ found.residual_blocks(correlation) @ inverse.transpose(0, 2, 1)
 
 
-def estimate_noise(found: Smoother, labels: Array, predictions: Array) -> float:
-    """Size of the label noise a component from the residuals, px: `|label - prediction|^2 / Tr((I - S)(I - S)^T)`.
+def estimate_noise(found: Smoother, labels: Array, predictions: Array, correlation: Array | None = None) -> float:
+    """Size of the label noise a component from the residuals, px: `|label - prediction|^2 / Tr((I - S) C (I - S)^T)`.
 
     NaN where the smoother all but repeats the labels: then the residuals say nothing of the noise.
     """
-    free = found.residual_freedom()
+    free = found.residual_freedom(correlation)
     if free < _LEAST_FREE**2 * labels.size:
         return float("nan")
     return float(np.sqrt(((labels - predictions) ** 2).sum() / free))

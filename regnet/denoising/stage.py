@@ -12,7 +12,7 @@ import numpy as np
 from regnet.denoising.along import kernels_along
 from regnet.denoising.audit import Audit, audit
 from regnet.denoising.consistency import neighbour_shift, stationarity_residual
-from regnet.denoising.factor import denoising_factor, kernel_mean, spatial_correlation
+from regnet.denoising.factor import denoising_factor, kernel_mean
 from regnet.denoising.maps import (
     QUANTITIES,
     cell_polygons,
@@ -22,6 +22,7 @@ from regnet.denoising.maps import (
     summarise_regions,
     write_map,
 )
+from regnet.denoising.noise import LabelNoise, label_noise
 from regnet.denoising.operators import Array, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
@@ -75,7 +76,8 @@ def denoise_stage(
     rows = _rows_of(store, stored, similarity_folder)
     labels = rows[["label_dx_px", "label_dy_px"]].to_numpy(dtype=np.float64)
     found = _smoother(store, model_path, stored, labels, options)
-    estimates = estimate(stored, labels, found, _correlation(rows, store.tile_px, options), options.noise_sigma_px)
+    noise = label_noise(store, rows, options)
+    estimates = estimate(stored, labels, found, noise.correlation, options.noise_sigma_px)
     tiles = _tile_table(rows, labels, stored, estimates, options)
     regions, column = _regions(store, tiles, options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,9 @@ def denoise_stage(
         with whole_path(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     maps = _write_maps(store, tiles, folder)
-    write_json(folder / "summary.json", {**_summary(estimates, tiles, options), "model": model_path.name, "maps": maps})
+    write_json(
+        folder / "summary.json", {**_summary(estimates, tiles, noise, options), "model": model_path.name, "maps": maps}
+    )
 
 
 def estimate(
@@ -103,8 +107,8 @@ def estimate(
         mean_label=kernel_mean(kernel, labels),
         found=found,
         smoother_factor=found.factor(correlation),
-        audit=audit(found, labels, predictions),
-        sigma=estimate_noise(found, labels, predictions) if noise_sigma_px is None else noise_sigma_px,
+        audit=audit(found, labels, predictions, correlation),
+        sigma=estimate_noise(found, labels, predictions, correlation) if noise_sigma_px is None else noise_sigma_px,
         sigma_source="estimated from the residuals" if noise_sigma_px is None else "given",
     )
 
@@ -133,14 +137,6 @@ def _rows_of(store: TileStore, stored: StoredKernel, similarity_folder: Path) ->
     if not set(stored.tile_id.tolist()) <= set(index.index.tolist()):
         raise StoreError(f"{similarity_folder}: was made from other tiles than these; run `regnet similarity` again")
     return index.loc[stored.tile_id].reset_index(drop=True)
-
-
-def _correlation(rows: gpd.GeoDataFrame, tile_px: int, options: DenoiseOptions) -> Array | None:
-    if options.noise_range_px == 0:
-        return None
-    place = np.unique(rows["pair"].to_numpy(dtype=str), return_inverse=True)[1].astype(np.float64)
-    x, y = (rows[name].to_numpy(dtype=np.float64) + tile_px // 2 for name in ("col", "row"))
-    return spatial_correlation(x, y, place, options.noise_range_px)
 
 
 def _tile_table(
@@ -196,16 +192,19 @@ def _write_maps(store: TileStore, tiles: gpd.GeoDataFrame, folder: Path) -> list
     return names
 
 
-def _summary(estimates: Estimates, tiles: gpd.GeoDataFrame, options: DenoiseOptions) -> dict[str, Any]:
+def _summary(
+    estimates: Estimates, tiles: gpd.GeoDataFrame, noise: LabelNoise, options: DenoiseOptions
+) -> dict[str, Any]:
     """Sum up; `spearman`, `slope` and `noise_transfer` need replicas and are null here."""
-    spatial = (
-        f"Gaussian correlation, range {options.noise_range_px:g} px" if options.noise_range_px else "independent tiles"
-    )
     return {
         "tiles": len(tiles),
         "noise_sigma_px": estimates.sigma,
         "noise_sigma_source": estimates.sigma_source,
-        "noise_model": spatial,
+        "noise_model": noise.model,
+        "noise_model_source": noise.source,
+        "common_noise_px": noise.common_px(estimates.sigma, len(tiles)),
+        "systematic_shift_px": list(noise.shift_px),
+        "not_averaged": noise.not_averaged(),
         "factor_mean": float(np.nanmean(estimates.factor)),
         "smoother_factor_mean": float(estimates.smoother_factor.mean()),
         "smoother_strength": estimates.found.strength,

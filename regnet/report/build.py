@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import matplotlib as mpl
+import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,12 +21,13 @@ from tqdm import tqdm
 
 from regnet.errors import StoreError
 from regnet.files import STAMP, read_json, write_text
-from regnet.report import draw, maps, network, noise
+from regnet.report import draw, maps, neighbours, network, noise
 from regnet.report.folder import AbsentError, RunFolder
 from regnet.report.options import ReportOptions
 from regnet.report.summary import collect_summary
-from regnet.report.tables import Table, accuracy_tables, round_tables
+from regnet.report.tables import Table, accuracy_tables, neighbour_tables, round_tables
 
+NEIGHBOURS = "Neighbours by gradients and by other eyes"
 STAGES = ("prepare", "train", "similarity", "denoise", "evaluate")
 SOFTWARE = ("regnet", "torch", "numpy", "rasterio", "geopandas", "zarr", "scikit-image", "opencv-python-headless")
 
@@ -157,6 +159,22 @@ def _learning(run: RunFolder, options: ReportOptions) -> list[_Plan]:
             [_Sheet("nearest", "Fixed above, moving below.", lambda: network.nearest_figure(run, options))],
         ),
         (
+            Section(
+                NEIGHBOURS,
+                "Whom the network's gradients (kC), an ImageNet network, pixels and the network's own features take "
+                "for a tile's neighbours. Outputs should agree among tiles that are the same to the network. "
+                "Neighbours have other displacements, so a similarity must not be judged by the error of averaged "
+                "labels alone; experiment=denoising_validation tells which says whose noise was averaged.",
+            ),
+            [
+                _Sheet(
+                    "neighbours",
+                    "A tile and those most like it, with the network's outputs.",
+                    lambda: neighbours.run_neighbours_figure(run, options),
+                )
+            ],
+        ),
+        (
             Section("Noise that was averaged away", "A factor of 0.3: of 1 px of label noise 0.3 px are left."),
             [
                 _Sheet("factor_map", "Denoising factor by tile.", lambda: noise.factor_map_figure(run, options)),
@@ -198,12 +216,19 @@ def _fill(sections: list[Section], run: RunFolder) -> None:
     if not accuracy.tables:
         accuracy.note = "The stage evaluate has not run in this folder, or was not finished."
     by_title["Training"].tables = round_tables(summary)
+    beside = by_title[NEIGHBOURS]
+    beside.note = summary.get("neighbours", {}).get("status", beside.note)
+    if not beside.note:
+        beside.tables = neighbour_tables(pd.read_csv(run.file("evaluate", "neighbours.csv")))
     for title, stage in (
         ("Training", "train"),
         ("What the network takes for the same", "similarity"),
+        (NEIGHBOURS, "neighbours"),
         ("Noise that was averaged away", "denoise"),
     ):
         numbers = {key: value for key, value in summary.get(stage, {}).items() if isinstance(value, int | float | str)}
+        if sentence := numbers.pop("not_averaged", ""):
+            by_title[title].text += f" {sentence}"
         by_title[title].facts = {
             key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()
         }

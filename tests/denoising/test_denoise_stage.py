@@ -1,6 +1,8 @@
 """The stage on a prepared scene and a kernel that is known: tables, maps, regions, and what is refused."""
 
+from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import geopandas as gpd
 import numpy as np
@@ -11,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from shapely.geometry import box
 
 from regnet.denoising.maps import QUANTITIES
+from regnet.denoising.noise import label_noise
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import InputError, StoreError
@@ -103,7 +106,57 @@ def test_noise_that_is_alike_nearby_averages_less(store, similarity):
     alike = read_json(run(store, similarity, replace(PLAIN, noise_range_px=60)) / "summary.json")
     assert alike["factor_mean"] > 1.3 * alone["factor_mean"]
     assert alike["noise_model"] == "Gaussian correlation, range 60 px"
-    assert alone["noise_model"] == "independent tiles"
+    assert alone["noise_model"].startswith("one offset a tile")
+
+
+def with_noise(store, **noise):
+    """The same tiles, said to have been drawn with other noise."""
+    other = copy(store)
+    options = store.manifest["options"]
+    other.manifest = {**store.manifest, "options": {**options, "noise": {**options["noise"], **noise}}}
+    return other
+
+
+def test_the_noise_that_prepare_drew_is_taken_as_it_is(store, similarity):
+    rows = store.index.iloc[store.tiles("train")]
+    assert label_noise(store, rows, PLAIN).correlation is None
+    twice = label_noise(store, rows.iloc[[0, 0, 1]], PLAIN).correlation  # two augmentations of one tile
+    np.testing.assert_array_equal(twice, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    smooth = with_noise(store, kind="smooth", smooth_sigma_px=40.0)
+    found = read_json(run(smooth, similarity) / "summary.json")
+    by_hand = read_json(run(smooth, similarity, replace(PLAIN, noise_range_px=40 * 2**0.5)) / "summary.json")
+    assert (found["noise_model_source"], by_hand["noise_model_source"]) == (
+        "drawn by prepare",
+        "denoise.noise_range_px",
+    )
+    for key in ("factor_mean", "smoother_factor_mean", "noise_sigma_px", "common_noise_px"):
+        assert found[key] == pytest.approx(by_hand[key])
+    assumed = label_noise(with_noise(store, kind="none"), rows, PLAIN)
+    assert (assumed.correlation, assumed.source) == (None, "assumed, since prepare drew no noise")
+    assert label_noise(smooth, rows, replace(PLAIN, noise_range_px=0.0)).correlation is None
+
+
+def test_noise_of_objects_is_alike_beside_them_only(store):
+    objects = with_noise(store, kind="object", smooth_sigma_px=1000.0)
+    rows = store.index.iloc[:2].assign(pair=store.pairs[0], row=[0, 100], col=[0, 100])
+    patch = store.scene(store.pairs[0]).read(0, 0, 16, 16)
+    for level, alike in ((0.0, True), (1.0, False)):
+        moving = np.full_like(patch.moving, level)
+        objects.scene = lambda _, moving=moving: SimpleNamespace(read=lambda *_: SimpleNamespace(moving=moving))
+        correlation = label_noise(objects, rows, PLAIN).correlation
+        assert correlation is None if not alike else correlation[0, 1] > 0.9
+
+
+def test_what_no_averaging_removes_is_named(store, similarity):
+    plain = read_json(run(store, similarity) / "summary.json")
+    assert plain["common_noise_px"] == pytest.approx(plain["noise_sigma_px"] / plain["tiles"] ** 0.5)
+    assert plain["systematic_shift_px"] == [0, 0]
+    assert plain["not_averaged"].startswith("A shift that all labels share leaves no residual")
+    assert "given" not in plain["not_averaged"]
+    shifted = read_json(run(with_noise(store, shift_dx_px=3.0, shift_dy_px=-4.0), similarity) / "summary.json")
+    assert shifted["systematic_shift_px"] == [3, -4]
+    assert shifted["not_averaged"].endswith("given one of (3, -4) px, 5.00 px long.")
+    assert shifted["noise_sigma_px"] == plain["noise_sigma_px"]  # which is why it has to be named
 
 
 def test_maps_lie_where_the_tiles_are(store, similarity):

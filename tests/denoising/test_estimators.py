@@ -11,6 +11,7 @@ from regnet.denoising.factor import denoising_factor, kernel_mean, spatial_corre
 from regnet.denoising.operators import DenseKernel, FeatureKernel, operator_of
 from regnet.denoising.smoother import (
     RULES,
+    DenseSmoother,
     choose_smoother,
     estimate_noise,
     leave_one_out,
@@ -163,12 +164,18 @@ def test_leave_one_out_is_what_refitting_gives():
         np.testing.assert_allclose(labels[i] - refitted, residuals[i], atol=1e-10)
 
 
-def test_leave_one_out_covariance_is_what_a_simulation_gives():
-    found = smoother(dense(features(n=12)), 0.05)
-    draws = np.random.default_rng(3).normal(size=(3000, 12, 2))
-    residuals = np.stack([leave_one_out(found, draw, found.apply(draw)) for draw in draws])
-    expected = np.einsum("ria,rib->iab", residuals, residuals) / 3000
-    np.testing.assert_allclose(leave_one_out_covariance(found), expected, atol=0.12)
+def test_residuals_of_correlated_noise_are_what_a_simulation_gives():
+    where = np.random.default_rng(2).uniform(0, 100, (2, 12))
+    correlation = spatial_correlation(*where, np.zeros(12), 60.0)
+    draws = np.linalg.cholesky(correlation + 1e-9 * np.eye(12)) @ np.random.default_rng(3).normal(size=(3000, 12, 2))
+    spectral = smoother(dense(features(n=12)), 0.05)
+    for found in (spectral, DenseSmoother(spectral.weights().reshape(24, 24), 2, 1.0)):
+        for noise, values in ((correlation, draws), (None, np.random.default_rng(3).normal(size=(3000, 12, 2)))):
+            residuals = np.stack([leave_one_out(found, draw, found.apply(draw)) for draw in values])
+            expected = np.einsum("ria,rib->iab", residuals, residuals) / 3000
+            np.testing.assert_allclose(leave_one_out_covariance(found, noise), expected, atol=0.12)
+            sizes = [estimate_noise(found, 2 * draw, found.apply(2 * draw), noise) for draw in values[:300]]
+            assert np.sqrt(np.mean(np.square(sizes))) == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["ridge", "flow"])

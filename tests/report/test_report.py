@@ -25,6 +25,7 @@ SECTIONS = (
     "Errors on the map",
     "Training",
     "What the network takes for the same",
+    "Neighbours by gradients and by other eyes",
     "Noise that was averaged away",
     "Settings",
     "Software",
@@ -35,7 +36,7 @@ def test_report_holds_everything_it_shows(mini_run: MiniRun) -> None:
     page = (mini_run[0] / "report.html").read_text()
     for title in SECTIONS:
         assert f"<h2>{title}</h2>" in page
-    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 10
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 11
     assert 'class="note"' not in page
     outside = re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|url\(|@import|<script', page)
     assert outside == []
@@ -84,7 +85,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_report_opens_in_a_browser(mini_run: MiniRun, browse: Callable[[Path], str]) -> None:
     shown = browse(mini_run[0] / "report.html")
     # Every picture was decoded, and on a narrow screen the page does not scroll sideways.
-    assert 'data-loaded="10/10"' in shown
+    assert 'data-loaded="11/11"' in shown
     assert 'data-overflow="0"' in shown
 
 
@@ -128,6 +129,11 @@ def test_outlines_are_orange_on_grey() -> None:
     shown = outlines(np.full((4, 4, 3), 0.5, np.float32), edge)
     assert shown[1, 0, 0] > shown[1, 0, 2] + 0.5
     assert np.ptp(shown[0, 0]) == 0
+
+
+def test_what_is_not_averaged_is_said(mini_run: MiniRun) -> None:
+    said = read_json(mini_run[0] / "denoise" / "summary.json")["not_averaged"]
+    assert said in (mini_run[0] / "report.html").read_text()
 
 
 def test_rounds_are_a_table() -> None:
