@@ -17,37 +17,13 @@ from typing import Any
 import numpy as np
 from affine import Affine
 
-from benchmarks.registration import sample_pair
-from regnet.config import default_data_root
+from benchmarks.pairs import SOURCES
 from regnet.registration.edges import Matrix
 from regnet.registration.matching import KEEP_PX
 from regnet.registration.overall import FINEST_PX, farthest, find_overall, rescaled
-from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 
-
-def naip_pair() -> tuple[PairOptions, None]:
-    folder = Path(default_data_root()) / "naip"
-    return PairOptions("naip", str(folder / "20200831.tif"), str(folder / "20100629.tif")), None
-
-
-def buildings_pair() -> tuple[PairOptions, float]:
-    folder = Path(default_data_root()) / "banepa"
-    return PairOptions("banepa", str(folder / "image.tif"), str(folder / "buildings.geojson")), 0.26
-
-
-def radar_pair() -> tuple[PairOptions, None]:
-    first = sorted((Path(default_data_root()) / "s1s2").glob("*_s2.tif"))[0]
-    radar = str(first).replace("_s2.tif", "_s1.tif")
-    return PairOptions("s1s2", str(first), radar, moving_transform="log"), None
-
-
-CASES: dict[str, Any] = {
-    "sample": lambda: (sample_pair(), None),
-    "naip": naip_pair,
-    "banepa": buildings_pair,
-    "s1s2": radar_pair,
-}
+CASES = ("sample_swir", "naip", "banepa_buildings", "s1s2")
 
 
 def draw(generator: np.random.Generator, size: tuple[int, int]) -> Matrix:
@@ -60,7 +36,8 @@ def draw(generator: np.random.Generator, size: tuple[int, int]) -> Matrix:
 
 def measure(name: str, draws: int) -> dict[str, Any]:
     """Put one pair out of place time and again."""
-    pair, gsd_m = CASES[name]()
+    source = SOURCES[name]
+    pair, gsd_m = source.pair(), source.gsd_m
     generator, errors, seconds = np.random.default_rng(0), [], []
     with PairReader(pair, gsd_m) as reader:
         size = reader.shape
@@ -89,7 +66,7 @@ def measure(name: str, draws: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--draws", type=int, default=48)
     arguments = parser.parse_args()
     results = [measure(name, arguments.draws) for name in arguments.cases]
