@@ -96,4 +96,4 @@ def test_a_stage_that_runs_alone_makes_later_ones_stale(config: RunConfig) -> No
     changed = replace(config, training=TrainingOptions(epochs=3))
     assert run.run_stages(changed, ["train"]) == ["train"]
     assert run.run_stages(changed, ["evaluate"]) == ["evaluate"]
-    assert run.run_stages(changed, ALL) == ["similarity", "denoise", "report"]
+    assert run.run_stages(changed, ALL) == ["similarity", "denoise", "evaluate", "report"]

@@ -33,12 +33,12 @@ from regnet.models import ModelOptions
 from regnet.models.checkpoint import load_checkpoint
 from regnet.report.contest import contest_figure, transfer_maps_figure
 from regnet.report.draw import STYLE, save
-from regnet.report.neighbours import side_by_side_figure
+from regnet.report.neighbours import offsets, side_by_side_figure
 from regnet.similarity.neighbours import nearest_others
 from regnet.tiles.store import TileStore
 
 FOLDER = "contest"
-_DPI, _QUERIES, _NEAREST = 110, 4, 6
+_DPI, _QUERIES, _NEAREST = 110, 3, 6
 
 
 def run_denoising_validation(
@@ -135,10 +135,9 @@ def _side_by_side(study: Study, seen: Sequence[Similarity]) -> Figure:
     shown = [one for one in seen if one.kind != "gradient" and one.name.endswith("both")]
     shown.insert(0, [one for one in seen if one.kind == "gradient"][-1])
     n = len(study.tiles.offset)
-    outputs = study.replicas.predictions[0]
     return side_by_side_figure(
         study.tiles.fixed.numpy(),
         {one.name: nearest_others(one.values, _NEAREST) for one in shown},
         np.unique(np.linspace(0, n - 1, _QUERIES).round().astype(int)).tolist(),
-        titles={one.name: [f"{dx:.1f}, {dy:.1f} px" for dx, dy in outputs] for one in shown},
+        titles=dict.fromkeys((one.name for one in shown), offsets(study.replicas.predictions[0])),
     )

@@ -5,10 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regnet.report.draw import display, new_figure, picture
+from regnet.report.folder import RunFolder
+from regnet.report.options import ReportOptions
+
+# Of every kind of eyes those that see both images are shown.
+_SHOWN = ("kC", "both")
+_QUERIES = 2  # each takes as many rows as there are similarities
+
+
+def run_neighbours_figure(run: RunFolder, options: ReportOptions) -> Figure:
+    """Some tiles of a run beside those that gradients and other eyes take for most like them, with their outputs."""
+    with np.load(run.file("evaluate", "neighbours.npz")) as saved:
+        tile_id, names, nearest = saved["tile_id"], saved["name"].tolist(), saved["nearest_tile_id"]
+    queries = np.unique(np.linspace(0, len(tile_id) - 1, min(options.queries, _QUERIES)).round().astype(int))
+    shown = [place for place, name in enumerate(names) if name.endswith(_SHOWN)]
+    near = nearest[shown][:, queries, : options.nearest]
+    ids, place_of = np.unique(np.concatenate([tile_id[queries], near.ravel()]), return_inverse=True)
+    positions = pd.Series(np.arange(len(run.store)), index=run.store.index["tile_id"].to_numpy())
+    images = np.stack([run.store.tile(int(positions[one])).fixed for one in ids])
+    outputs = run.table("similarity", "neighbours.parquet").set_index("tile_id")
+    said = offsets(outputs.loc[ids, ["predicted_dx_px", "predicted_dy_px"]].to_numpy())
+    asked, listed = place_of[: len(queries)], place_of[len(queries) :].reshape(near.shape)
+    lists = {}
+    for place, similarity in enumerate(shown):
+        lists[names[similarity]] = np.zeros((len(ids), near.shape[2]), np.int64)
+        lists[names[similarity]][asked] = listed[place]
+    return side_by_side_figure(images, lists, asked.tolist(), options.rgb, dict.fromkeys(lists, said))
+
+
+def offsets(values: NDArray[np.floating]) -> list[str]:
+    """Offsets (n, 2) px as short texts, without negative zeros."""
+    return [f"{dx:.1f}, {dy:.1f} px" for dx, dy in np.round(values, 1) + 0.0]
 
 
 def side_by_side_figure(

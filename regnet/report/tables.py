@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 HEADS = {
     "epe_mean_px": "mean, px",
     "epe_median_px": "median, px",
@@ -65,6 +67,24 @@ def round_tables(summary: Mapping[str, Any]) -> list[Table]:
     rows = [[_cell(row.get(key)) for key in ROUND_HEADS] for row in rounds]
     title = "Rounds: errors against the truth, which training never sees; systematic is the mean vector's length"
     return [Table(title, list(ROUND_HEADS.values()), rows, [False] * len(rows))]
+
+
+def neighbour_tables(rows: pd.DataFrame) -> list[Table]:
+    """What neighbours by every similarity say, a tile's own label left out.
+
+    Args:
+        rows: columns name, similarity, kind, own, outputs_apart_px, averaged_label_error_px.
+    """
+    others = rows[~rows["own"]].set_index("name")
+    heads = {"outputs_apart_px": "outputs apart, px", "averaged_label_error_px": "averaged labels off, px"}
+    ways = ("5 nearest", "10 nearest", "power 1")
+    wanted = [(column, way) for column in heads for way in ways]
+    cells = [
+        [name, *(_cell(float(others.loc[f"{name}, {way}, without own", column])) for column, way in wanted)]
+        for name in others["similarity"].unique()
+    ]
+    head = ["similarity", *(f"{heads[column]}: {way}" for column, way in wanted)]
+    return [Table("Neighbours without the tile itself", head, cells, [False] * len(cells))]
 
 
 def accuracy_text(summary: Mapping[str, Any]) -> str:
