@@ -6,6 +6,7 @@ along the training, not by the last alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +35,11 @@ from regnet.similarity.tiles import read_batch
 from regnet.similarity.trajectory import spread
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# What the exact backend holds at its peak, bytes: of each number of the kernel (the mean, a checkpoint's own, and what
+# is made of them), and of each pair of tiles (kC, and what counting makes of it: a ranked copy, powers, an order).
+_BYTES_A_NUMBER, _BYTES_A_PAIR = 24, 40
+_OUTPUTS = 2  # of every readout that the options offer
+_ROWS = 64  # tiles whose kernels are normalised at a time
 
 
 def compare(task: Task) -> Comparison:
@@ -54,13 +60,14 @@ def compare(task: Task) -> Comparison:
 
 def _exact(task: Task) -> Comparison:
     m = task.references
+    _blocks_mb(task, task.checkpoints[0].engine.size)
     trajectory = [spread(at.name, _correlations(*_kernel(task, at), m)) for at in task.along]
     kernel, own = torch.zeros(()), torch.zeros(())
     for checkpoint in task.checkpoints:
         part, selves = _kernel(task, checkpoint)
         trajectory.append(spread(checkpoint.name, _correlations(part, selves, m)))
         share = _share(task, selves)
-        kernel, own = kernel + part * share, own + selves * share
+        kernel, own = part.mul_(share).add_(kernel), own + selves * share
     similarities = _correlations(kernel, own, m).numpy()
     options = task.options
     found = count(similarities, options.tau, options.alpha, options.nearest, task.self_columns())
@@ -83,7 +90,7 @@ def _kernel(task: Task, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
 def _all_pairs(task: Task, shards: ShardStore, shape: tuple[int, int, int]) -> Tensor:
     """K of all tiles to the reference tiles, (n, d, m, d) float64; every rank multiplies its share of the blocks."""
     n, d, p = shape
-    m, memory_mb, dtype = task.references, task.options.memory_mb, DTYPES[task.options.precision]
+    m, memory_mb, dtype = task.references, _blocks_mb(task, p), DTYPES[task.options.precision]
 
     def rows(start: int, stop: int) -> FunctionRows:
         def read(part: slice) -> Tensor:
@@ -92,11 +99,28 @@ def _all_pairs(task: Task, shards: ShardStore, shape: tuple[int, int, int]) -> T
         return FunctionRows((stop - start, d, p), read)
 
     share = task.ranks.rank, task.ranks.size
-    whole = gram(rows(0, m), memory_mb=memory_mb, dtype=dtype, share=share).double()
+    whole = torch.empty(n, d, m, d, dtype=torch.float64)
+    whole[:m] = gram(rows(0, m), memory_mb=memory_mb, dtype=dtype, share=share)
     if n > m:
-        outside = cross(rows(m, n), rows(0, m), memory_mb=memory_mb, dtype=dtype, share=share).double()
-        whole = torch.cat((whole, outside))
+        whole[m:] = cross(rows(m, n), rows(0, m), memory_mb=memory_mb, dtype=dtype, share=share)
     return task.ranks.sum(whole.to(task.ranks.device)).cpu()
+
+
+def _blocks_mb(task: Task, p: int) -> float:
+    """Memory left for the blocks of a product with p parameters beside the kernel, which is held whole.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    n, m, options = len(task.positions), task.references, task.options
+    held = n * m * (_BYTES_A_NUMBER * _OUTPUTS**2 + _BYTES_A_PAIR)
+    needed = (held + 2 * _OUTPUTS * p * 8) / 2**20
+    if needed > options.memory_mb:
+        raise ConfigError(
+            f"similarity.memory_mb={options.memory_mb:g} is too little for all pairs of {n} and {m} tiles, which take "
+            f"{math.ceil(needed)} MB; raise it, lower similarity.max_tiles, or set similarity.backend=sketch"
+        )
+    return options.memory_mb - held / 2**20
 
 
 def _sketch(task: Task) -> Comparison:
@@ -201,8 +225,10 @@ def _share(task: Task, selves: Tensor) -> float:
 
 
 def _correlations(kernel: Tensor, selves: Tensor, references: int) -> Tensor:
+    """The kC of all tiles to the reference tiles, by blocks of rows."""
     roots = inverse_roots(selves).roots
-    return scalar(correlation_matrices(kernel, roots, roots[:references]))
+    blocks = [slice(start, start + _ROWS) for start in range(0, len(kernel), _ROWS)]
+    return torch.cat([scalar(correlation_matrices(kernel[rows], roots[rows], roots[:references])) for rows in blocks])
 
 
 def _roots(selves: Tensor) -> Tensor:

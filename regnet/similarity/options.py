@@ -36,7 +36,9 @@ class SimilarityOptions:
     )
     precision: str = option("float32", "precision of the pair products", choices=["float32", "bfloat16", "float64"])
     batch: int = option(16, "tiles a batch", unit="tiles", low=1)
-    memory_mb: float = option(1024, "memory that the pair products may take", unit="MB", low=16)
+    memory_mb: float = option(
+        1024, "memory that comparing pairs may take: the kernel, and blocks of its products", unit="MB", low=16
+    )
     keep_gradients: bool = option(False, "keep the Jacobians or sketches on disk after the kernel is made")
     sketch_floats: int = option(1024, "size of a tile's sketch", unit="numbers", low=8)
     landmarks: int = option(256, "tiles whose Jacobians span the sketch", unit="tiles", low=1)

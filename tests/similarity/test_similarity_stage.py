@@ -249,6 +249,13 @@ def test_the_search_by_faiss_finds_what_all_pairs_find(scene, trained, tmp_path)
     pd.testing.assert_frame_equal(neighbours(tmp_path / "faiss"), neighbours(tmp_path / "exact"), atol=1e-5)
 
 
+def test_too_little_memory_for_all_pairs_is_told_before_any_work(scene, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "_BYTES_A_NUMBER", 10_000)
+    with pytest.raises(ConfigError, match=r"memory_mb=16 is too little for all pairs of 36 and 24 tiles, .* 3\d MB"):
+        similarity_stage(scene, trained, replace(OPTIONS, memory_mb=16), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_contradicting_options_are_refused(scene, trained, tmp_path):
     with pytest.raises(ConfigError, match="search=faiss searches sketches; set backend=sketch, not exact"):
         similarity_stage(scene, trained, replace(OPTIONS, search="faiss"), tmp_path)
