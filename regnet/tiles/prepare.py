@@ -21,6 +21,7 @@ from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
 from regnet.geo.grid import Box
 from regnet.options import check_options
+from regnet.tiles.chunks import Chunks
 from regnet.tiles.index import Block, Cell, lattice, split_blocks, split_columns, tile_boxes
 from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
@@ -95,7 +96,7 @@ def write_scene(
                 f"{pair.moving}: has no valid pixel in common with {pair.fixed}; check their nodata values"
             )
         group.attrs.update(_attributes(reader))
-        return Scene(pair.name, group), reader.polygons.outlines if reader.polygons else None
+        return Scene(pair.name, group, Chunks()), reader.polygons.outlines if reader.polygons else None
 
 
 def block_side(memory_mb: int, channels: int) -> int:

@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 from regnet.errors import StoreError
 from regnet.files import read_json
 from regnet.geo.grid import Box
+from regnet.tiles.chunks import Chunks
 from regnet.tiles.patch import Patch, Tile
 
 __all__ = ["VERSION", "Patch", "Scene", "Tile", "TileSource", "TileStore", "folder_bytes"]
@@ -60,8 +61,8 @@ class Scene:
         attributes: everything that was noted of the scene: channel names, percentiles.
     """
 
-    def __init__(self, name: str, group: zarr.Group) -> None:
-        self.name = name
+    def __init__(self, name: str, group: zarr.Group, chunks: Chunks) -> None:
+        self.name, self._chunks = name, chunks
         self._arrays = {key: group[key] for key in ("fixed", "moving", "fixed_valid", "moving_valid", "structure")}
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.shape: tuple[int, int] = self._arrays["structure"].shape
@@ -89,10 +90,10 @@ class Scene:
         array = self._arrays[key]
         inside = box.clipped(self.shape)
         if (inside.height, inside.width) == (box.height, box.width):
-            return np.asarray(array[..., *inside.slices])
+            return self._chunks.window(array, inside)
         result = np.zeros((*array.shape[:-2], box.height, box.width), array.dtype)
         if inside.height and inside.width:
-            result[..., *box.slices_within(self.shape)] = array[..., *inside.slices]
+            result[..., *box.slices_within(self.shape)] = self._chunks.window(array, inside)
         return result
 
 
@@ -125,7 +126,8 @@ class TileStore:
         self.fixed_channels: list[str] = manifest["fixed_channels"]
         self.moving_channels: list[str] = manifest["moving_channels"]
         self._labels, self._truth = arrays["label_offset"], arrays["true_offset"]
-        self._scenes = {pair: Scene(pair, arrays["scenes"][pair]) for pair in self.pairs}
+        chunks = Chunks()
+        self._scenes = {pair: Scene(pair, arrays["scenes"][pair], chunks) for pair in self.pairs}
         self._places = index[["pair", "row", "col"]].to_dict("records")
 
     @classmethod
