@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from regnet.denoising.along import kernels_along
 from regnet.denoising.audit import audit
 from regnet.denoising.operators import Array
-from regnet.denoising.options import DenoisingValidationOptions
+from regnet.denoising.options import DenoiseOptions, DenoisingValidationOptions
 from regnet.denoising.replicas import ShiftedTiles, train_once
 from regnet.denoising.trajectory import follow, stretches
 from regnet.models import ModelOptions
@@ -31,8 +31,9 @@ def audit_blunders(
         folder: for the checkpoints.
 
     Returns:
-        `precision_at_recall_60`, the share of moved labels among the most doubtful ones that hold 60 % of them, and
-        `suggested_error_px`, how far the suggested labels of the moved ones are from the truth on average.
+        `precision_at_recall_60`, the share of moved labels among the most doubtful ones that hold 60 % of them;
+        `precision` and `recall` of the labels that `denoise` would list as doubtful; and `suggested_error_px`, how far
+        the suggested labels of the moved ones are from the truth on average.
     """
     generator = np.random.default_rng((options.seed, 4))
     n = len(tiles.offset)
@@ -46,7 +47,10 @@ def audit_blunders(
     along = kernels_along(trail, tiles.batches)
     found = follow(stretches(along.adam, [2 / n * rate for rate in along.rates]), truth.shape[1])
     result = audit(found, truth + noise, predictions)
+    listed, wrong = result.score >= DenoiseOptions().audit_score, np.isin(np.arange(n), moved)
     return {
+        "precision": float((listed & wrong).sum() / max(listed.sum(), 1)),
+        "recall": float((listed & wrong).sum() / wrong.sum()),
         "precision_at_recall_60": precision_at_recall(result.order, moved, RECALL),
         "suggested_error_px": float(np.linalg.norm(result.suggested - truth, axis=1)[moved].mean()),
     }

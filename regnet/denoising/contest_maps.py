@@ -44,8 +44,7 @@ def write_contest_maps(
     for pair, rows in table.groupby("pair"):
         scene = scenes[str(pair)]
         path = folder / f"noise_transfer_{pair}.tif"
-        write_map(
-            path, rasterise(rows, BANDS, scene.shape, tile_px, cell_px), BANDS, scene.crs, scene.transform, cell_px
-        )
+        values = rasterise(rows, BANDS, scene.shape, tile_px, cell_px)
+        write_map(path, values, BANDS, scene.crs, scene.transform, cell_px, gain_scale=1)
         paths.append(path)
     return paths

@@ -30,13 +30,21 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
         column: the regions' name.
 
     Returns:
-        regions that hold tiles (column `region`), with their number, the mean of every quantity, the share of doubtful
-        labels, and the mean label and prediction: where these two differ, a shift did not average out.
+        regions that hold tiles (column `region`), with their number, the mean of every quantity, of the noise left and
+        of the length of the leave-one-out residual, the effective parameters that their labels take, the share of
+        doubtful labels, and the mean label and prediction: where these two differ, a shift did not average out.
     """
-    means = [*QUANTITIES, *(f"{kind}_{axis}_px" for kind in ("label", "predicted") for axis in ("dx", "dy"))]
+    tiles = tiles.assign(loo_residual_px=np.hypot(tiles["loo_residual_dx_px"], tiles["loo_residual_dy_px"]))
+    means = [
+        *QUANTITIES,
+        "smoother_noise_px",
+        "loo_residual_px",
+        *(f"{kind}_{axis}_px" for kind in ("label", "predicted") for axis in ("dx", "dy")),
+    ]
     grouped = tiles.groupby(column)
     table = pd.DataFrame(grouped[means].mean())
     table.insert(0, "tiles", grouped.size())
+    table["effective_parameters"] = 2 * grouped["own_weight"].sum()
     table["doubtful_share"] = grouped["doubtful"].mean()
     joined = regions[[column, "geometry"]].merge(table, left_on=column, right_index=True, how="inner")
     named = joined.rename(columns={column: "region"}).reset_index(drop=True)
@@ -118,9 +126,26 @@ def rasterise(
 
 
 def write_map(
-    path: Path, values: NDArray[np.float32], names: Sequence[str], crs: CRS, transform: Affine, cell_px: int
+    path: Path,
+    values: NDArray[np.float32],
+    names: Sequence[str],
+    crs: CRS,
+    transform: Affine,
+    cell_px: int,
+    gain_scale: float | None = None,
 ) -> None:
-    """Write cells as a GeoTIFF with one described band a quantity, and a QGIS style beside it (first band)."""
+    """Write cells as a GeoTIFF with one described band a quantity, and a QGIS style beside it (first band).
+
+    Args:
+        path: of the GeoTIFF.
+        values: (q, cells down, cells across).
+        names: of the bands.
+        crs: of the scene.
+        transform: of the scene's pixels.
+        cell_px: side of a cell.
+        gain_scale: the first band is a gain, shown from minus this (red) to this (green); None: it is shown over its
+            own range from green to red.
+    """
     profile = {
         "driver": "GTiff",
         "dtype": "float32",
@@ -136,16 +161,28 @@ def write_map(
         target.write(values)
         for band, name in enumerate(names, 1):
             target.set_band_description(band, name)
+    if gain_scale is not None:
+        write_style(path, -gain_scale, gain_scale, rising=True)
+        return
     finite = values[0][np.isfinite(values[0])]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     write_style(path, low, high)
 
 
-def write_style(path: Path, low: float, high: float) -> None:
-    """Write a QGIS style beside a GeoTIFF: its first band from green (low) over yellow to red (high)."""
-    write_text(path.with_suffix(".qml"), _STYLE.format(low=low, middle=(low + high) / 2, high=high))
+def write_style(path: Path, low: float, high: float, rising: bool = False) -> None:
+    """Write a QGIS style beside a GeoTIFF: its first band from green (low) over yellow to red (high), or the reverse.
+
+    Args:
+        path: of the GeoTIFF.
+        low: least value shown.
+        high: greatest value shown.
+        rising: more is better, so that high is green.
+    """
+    colours = dict(zip(("least", "most"), reversed(_GOOD_TO_BAD) if rising else _GOOD_TO_BAD, strict=True))
+    write_text(path.with_suffix(".qml"), _STYLE.format(low=low, middle=(low + high) / 2, high=high, **colours))
 
 
+_GOOD_TO_BAD = ("#1a9850", "#d73027")
 _STYLE = """<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>
 <qgis version="3.22" styleCategories="AllStyleCategories">
   <pipe>
@@ -153,9 +190,9 @@ _STYLE = """<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>
         classificationMin="{low}" classificationMax="{high}">
       <rastershader>
         <colorrampshader colorRampType="INTERPOLATED" clip="0" minimumValue="{low}" maximumValue="{high}">
-          <item value="{low}" label="{low:.3g}" color="#1a9850" alpha="255"/>
+          <item value="{low}" label="{low:.3g}" color="{least}" alpha="255"/>
           <item value="{middle}" label="{middle:.3g}" color="#ffffbf" alpha="255"/>
-          <item value="{high}" label="{high:.3g}" color="#d73027" alpha="255"/>
+          <item value="{high}" label="{high:.3g}" color="{most}" alpha="255"/>
         </colorrampshader>
       </rastershader>
     </rasterrenderer>

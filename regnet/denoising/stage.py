@@ -25,6 +25,7 @@ from regnet.denoising.maps import (
 from regnet.denoising.noise import LabelNoise, label_noise
 from regnet.denoising.operators import Array, operator_of
 from regnet.denoising.options import DenoiseOptions
+from regnet.denoising.plots import draw_audit, draw_factors
 from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.errors import StoreError
@@ -59,7 +60,7 @@ def denoise_stage(
     """Estimate the denoising of the reference tiles of the similarity stage.
 
     Writes `tiles.parquet`, `regions.parquet`, `audit.parquet` (doubtful labels, worst first), `factor.tif` with a QGIS
-    style (`factor_<pair>.tif` if there are several pairs), and `summary.json`.
+    style (`factor_<pair>.tif` if there are several pairs), `factor.png`, `audit.png` and `summary.json`.
 
     Args:
         store: the prepared tiles, with their labels.
@@ -81,14 +82,17 @@ def denoise_stage(
     tiles = _tile_table(rows, labels, stored, estimates, options)
     regions, column = _regions(store, tiles, options)
     folder.mkdir(parents=True, exist_ok=True)
+    by_region = summarise_regions(tiles, regions, column)
     for name, table in {
         "tiles": tiles,
-        "regions": summarise_regions(tiles, regions, column),
+        "regions": by_region,
         "audit": tiles.iloc[estimates.audit.order][lambda table: table["doubtful"]].reset_index(drop=True),
     }.items():
         with whole_path(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     maps = _write_maps(store, tiles, folder)
+    draw_factors(folder / "factor.png", tiles, by_region)
+    draw_audit(folder / "audit.png", tiles, options.audit_score)
     write_json(
         folder / "summary.json", {**_summary(estimates, tiles, noise, options), "model": model_path.name, "maps": maps}
     )

@@ -1,5 +1,6 @@
 """The stage on a prepared scene and a kernel that is known: tables, maps, regions, and what is refused."""
 
+import re
 from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import box
 
-from regnet.denoising.maps import QUANTITIES
+from regnet.denoising.maps import QUANTITIES, write_style
 from regnet.denoising.noise import label_noise
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.stage import denoise_stage
@@ -93,6 +94,28 @@ def test_tables_and_summary(store, similarity):
     worst = gpd.read_parquet(folder / "audit.parquet")
     assert len(worst) == summary["doubtful_labels"] == int(tiles["doubtful"].sum())
     assert worst["audit_score"].is_monotonic_decreasing
+
+
+def test_regions_sum_up_their_tiles_and_plots_are_drawn(store, similarity):
+    folder = run(store, similarity)
+    tiles, regions = (gpd.read_parquet(folder / f"{name}.parquet") for name in ("tiles", "regions"))
+    summary = read_json(folder / "summary.json")
+    assert regions["effective_parameters"].sum() == pytest.approx(summary["effective_parameters"])
+    one = regions.iloc[0]
+    inside = tiles[tiles["region"] == one["region"]]
+    lengths = np.hypot(inside["loo_residual_dx_px"], inside["loo_residual_dy_px"])
+    assert one["loo_residual_px"] == pytest.approx(lengths.mean())
+    assert one["smoother_noise_px"] == pytest.approx(inside["smoother_noise_px"].mean())
+    for name in ("factor.png", "audit.png"):
+        assert (folder / name).stat().st_size > 10_000
+
+
+def test_styles_show_what_is_better_in_green(tmp_path):
+    for rising, first in ((False, "#1a9850"), (True, "#d73027")):
+        write_style(tmp_path / "map.tif", -1, 1, rising)
+        items = re.findall(r'<item value="(.+?)".*color="(.+?)"', (tmp_path / "map.qml").read_text())
+        assert [value for value, _ in items] == ["-1", "0.0", "1"]
+        assert items[0][1] == first
 
 
 def test_a_given_noise_is_written_down_as_given(store, similarity):

@@ -65,6 +65,7 @@ def test_the_study_writes_its_tables_and_figures(folder):
     summary = read_json(folder / "summary.json")
     assert summary["denoise"]["factor_mean"] == pytest.approx(table.loc[best, "predicted_mean"], rel=1e-2)
     assert 0 < summary["audit"]["precision_at_recall_60"] <= 1
+    assert {"precision", "recall"} <= set(summary["audit"])
     write_stamp(folder, {})
     assert collect_summary(folder.parent)["denoise"] == summary["denoise"]
 
