@@ -13,6 +13,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from regnet.similarity.readouts import forward
+from regnet.similarity.reference import reference_jacobians
 
 Way = Callable[[Tensor], Tensor]
 
@@ -94,11 +98,43 @@ def captum() -> Way:
     return work
 
 
-WAYS = {"opacus": opacus, "backpack": backpack, "nngeometry": nngeometry, "captum": captum}
+def dattri() -> Way:
+    from dattri.task import AttributionTask
+
+    model = make_network()
+
+    def target(output: int) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+        return lambda parameters, x: functional_call(model, parameters, x[None])[0, output]
+
+    tasks = [AttributionTask(target(k), model, model.state_dict()) for k in range(2)]
+    gradients = [task.get_grad_target_func(in_dims=(None, 0)) for task in tasks]
+    flat = torch.cat([value.detach().flatten() for value in model.parameters()])
+    return lambda x: torch.stack([gradient(flat, x) for gradient in gradients], 1)
+
+
+def torch_func() -> Way:
+    model = make_network()
+    names = [name for name, _ in model.named_parameters()]
+
+    def work(x: Tensor) -> Tensor:
+        parts = reference_jacobians(model, forward, names, [x])
+        return torch.cat([parts[name].flatten(2) for name in names], 2)
+
+    return work
+
+
+WAYS = {
+    "torch": torch_func,
+    "opacus": opacus,
+    "backpack": backpack,
+    "nngeometry": nngeometry,
+    "captum": captum,
+    "dattri": dattri,
+}
 
 
 def installed() -> Iterator[tuple[str, Way]]:
-    """The tools that can be imported, ready to work."""
+    """The tools that can be imported, by their packages' names, ready to work; `torch` stands for its `torch.func`."""
     for name, make in WAYS.items():
         if find_spec(name):
             yield name, make()
