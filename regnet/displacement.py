@@ -6,6 +6,7 @@ in pixels of the working grid. It pulls: `warped(x) = moving(x + displacement(x)
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 CONVENTION = "pull: warped(x) = moving(x + displacement(x)); band 1 dx_px to the right, band 2 dy_px down"
+_DENSE_SIDE = 128
+"""Up to this side a Gaussian runs quicker as a product with a full matrix than as a convolution, px."""
 
 
 def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear") -> Tensor:
@@ -134,14 +137,32 @@ def gaussian(values: Tensor, sigma_px: float) -> Tensor:
         coarse = gaussian(coarse, (sigma_px**2 - (step**2 - 1) / 6) ** 0.5 / step)
         fine = F.interpolate(coarse, scale_factor=step, mode="bilinear", align_corners=False)
         return fine[..., :height, :width]
-    radius = int(np.ceil(3.5 * sigma_px))
-    taps = torch.arange(-radius, radius + 1, dtype=values.dtype, device=values.device)
-    kernel = torch.exp(-0.5 * (taps / sigma_px) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = values.shape[1]
-    kernels = kernel.expand(channels, 1, -1).contiguous()
+    if max(height, width) <= _DENSE_SIDE:
+        along_y, along_x = (
+            torch.from_numpy(_gaussian_matrix(side, sigma_px)).to(values.device, values.dtype)
+            for side in (height, width)
+        )
+        return along_y @ (values @ along_x)
+    taps = torch.from_numpy(_gaussian_taps(sigma_px)).to(values.device, values.dtype)
+    channels, radius = values.shape[1], len(taps) // 2
+    kernels = taps.expand(channels, 1, -1).contiguous()
     along = F.conv2d(values, kernels[:, :, None, :], padding=(0, radius), groups=channels)
     return F.conv2d(along, kernels[:, :, :, None], padding=(radius, 0), groups=channels)
+
+
+def _gaussian_taps(sigma_px: float) -> NDArray[np.float64]:
+    radius = int(np.ceil(3.5 * sigma_px))
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
+    return np.asarray(taps / taps.sum())
+
+
+@lru_cache(maxsize=256)
+def _gaussian_matrix(side: int, sigma_px: float) -> NDArray[np.float64]:
+    """The convolution of a row of `side` px as a symmetric (side, side) matrix."""
+    taps = _gaussian_taps(sigma_px)
+    steps = np.abs(np.arange(side)[:, None] - np.arange(side)) + len(taps) // 2
+    matrix: NDArray[np.float64] = np.append(taps, 0.0)[np.minimum(steps, len(taps))]
+    return matrix
 
 
 def random_field(

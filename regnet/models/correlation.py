@@ -8,6 +8,8 @@ from torch import Tensor
 
 CELL = 4
 """Side of the cells over which the correlation is summed, px: the smallest window of any matcher."""
+_FLOATS_AT_ONCE = 2**19
+"""Products are made and summed by as many rows of cells as stay in a processor's cache (2 MB)."""
 
 
 def correlation_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
@@ -28,17 +30,20 @@ def correlation_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     batch, channels, height, width = fixed.shape
     reach, offsets = CELL + 2 * radius, 2 * radius + 1
     rows, columns = height // CELL, width // CELL
-    cells = fixed.reshape(batch, channels, rows, CELL, columns, CELL).permute(0, 2, 4, 3, 5, 1)
-    cells = cells.reshape(-1, CELL * CELL, channels)
+    cells = fixed.reshape(batch, channels, rows, CELL, columns, CELL).permute(2, 0, 4, 3, 5, 1)
+    cells = cells.reshape(rows, batch * columns, CELL * CELL, channels)
     padded = F.pad(moving, (radius,) * 4)
-    around = padded.unfold(2, reach, CELL).unfold(3, reach, CELL).permute(0, 2, 3, 1, 4, 5)
-    products = torch.bmm(cells, around.reshape(-1, channels, reach * reach)).contiguous()
-    diagonals = products.as_strided(
-        (products.shape[0], CELL, CELL, offsets, offsets),
-        (CELL * CELL * reach * reach, CELL * reach * reach + reach, reach * reach + 1, reach, 1),
-    )
-    volume = diagonals.sum((1, 2))
-    return volume.reshape(batch, rows, columns, offsets * offsets).permute(0, 3, 1, 2)
+    around = padded.unfold(2, reach, CELL).unfold(3, reach, CELL).permute(2, 0, 3, 1, 4, 5)
+    some = max(1, _FLOATS_AT_ONCE // (batch * columns * (CELL * CELL + channels) * reach * reach))
+    sums = []
+    for few, near in zip(torch.split(cells, some), torch.split(around, some), strict=True):
+        products = torch.bmm(few.flatten(0, 1), near.reshape(-1, channels, reach * reach))
+        diagonals = products.as_strided(
+            (products.shape[0], CELL, CELL, offsets, offsets),
+            (CELL * CELL * reach * reach, CELL * reach * reach + reach, reach * reach + 1, reach, 1),
+        )
+        sums.append(diagonals.sum((1, 2)))
+    return torch.cat(sums).reshape(rows, batch, columns, offsets * offsets).permute(1, 3, 0, 2)
 
 
 def offset_grid(radius: int, device: torch.device | None = None) -> Tensor:

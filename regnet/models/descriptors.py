@@ -11,7 +11,8 @@ from torch import Tensor
 from regnet.displacement import gaussian
 
 MIND_STEPS_PX = (1, 2)
-_EIGHT = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+_HALF = ((0, 1), (1, -1), (1, 0), (1, 1))
+"""One of each two opposite neighbours."""
 
 
 def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_px: float = 0.5) -> Tensor:
@@ -33,18 +34,21 @@ def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_p
 
 
 def _self_similarity(image: Tensor, step: int, sigma: float) -> Tensor:
-    kernel = image.new_zeros(len(_EIGHT), 1, 3, 3)
-    kernel[:, 0, 1, 1] = 1
-    for index, (dy, dx) in enumerate(_EIGHT):
-        kernel[index, 0, 1 + dy, 1 + dx] = -1
-    batch, bands, height, width = image.shape
-    padded = F.pad(image, (step,) * 4, mode="replicate").reshape(batch * bands, 1, height + 2 * step, width + 2 * step)
-    difference = F.conv2d(padded, kernel, dilation=step)
-    distance = difference.square().reshape(batch, bands, len(_EIGHT), height, width).sum(1)
-    distance = gaussian(distance, sigma * step)
+    """(B, 8, H, W). The distance to the neighbour on one side is the one that the neighbour on the other side sees."""
+    reach = math.ceil(3.5 * sigma * step)
+    margin = step + reach
+    padded = F.pad(image, (margin + step,) * 4, mode="replicate")
+
+    def moved(values: Tensor, dy: int, dx: int) -> Tensor:
+        return values[..., step + dy : values.shape[-2] - step + dy, step + dx : values.shape[-1] - step + dx]
+
+    here = moved(padded, 0, 0)
+    squares = [(moved(padded, step * dy, step * dx) - here).square().sum(1, keepdim=True) for dy, dx in _HALF]
+    ahead = gaussian(torch.cat(squares, 1), sigma * step)[..., reach:-reach, reach:-reach]
+    behind = [moved(ahead[:, i : i + 1], -step * dy, -step * dx) for i, (dy, dx) in enumerate(_HALF)]
+    distance = torch.cat((moved(ahead, 0, 0), *behind), 1)
     spread = distance.mean(1, keepdim=True)
-    similarity: Tensor = torch.exp(-distance / spread.clamp_min(1e-6))
-    return similarity
+    return torch.exp(-distance / spread.clamp_min(1e-6))
 
 
 def _normalise(channels: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ forwards, and nothing of it is taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regnet.displacement import gaussian, smooth
@@ -27,21 +28,24 @@ class Stage(NamedTuple):
         field_px: Gaussian by which the field is smoothed, px of the level.
         passes: how often the smoothing runs on what it left over (twicing, Tukey 1977), which keeps slopes and bends.
         near_px: spread of the Gaussian prior around the field so far, px of the level.
+        step: side of the squares, in cells, for each of which one offset is found: no wider than the window's sigma, so
+            that the squares miss nothing the window shows.
     """
 
     window_px: float
     field_px: float
     passes: int
     near_px: float
+    step: int
 
 
 STAGES = (
-    Stage(32.0, 96.0, 8, 2.0),
-    Stage(12.0, 64.0, 8, 2.0),
-    Stage(12.0, 32.0, 4, 2.0),
-    Stage(8.0, 16.0, 2, 2.0),
-    Stage(8.0, 8.0, 2, 2.0),
-    Stage(5.0, 5.0, 2, 2.0),
+    Stage(32.0, 96.0, 8, 2.0, 4),
+    Stage(12.0, 64.0, 8, 2.0, 2),
+    Stage(12.0, 32.0, 4, 2.0, 2),
+    Stage(8.0, 16.0, 2, 2.0, 2),
+    Stage(8.0, 8.0, 2, 2.0, 1),
+    Stage(5.0, 5.0, 2, 2.0, 1),
 )
 BLOCK_CELLS = 12
 """Side of the checkerboard's blocks, cells: farther than a change of the ground fools the evidence alike."""
@@ -62,21 +66,41 @@ class Evidence:
         count: (B, K * K, h, w), how many pixels each sum has.
         offsets: (2, K * K) px of the level.
         base: (B, 2, h, w) px of the level, the displacement that the offsets add to; the sum of both is smoothed.
+        side_px: side of a cell, px of the level.
     """
 
     volume: Tensor
     count: Tensor
     offsets: Tensor
     base: Tensor
+    side_px: float = CELL
 
-    def logits(self, sigma_px: float, sharpness: float = SHARPNESS) -> Tensor:
-        """Mean fit over a Gaussian window, of the pixels valid in both images, times an inverse temperature."""
-        sigma = sigma_px / CELL
-        return sharpness * gaussian(self.volume, sigma) / gaussian(self.count, sigma).clamp_min(1e-2)
+    def window(self, sigma_px: float) -> Evidence:
+        """The evidence summed over a Gaussian window around each cell."""
+        sigma = sigma_px / self.side_px
+        return replace(self, volume=gaussian(self.volume, sigma), count=gaussian(self.count, sigma))
+
+    def logits(self, sharpness: float = SHARPNESS) -> Tensor:
+        """Mean fit of the pixels valid in both images, times an inverse temperature."""
+        return self.volume * (sharpness / self.count.clamp_min(1e-2))
 
     def part(self, cells: Tensor) -> Evidence:
         """The evidence of some cells alone; `cells` is (1, 1, h, w), one or zero."""
-        return Evidence(self.volume * cells, self.count * cells, self.offsets, self.base)
+        return replace(self, volume=self.volume * cells, count=self.count * cells)
+
+    def rest(self, part: Evidence) -> Evidence:
+        """What is left of the evidence without a part of it."""
+        return replace(self, volume=self.volume - part.volume, count=(self.count - part.count).clamp_min(0))
+
+    def coarser(self, step: int) -> Evidence:
+        """The mean evidence of squares of `step` cells, the last of a row or column filled up with no evidence."""
+        if step == 1:
+            return self
+        height, width = self.base.shape[-2:]
+        pad = (0, -width % step, 0, -height % step)
+        volume, count = (F.avg_pool2d(F.pad(values, pad), step) for values in (self.volume, self.count))
+        base = F.avg_pool2d(F.pad(self.base, pad, mode="replicate"), step)
+        return Evidence(volume, count, self.offsets, base, self.side_px * step)
 
 
 def statistics(logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +110,10 @@ def statistics(logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     distribution is not drawn to whole pixels.
     """
     share = torch.softmax(logits, 1)
-    mean = torch.einsum("ko,bohw->bkhw", offsets, share)
-    mean = mean + torch.stack([(share * top).sum(1) for top in _tops(logits)], 1)
-    square = torch.einsum("o,bohw->bhw", offsets.square().sum(0), share)[:, None]
-    return mean, (square - mean.square().sum(1, keepdim=True)).clamp_min(0) + LEAST_VARIANCE
+    powers = torch.cat((offsets, offsets.square().sum(0, keepdim=True)))
+    moments = torch.matmul(powers, share.flatten(2)).reshape(-1, 3, *share.shape[2:])
+    mean = moments[:, :2] + torch.stack([(share * top).sum(1) for top in _tops(logits)], 1)
+    return mean, (moments[:, 2:] - mean.square().sum(1, keepdim=True)).clamp_min(0) + LEAST_VARIANCE
 
 
 def _tops(logits: Tensor) -> list[Tensor]:
@@ -110,6 +134,35 @@ def _tops(logits: Tensor) -> list[Tensor]:
     return tops
 
 
+@dataclass(frozen=True)
+class _View:
+    """The evidence as stages of one window and one step see it.
+
+    Attributes:
+        stage: one of those stages.
+        seen: the evidence on the stage's squares.
+        parts: the windowed evidence: all of it and, where evidence is held out, of each half of the ground.
+        board: (1, 1, h, w), one on the squares of the first half.
+    """
+
+    stage: Stage
+    seen: Evidence
+    parts: list[Evidence]
+    board: Tensor
+
+    @classmethod
+    def of(cls, evidence: Evidence, stage: Stage, held_out: bool) -> _View:
+        seen = evidence.coarser(stage.step)
+        parts, board = [seen.window(stage.window_px)], _checkerboard(seen.base, BLOCK_CELLS // stage.step)
+        if held_out:
+            parts.append(seen.part(board).window(stage.window_px))
+            parts.append(parts[0].rest(parts[1]))
+        return cls(stage, seen, parts, board)
+
+    def serves(self, stage: Stage) -> bool:
+        return (stage.window_px, stage.step) == (self.stage.window_px, self.stage.step)
+
+
 def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
@@ -117,58 +170,65 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
         evidence: of one level.
         stages: take that many stages whole, as training does; None to let held-out evidence decide on each.
     """
-    if stages is not None:
-        field = None
-        for stage in STAGES[:stages]:
-            field = _stage(evidence, stage, field)
-        assert field is not None
+    view = _View.of(evidence, STAGES[0], stages is None)
+    fields = [_found(part, STAGES[0], None) for part in view.parts]
+    for stage in STAGES[1:stages]:
+        if not view.serves(stage):
+            view = _View.of(evidence, stage, stages is None)
+            fields = [_resized(field, view.seen.base) for field in fields]
+        steps = [_found(part, stage, field) - field for part, field in zip(view.parts, fields, strict=True)]
+        if stages is None:
+            taken = _real_share(view, fields[1:], steps[1:])
+            steps = [taken * step for step in steps]
+        fields = [field + step for field, step in zip(fields, steps, strict=True)]
+    return _resized(fields[0], evidence.base)
+
+
+def _resized(field: Tensor, like: Tensor) -> Tensor:
+    """A field on squares of `like`'s cells, or of a whole number of them, on those cells: bilinear."""
+    if field.shape == like.shape:
         return field
-    board = _checkerboard(evidence.base)
-    parts = [evidence, evidence.part(board), evidence.part(1 - board)]
-    fields = [_stage(part, STAGES[0], None) for part in parts]
-    for stage in STAGES[1:]:
-        steps = [_stage(part, stage, field) - field for part, field in zip(parts, fields, strict=True)]
-        with torch.no_grad():
-            taken = _real_share(evidence, fields[1:], steps[1:], (1 - board, board))
-        fields = [field + taken * step for field, step in zip(fields, steps, strict=True)]
-    return fields[0]
+    step = -(-like.shape[-1] // field.shape[-1])
+    fine = F.interpolate(field, scale_factor=step, mode="bilinear", align_corners=False)
+    return fine[..., : like.shape[-2], : like.shape[-1]]
 
 
-def _stage(evidence: Evidence, stage: Stage, near: Tensor | None) -> Tensor:
+def _found(windowed: Evidence, stage: Stage, near: Tensor | None) -> Tensor:
     """Offsets at one smoothness, looked for around `near`; the first stage finds its own place to look around."""
-    logits = evidence.logits(stage.window_px)
+    logits = windowed.logits()
     if near is None:
-        near = _smoothed(evidence, stage, *statistics(logits, evidence.offsets))
-    distance = evidence.offsets[None, :, :, None, None] - near[:, :, None]
-    logits = logits - distance.square().sum(1) / (2 * stage.near_px**2)
-    return _smoothed(evidence, stage, *statistics(logits, evidence.offsets))
+        near = _smoothed(windowed, stage, *statistics(logits, windowed.offsets))
+    # The Gaussian around `near`, less what is the same for all offsets.
+    towards = torch.matmul(windowed.offsets.T, near.flatten(2)).reshape(logits.shape)
+    far = windowed.offsets.square().sum(0)[:, None, None] / 2
+    logits = logits + (towards - far) / stage.near_px**2
+    return _smoothed(windowed, stage, *statistics(logits, windowed.offsets))
 
 
 def _smoothed(evidence: Evidence, stage: Stage, offset: Tensor, variance: Tensor) -> Tensor:
     """Smooth the whole field by how sure each cell is, and take the base off again."""
-    weight = (1 + variance) ** -2
+    weight, sigma = (1 + variance) ** -2, stage.field_px / evidence.side_px
     target = offset + evidence.base
-    field = smooth(target, stage.field_px / CELL, weight)
+    field = smooth(target, sigma, weight)
     for _ in range(stage.passes - 1):
-        field = field + smooth(target - field, stage.field_px / CELL, weight)
+        field = field + smooth(target - field, sigma, weight)
     return field - evidence.base
 
 
-def _real_share(
-    evidence: Evidence, fields: list[Tensor], steps: list[Tensor], held_out: tuple[Tensor, Tensor]
-) -> Tensor:
-    """How much of a step (B, 1, 1, 1) in 0..1 the evidence that it was not made from supports.
+@torch.no_grad()
+def _real_share(view: _View, fields: list[Tensor], steps: list[Tensor]) -> Tensor:
+    """How much of a step (B, 1, 1, 1) in 0..1 the half of the ground that it was not made from supports.
 
     The parabola through the evidence at the field less the step, at the field and at the field plus the step has its
     top at this share of the step.
     """
-    slope, bend = torch.zeros_like(fields[0][:, :1, :1, :1]), torch.zeros_like(fields[0][:, :1, :1, :1])
-    for field, step, cells in zip(fields, steps, held_out, strict=True):
-        behind, here, ahead = (_look_up(evidence, field + share * step) for share in (-1, 0, 1))
+    slope, bend = (fields[0].new_zeros(len(fields[0]), 1, 1, 1) for _ in range(2))
+    for field, step, cells in zip(fields, steps, (1 - view.board, view.board), strict=True):
+        behind, here, ahead = (_look_up(view.seen, field + share * step) for share in (-1, 0, 1))
         slope += ((ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
         bend += 2 * ((2 * here - ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
     # A window of less than two blocks holds nothing out, and what is left of the sums is rounding.
-    least = 1e-5 * evidence.volume.abs().mean((1, 2, 3), keepdim=True)
+    least = 1e-5 * view.seen.volume.abs().mean((1, 2, 3), keepdim=True)
     share = torch.where(bend > least, slope / bend.clamp_min(1e-12), (slope > least).to(slope.dtype))
     return ((share - DOUBT) / (1 - DOUBT)).clamp(0, 1)
 
@@ -186,7 +246,7 @@ def _look_up(evidence: Evidence, field: Tensor) -> Tensor:
     return found
 
 
-def _checkerboard(like: Tensor) -> Tensor:
-    rows, cols = (torch.arange(side, device=like.device) // BLOCK_CELLS for side in like.shape[-2:])
+def _checkerboard(like: Tensor, block: int) -> Tensor:
+    rows, cols = (torch.arange(side, device=like.device) // block for side in like.shape[-2:])
     board = ((rows[:, None] + cols) % 2).to(like.dtype)
     return board[None, None]

@@ -109,6 +109,7 @@ class Matcher(nn.Module):
         # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
         self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
+        self.register_buffer("finest_offsets", offset_grid(options.finest_radius_px), persistent=False)
 
     def forward(
         self, fixed: Tensor, moving: Tensor, fixed_valid: Tensor | None = None, moving_valid: Tensor | None = None
@@ -128,27 +129,30 @@ class Matcher(nn.Module):
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
         fixed_valid, moving_valid = F.pad(fixed_valid, pad), F.pad(moving_valid, pad)
 
-        displacement = fixed.new_zeros(fixed.shape[0], 2, *fixed.shape[-2:])
-        levels = []
+        # Of each level in its own pixels, on its own grid.
+        displacement = fixed.new_zeros(len(fixed), 2, *(side // coarsest for side in fixed.shape[-2:]))
+        levels: list[LevelOutput] = []
         for scale in (2**level for level in reversed(range(self.options.levels))):
+            if levels:
+                displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
-            warped, warped_valid = warp(moving, base, "bicubic"), warp_valid(moving_valid, base)
-            cells = F.avg_pool2d(base, CELL * scale)
+            cells = F.avg_pool2d(base, CELL)
             step, confidence, logits = self._match(
-                _coarser(fixed, fixed_valid, scale), _coarser(warped, warped_valid, scale), cells / scale
+                _coarser(fixed, fixed_valid, scale), _moved(*_coarser(moving, moving_valid, scale), base), cells, scale
             )
-            full = F.interpolate(step * scale, scale_factor=CELL * scale, mode="bicubic", align_corners=False)
+            full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
-            levels.append(LevelOutput(step * scale + cells + self.shift, cells + self.shift, logits, scale))
+            levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
     def _match(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Offsets (B, 2, h, w) beyond `base` in px of the level, confidence (B, 1, h, w) and logits of one level."""
-        radius, offsets = self.options.radius_px, self.offsets
+        offsets = self.finest_offsets if scale == 1 else self.offsets
+        radius = self.options.finest_radius_px if scale == 1 else self.options.radius_px
         assert isinstance(offsets, Tensor)
         count = correlation_volume(fixed[1], moving[1], radius)
         kinds = [
@@ -159,11 +163,11 @@ class Matcher(nn.Module):
         # Training fits every smoothness in its turn, so that whichever a scene asks for is a good one.
         stages = int(torch.randint(1, len(STAGES) + 1, ())) if self.training else None
         step = fit_field(evidence, stages)
-        logits = [evidence.logits(STAGES[(stages or SHOWN_STAGE) - 1].window_px)]
+        logits = [evidence.window(STAGES[(stages or SHOWN_STAGE) - 1].window_px).logits()]
         confidence = 1 / (1 + statistics(logits[0], offsets)[1])
         if self.training:
             # The learned descriptors answer for themselves too, or they would long hide behind the fixed ones.
-            logits.append(kinds[-1].logits(OWN_WINDOW_PX, OWN_SHARPNESS))
+            logits.append(kinds[-1].window(OWN_WINDOW_PX).logits(OWN_SHARPNESS))
         return step, confidence, tuple(logits)
 
     def _weighed(self, kinds: list[Evidence]) -> Evidence:
@@ -171,7 +175,7 @@ class Matcher(nn.Module):
         with torch.no_grad():
             seen = [kinds[0].count.mean(1, keepdim=True) / CELL**2]
             for kind, sigma_px in product(kinds, TRUST_WINDOW_PX):
-                logits = kind.logits(sigma_px)
+                logits = kind.window(sigma_px).logits()
                 mean, variance = statistics(logits, kind.offsets)
                 seen += [mean, variance.log(), torch.softmax(logits, 1).amax(1, keepdim=True)]
         gain = self.trust(torch.cat(seen, 1))
@@ -200,3 +204,9 @@ def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         return image, weight
     share = F.avg_pool2d(weight, scale)
     return F.avg_pool2d(image * weight, scale) / share.clamp_min(1e-6), share
+
+
+def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and its share of valid pixels at `x + displacement(x)`; none where a pixel with none would be read."""
+    whole = warp_valid(weight > 0, displacement)
+    return warp(image, displacement, "bicubic"), warp(weight, displacement) * whole
