@@ -151,8 +151,9 @@ class Matcher(nn.Module):
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Offsets (B, 2, h, w) beyond `base` in px of the level, confidence (B, 1, h, w) and logits of one level."""
-        offsets = self.finest_offsets if scale == 1 else self.offsets
-        radius = self.options.finest_radius_px if scale == 1 else self.options.radius_px
+        refines = scale == 1 and self.options.levels > 1
+        offsets = self.finest_offsets if refines else self.offsets
+        radius = self.options.finest_radius_px if refines else self.options.radius_px
         assert isinstance(offsets, Tensor)
         count = correlation_volume(fixed[1], moving[1], radius)
         kinds = [

@@ -16,8 +16,10 @@ class ModelOptions:
     name: str = option("matcher", "architecture", choices=("matcher", "unet"))
     descriptor: str = option("mind+learned", "descriptor of each modality (matcher)", choices=DESCRIPTORS)
     levels: int = option(4, "pyramid levels; the coarsest is 1 / 2^(levels - 1)", low=1, high=6)
-    radius_px: int = option(4, "reach of the correlation, in each coarser level's pixels", unit="px", low=1, high=8)
-    finest_radius_px: int = option(2, "reach of the correlation on the finest level", unit="px", low=1, high=8)
+    radius_px: int = option(4, "reach of the correlation, in each level's pixels", unit="px", low=1, high=8)
+    finest_radius_px: int = option(
+        2, "the same on the finest level, where coarser ones lead up to it", unit="px", low=1, high=8
+    )
     described_bands: int = option(
         0, "bands of moving, from the first, that the fixed descriptor sees; 0: all, of polygons the interior", low=0
     )
