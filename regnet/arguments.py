@@ -12,6 +12,9 @@ from regnet.registration.pairs import read_pairs
 FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
 
+# A section that is switched by its own name: `adapt=true`, and `adapt=true,false` in a multirun.
+SWITCHED = r"adapt=(true|false)(,(true|false))*"
+
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """Put Hydra's flags after the overrides, wherever they were written; many pairs become a multirun.
@@ -48,6 +51,8 @@ def _override(word: str) -> str:
     """Refuse Hydra's additions and deletions, since the schema is closed, and quote the path of a file that exists."""
     if word.startswith(("+", "~")) and not word.lstrip("+~").startswith("hydra"):
         raise ConfigError(f"{word}: keys can neither be added nor deleted; write key=value")
+    if re.fullmatch(SWITCHED, word):
+        word = word.replace("=", ".enabled=", 1)
     key, _, value = word.partition("=")
     if Path(value).exists() and not re.fullmatch(r"[\w./\\-]*", value):
         return f"{key}='" + value.replace("'", "\\'") + "'"

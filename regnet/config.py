@@ -146,7 +146,7 @@ def fill_row(config: DictConfig) -> None:
     if config.row >= len(rows):
         raise InputError(f"{config.pairs}: has no row {config.row}; it has {len(rows)}, counted from 0")
     for name, value in rows[config.row].items():
-        OmegaConf.update(config, name, value)
+        OmegaConf.update(config, f"{name}.enabled" if name == "adapt" and isinstance(value, bool) else name, value)
 
 
 def typed(config: DictConfig, schema: type[Config]) -> Config:

@@ -23,7 +23,7 @@ from regnet.errors import ConfigError, InputError
 from regnet.geo.raster import is_vector
 from regnet.registration import apply as applying
 from regnet.registration import register as registering
-from regnet.registration.options import ApplyOptions, RegisterOptions, WindowOptions
+from regnet.registration.options import AdaptOptions, ApplyOptions, RegisterOptions, WindowOptions
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
         fixed: path of a raster, `Raster`, or an array of xarray with rioxarray's georeferencing.
         moving: the same, or path of a vector file, or GeoDataFrame.
         output_dir: folder of the outputs; None for a temporary one that goes with the result.
-        settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows` may be a mapping.
+        settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows` and `adapt` may be
+            mappings, and `adapt` true or false.
 
     Returns:
         The registered pair. Where nothing could be registered its `share` is 0.
@@ -141,8 +142,11 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     """
     keep = TemporaryDirectory(prefix="regnet-") if output_dir is None else None
     folder = Path(keep.name if keep else str(output_dir))
-    if isinstance(settings.get("windows"), Mapping):
-        settings["windows"] = _options(WindowOptions, {}, settings["windows"])
+    if isinstance(settings.get("adapt"), bool):
+        settings["adapt"] = AdaptOptions(enabled=settings["adapt"])
+    for name, schema in (("windows", WindowOptions), ("adapt", AdaptOptions)):
+        if isinstance(settings.get(name), Mapping):
+            settings[name] = _options(schema, {}, settings[name])
     with TemporaryDirectory(prefix="regnet-") as scratch:
         own = {"fixed": _path(fixed, Path(scratch), "fixed"), "moving": _path(moving, Path(scratch), "moving")}
         share = registering.register(_options(RegisterOptions, own, settings), folder)

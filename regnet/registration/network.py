@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
+from regnet.models.matcher import Matcher
 from regnet.models.options import ModelOptions
+from regnet.models.unet import UNet
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
 
 
 def load_network(
     model: str | None, descriptor: str, fixed_channels: Sequence[str], moving_channels: Sequence[str]
-) -> nn.Module:
+) -> Matcher | UNet:
     """Load a trained model, or build a training-free one if none is given.
 
     Args:

@@ -16,6 +16,16 @@ class WindowOptions:
     overlap_px: int = option(128, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
 
 
+@dataclass(frozen=True)
+class AdaptOptions:
+    """How descriptors are trained on the pair itself, its present alignment being the noisy label."""
+
+    enabled: bool = option(False, "train descriptors on the pair itself first; adapt=true is short for it")
+    minutes: float = option(5.0, "time after which the training ends, steps or no steps", unit="min", low=0.05)
+    steps: int = option(200, "optimiser steps; a run that reaches them in time is the same at every run", low=1)
+    seed: int = option(0, "seed of tiles, weights and random displacements", low=0)
+
+
 def _polygons() -> Any:
     return option(
         "rigid",
@@ -35,6 +45,7 @@ class RegisterOptions:
     )
     model: str | None = option(None, "checkpoint of a trained model (model.safetensors); null: training-free")
     descriptor: str = option("mind", "training-free descriptor, used when no model is given", choices=("mind", "ngf"))
+    adapt: AdaptOptions = option(AdaptOptions(), "training on the pair itself, from the model or without one")
     fixed_bands: list[int | str] = option(
         [], "bands of fixed to match by, by number from 1 or by description; empty: all", low=1
     )

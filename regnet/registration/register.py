@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
 from regnet.geo.raster import complex_files, is_vector, raster_sources
 from regnet.options import check_options
+from regnet.registration.adapt import adapt
 from regnet.registration.consistency import ConsistentMatcher
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.matching import look_overall, write_field
@@ -31,8 +33,11 @@ from regnet.registration.vectors import move_vectors
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
+from regnet.training.fit import MODEL
 
 DISPLACEMENT, RASTER, VECTOR = "displacement.tif", "registered.tif", "registered.gpkg"
+ADAPTED = "adapt"
+"""Folder of a model that was trained on the pair itself, and of the record of its training."""
 TIES, SUMMARY, REPORT = "tie_points.gpkg", "summary.json", "report.html"
 WHOLE, UNFINISHED = ".registering", ".unfinished"
 """Folders inside the output folder: of outputs until all are whole, and of what a killed registration left."""
@@ -42,8 +47,9 @@ NOT_SOUGHT = Overall(np.eye(2, 3), False, "not asked for")
 def register(options: RegisterOptions, output_dir: Path) -> float:
     """Register moving onto fixed and write everything about it into a folder.
 
-    Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg, summary.json and report.html; they
-    appear together when all of them are whole. The same call after an interruption goes on where it was.
+    Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg, summary.json and report.html, and with
+    `adapt` a folder adapt/ with its model.safetensors; they appear together when all of them are whole. The same call
+    after an interruption goes on where it was.
 
     Args:
         options: the files and how to register them.
@@ -64,10 +70,14 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     pair = pair_options(options)
     with rasterio.Env(GDAL_CACHEMAX=options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
-        matcher = ConsistentMatcher(NetworkMatcher(model))
         settings = {**asdict(options), "inputs": input_marks(_inputs(options))}
         with Progress(output_dir / UNFINISHED, settings) as progress:
             overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
+            adapted, kept = None, output_dir / UNFINISHED / ADAPTED
+            if options.adapt.enabled:
+                aligned = reader.pulled(overall.affine) if overall.found else reader
+                model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
+            matcher = ConsistentMatcher(NetworkMatcher(model))
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
@@ -76,6 +86,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 summary = summarise(tally, overall, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
                     "polygons": _move(options, folder),
+                    "adapt": adapted,
                     "notes": notes(options),
                     "seconds": time.perf_counter() - start,
                     "settings": asdict(options),
@@ -83,6 +94,8 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 files.write_json(folder / SUMMARY, summary)
                 moved = str(folder / (VECTOR if is_vector(options.moving) else RASTER))
                 report_registration(folder, reader, reader.with_moving(moved) if tally.known else None, summary, points)
+                if kept.exists():
+                    shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
 
@@ -129,7 +142,8 @@ def refuse_own_inputs(options: RegisterOptions, output_dir: Path) -> None:
     Raises:
         OutputError: naming the input.
     """
-    outputs = {(output_dir / name).resolve() for name in (DISPLACEMENT, RASTER, VECTOR, TIES, SUMMARY, REPORT)}
+    names = (DISPLACEMENT, RASTER, VECTOR, TIES, SUMMARY, REPORT, f"{ADAPTED}/{MODEL}")
+    outputs = {(output_dir / name).resolve() for name in names}
     for name in _inputs(options):
         if Path(name).resolve() in outputs:
             raise OutputError(f"{name}: is an input and would be overwritten; choose another output_dir")
@@ -160,8 +174,8 @@ def summarise(tally: Tally, overall: Overall, reader: PairReader) -> dict[str, A
 
 def _bring_out(source: Path, output_dir: Path) -> None:
     """Move finished files to where they belong; what an earlier registration left there goes."""
-    for name in (RASTER, VECTOR):
-        if not (source / name).exists():
+    for name in (RASTER, VECTOR, ADAPTED):
+        if not (source / name).exists() or (source / name).is_dir():
             files.remove(output_dir / name)
     for path in source.iterdir():
         os.replace(path, output_dir / path.name)
