@@ -15,6 +15,7 @@ import rasterio
 from scipy.ndimage import gaussian_filter
 
 from data_prep import sentinel2_sample
+from regnet import cli
 from regnet.config import default_cache, default_data_root
 
 Regnet = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -53,6 +54,19 @@ def regnet() -> Regnet:
             text=True,
             timeout=300,
         )
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Regnet:
+    """Run a command in this process, which saves its start, in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["regnet", *arguments])
+        code = cli.main()
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
     return run
 

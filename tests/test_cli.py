@@ -17,23 +17,9 @@ import rasterio
 
 import regnet.models
 import regnet.similarity
-from regnet import cli
 
 MiniRun = tuple[Path, "CompletedProcess[str]"]
 Command = Callable[..., "CompletedProcess[str]"]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process, which saves its start, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["regnet", *arguments])
-        code = cli.main()
-        return CompletedProcess(arguments, code, *capfd.readouterr())
-
-    return run
 
 
 def refused(result: CompletedProcess[str]) -> str:
@@ -105,7 +91,7 @@ def test_help_names_every_command_and_keys_with_units(here: Command, tmp_path: P
         assert f"\n  {name} " in overview.stdout
     text = here("prepare", "--help").stdout
     assert "prepare.tile_px\n      side of a tile [whole number; in px; default 128; 16..1024]" in text
-    assert "experiment={cadaster_banepa,demo,denoising_validation,optical_sar," in text
+    assert "experiment={cadaster_banepa,demo,denoising_validation,noise_sweep,optical_sar," in text
     assert "training.epochs" not in text
     assert list(tmp_path.iterdir()) == []
 
@@ -190,10 +176,13 @@ def test_summary_has_the_keys_of_the_design(mini_run: MiniRun) -> None:
     )
 
 
-def test_a_second_run_skips_every_stage(mini_run: MiniRun, regnet: Any, mini_settings: list[str]) -> None:
+def test_a_second_run_skips_every_stage(
+    mini_run: MiniRun, here: Command, mini_settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = mini_run[0]
+    monkeypatch.chdir(folder.parent)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    result = regnet("run", *mini_settings, "output_dir=mini", folder=folder.parent)
+    result = here("run", *mini_settings, "output_dir=mini")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("skipped") == 6
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before

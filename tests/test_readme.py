@@ -40,12 +40,12 @@ def test_links_lead_somewhere(page: str) -> None:
         assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_example_settings_are_yaml_and_name_real_keys(tmp_path: Path, regnet: Any) -> None:
+def test_example_settings_are_yaml_and_name_real_keys(tmp_path: Path, here: Any) -> None:
     text = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
     assert yaml.safe_load(text)["output_dir"] == "outputs/mine"
     folder = tmp_path / "my_conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(text)
-    shown = regnet("run", "experiment=mine", "--config-dir", "my_conf", "--cfg", "job", folder=tmp_path)
+    shown = here("run", "experiment=mine", "--config-dir", "my_conf", "--cfg", "job")
     assert shown.returncode == 0, shown.stderr
     assert "layer: buildings" in shown.stdout

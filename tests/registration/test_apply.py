@@ -172,7 +172,7 @@ def test_the_inverse_of_a_large_turn_is_exact(tmp_path):
             np.testing.assert_allclose(point + field.inverse_offsets(point[None])[0, :2], there, atol=1e-3)
 
 
-def test_through_the_console(tmp_path, scene, field, regnet):
+def test_through_the_console(tmp_path, scene, field, regnet, here):
     moving = write_raster(tmp_path / "moving.tif", scene[46:302, 56:344])
     done = regnet("apply", f"displacement={field}", f"target={moving}", "output=out.tif", folder=tmp_path)
     assert (done.returncode, done.stderr.count("defect")) == (0, 0), done.stderr
@@ -181,9 +181,9 @@ def test_through_the_console(tmp_path, scene, field, regnet):
     unsure = constant(np.inf)
     unsure[:2] = 0
     write_field(tmp_path / "unsure.tif", unsure)
-    done = regnet("apply", "displacement=unsure.tif", f"target={moving}", "output=same.tif", folder=tmp_path)
+    done = here("apply", "displacement=unsure.tif", f"target={moving}", "output=same.tif")
     assert done.returncode == 3, done.stderr
-    refused = regnet("apply", f"displacement={moving}", f"target={moving}", "output=no.tif", folder=tmp_path)
+    refused = here("apply", f"displacement={moving}", f"target={moving}", "output=no.tif")
     assert refused.returncode == 2
     assert "lacks the bands dx_px" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1

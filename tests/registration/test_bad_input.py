@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,14 @@ from regnet.registration.register import register
 from regnet.registration.windows import WindowOptions, bounded, predict_strips
 from tests.registration.conftest import CRS, ORIGIN, TRUE, texture, write_raster
 from tests.registration.test_windows import local_mean, reader
+
+
+class Plain(torch.nn.Module):
+    """Answers with local means of fixed, at once."""
+
+    def forward(self, fixed, moving, fixed_valid, moving_valid):
+        mean = torch.nn.functional.avg_pool2d(fixed[:, :1], 9, 1, 4)
+        return Prediction(torch.cat((mean, -mean), 1), torch.ones_like(mean))
 
 
 class Still(torch.nn.Module):
@@ -239,18 +248,16 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, shifted, quick, monkeypatch
     assert (tmp_path / "displacement.tif").read_text() == "of an earlier run"
 
 
-def test_a_file_that_grows_beyond_what_the_disk_takes(tmp_path, small):
+def test_a_file_that_grows_beyond_what_the_disk_takes(tmp_path, small, quick, here):
     """The kernel itself refuses: no file of the process may grow beyond 50 kB."""
-    code = (
-        "import resource, signal, sys; from regnet.cli import main\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "sys.exit(main())"
-    )
-    arguments = [f"fixed={small[0]}", f"moving={small[1]}", "output_dir=out", "global_stage=false"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "register", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        done = here("register", f"fixed={small[0]}", f"moving={small[1]}", "output_dir=out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
     assert done.returncode == 2, done.stderr
     assert "free some space" in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -269,15 +276,17 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, shifted, quick, monke
         register(RegisterOptions(*shifted), tmp_path / "out")
 
 
-def test_a_killed_registration_goes_on_where_it_was(tmp_path, small):
+def test_a_killed_registration_goes_on_where_it_was(tmp_path, small, monkeypatch):
     """Killed by force in its second row of windows: what was there is whole, and the rows that are done are kept."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "displacement.tif").write_text("of an earlier run")
     arguments = [f"fixed={small[0]}", f"moving={small[1]}", f"output_dir={out}", "global_stage=false"]
-    arguments += ["windows={window_px: 64, overlap_px: 32}"]
+    arguments += ["windows={window_px: 64, overlap_px: 32}", "max_error_px=100"]
     code = (
-        "import sys, time\nfrom regnet.registration import progress\nfrom regnet.cli import main\n"
+        "import sys, time\nfrom regnet.registration import progress, register\nfrom regnet.cli import main\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from tests.registration.test_bad_input import Plain\nregister.load_network = lambda *_: Plain()\n"
         "save = progress.Progress.save\n"
         "def slow(self, place, *rest):\n    save(self, place, *rest)\n    time.sleep(600 if place == 1 else 0)\n"
         "progress.Progress.save = slow\nsys.exit(main())"
@@ -296,7 +305,7 @@ def test_a_killed_registration_goes_on_where_it_was(tmp_path, small):
     before = (kept / "done-0.npy").stat().st_mtime_ns
     loaded = []
     load = Progress.load
-    options = {"windows": WindowOptions(64, 32), "global_stage": False}
+    options = {"windows": WindowOptions(64, 32), "global_stage": False, "max_error_px": 100}
 
     def watched(self, place):
         found = load(self, place)
@@ -305,6 +314,7 @@ def test_a_killed_registration_goes_on_where_it_was(tmp_path, small):
 
     # The settings of the command hold its own keys too, so the rows are looked at through the same class.
     (kept / "settings.json").write_text(json.dumps(files.digest(settings_of(small, options))))
+    monkeypatch.setattr(module, "load_network", lambda *_: Plain())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "load", watched)
         resumed = register(RegisterOptions(*small, **options), out)
@@ -312,6 +322,7 @@ def test_a_killed_registration_goes_on_where_it_was(tmp_path, small):
     assert not kept.exists()
     whole = register(RegisterOptions(*small, **options), tmp_path / "whole")
     assert resumed == whole
+    assert np.abs(field(out)[:2]).max() > 0
     np.testing.assert_array_equal(field(out), field(tmp_path / "whole"))
 
 
@@ -359,12 +370,12 @@ def test_windows_keep_to_the_memory():
         bounded(wanted, 100_000, 700)
 
 
-def test_a_csv_of_pairs_is_registered_row_by_row(tmp_path, small, regnet):
+def test_a_csv_of_pairs_is_registered_row_by_row(tmp_path, small, here):
     fixed, moving = small
     (tmp_path / "pairs.csv").write_text(
         f"fixed,moving,tie_spacing_px,windows\n{fixed},{moving},32,\n{fixed},nowhere.tif,,\n{fixed},{moving},,\n"
     )
-    done = regnet("register", "pairs=pairs.csv", "output_dir=many", "global_stage=false", folder=tmp_path)
+    done = here("register", "pairs=pairs.csv", "output_dir=many", "global_stage=false")
     assert done.returncode == 2, done.stderr
     assert "nowhere.tif: no such file" in done.stderr
     summaries = [json.loads((tmp_path / "many" / row / "summary.json").read_text()) for row in "02"]

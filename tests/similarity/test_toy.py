@@ -22,7 +22,7 @@ def test_faster_targets_leave_fewer_neighbours(tmp_path):
     assert (tmp_path / "toy.png").stat().st_size > 1000
 
 
-def test_the_experiment_through_the_console(regnet, tmp_path):
+def test_the_experiment_through_the_console(regnet, here, tmp_path):
     sizes = "paper_toy={frequencies: [1, 4], replicas: 1, points: 32, width: 8, layers: 1, steps: 5}"
     command = ("run", "experiment=paper_toy", sizes, "output_dir=toy", "seed=3")
     result = regnet(*command, folder=tmp_path)
@@ -33,7 +33,7 @@ def test_the_experiment_through_the_console(regnet, tmp_path):
     assert table["frequency"].tolist() == [1, 4]
     assert set(table["seed"]) == {3}
     assert read_json(tmp_path / "toy" / "summary.json")["paper_toy"]["density"] == pytest.approx(table["density"])
-    assert "paper_toy: skipped" in regnet(*command, folder=tmp_path).stdout
+    assert "paper_toy: skipped" in here(*command).stdout
 
 
 def test_the_slope_of_a_power_law():
