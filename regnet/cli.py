@@ -20,6 +20,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -123,6 +124,23 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         return failure.code
     # Of many pairs some may be left as they are.
     return ABSTAINED if set(codes) == {ABSTAINED} else max((code for code in codes if code != ABSTAINED), default=DONE)
+
+
+class GatherSweep(Callback):
+    """Puts the runs of `noise_sweep` together when all have ended; `conf/experiment/noise_sweep.yaml` names it."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra in the process that started the runs."""
+        from regnet.training.sweep import gather_sweep
+
+        folder = Path(config.hydra.sweep.dir)
+
+        def work() -> int:
+            gather_sweep(folder)
+            print(f"\nnoise_sweep: see {folder / 'noise_sweep.md'} and {folder / 'noise_sweep.png'}")
+            return DONE
+
+        _guarded(work, RunConfig)
 
 
 def _guarded(work: Callable[[], int], schema: type) -> int:

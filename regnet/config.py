@@ -30,7 +30,7 @@ from regnet.registration.pairs import read_pairs
 from regnet.report.options import ReportOptions
 from regnet.similarity.options import PaperToyOptions, SimilarityOptions
 from regnet.tiles.options import PrepareOptions
-from regnet.training.options import TrainingOptions
+from regnet.training.options import EnforcedSimilarityOptions, TrainingOptions
 
 Config = TypeVar("Config")
 
@@ -79,7 +79,9 @@ class RunConfig(CommonConfig):
 
     fabric: FabricOptions = option(FabricOptions(), "processes that share the work")
     study: str = option(
-        "none", "what `run` does instead of all stages", choices=["none", "paper_toy", "denoising_validation"]
+        "none",
+        "what `run` does instead of all stages",
+        choices=["none", "paper_toy", "denoising_validation", "noise_sweep", "paper_enforced_similarity"],
     )
     prepare: PrepareOptions = option(PrepareOptions(), "tiles and labels")
     model: ModelOptions = option(ModelOptions(), "network")
@@ -91,6 +93,9 @@ class RunConfig(CommonConfig):
     paper_toy: PaperToyOptions = option(PaperToyOptions(), "study: neighbours against the frequency of a target")
     denoising_validation: DenoisingValidationOptions = option(
         DenoisingValidationOptions(), "study: predicted denoising against replicas"
+    )
+    paper_enforced_similarity: EnforcedSimilarityOptions = option(
+        EnforcedSimilarityOptions(), "study: training with the similarity term and without"
     )
 
 

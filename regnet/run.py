@@ -30,7 +30,9 @@ from regnet.similarity.stage import similarity_stage
 from regnet.similarity.toy import run_paper_toy
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
+from regnet.training.enforced import run_enforced_similarity
 from regnet.training.rounds import train_rounds
+from regnet.training.sweep import sweep_level
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ def _denoising_validation(config: RunConfig, run: Path) -> None:
     run_denoising_validation(store, config.model, config.denoising_validation, config.evaluate.neighbours, folder)
 
 
+def _noise_sweep(_: RunConfig, run: Path) -> None:
+    sweep_level(TileStore.open(run / "prepare"), run / "train", run / "noise_sweep")
+
+
+def _paper_enforced_similarity(config: RunConfig, run: Path) -> None:
+    store, folder = TileStore.open(run / "prepare"), run / "paper_enforced_similarity"
+    run_enforced_similarity(store, config.model, config.training, config.paper_enforced_similarity, folder)
+
+
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
     return {"model": asdict(config.model), "training": asdict(config.training), "seed": config.seed}
 
@@ -106,6 +117,10 @@ def _train_settings(config: RunConfig) -> Mapping[str, Any]:
 def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:
     neighbours = asdict(config.evaluate.neighbours)
     return {"model": asdict(config.model), **asdict(config.denoising_validation), "neighbours": neighbours}
+
+
+def _enforced_settings(config: RunConfig) -> Mapping[str, Any]:
+    return {**_train_settings(config), **asdict(config.paper_enforced_similarity)}
 
 
 def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -153,6 +168,16 @@ STAGES = {
             (),
             _denoising_validation_settings,
             _denoising_validation,
+            study=True,
+        ),
+        Stage("noise_sweep", "noise_sweep", ("prepare", "train"), (), lambda _: {}, _noise_sweep, study=True),
+        Stage(
+            "paper_enforced_similarity",
+            "paper_enforced_similarity",
+            ("prepare",),
+            (),
+            _enforced_settings,
+            _paper_enforced_similarity,
             study=True,
         ),
     )

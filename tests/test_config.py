@@ -115,7 +115,7 @@ def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
         ("training.epochs=many", "training.epochs=many is not of the right type: it must be a whole number"),
         (
             "experiment=nowhere",
-            "experiment=nowhere is not known; choose one of cadaster_banepa, demo, denoising_validation, optical_sar",
+            "experiment=nowhere is not known; choose one of cadaster_banepa, demo, denoising_validation, noise_sweep, ",
         ),
         ("a=b=c", "a=b=c: cannot be read as key=value"),
         ("prepare.pairs=[{nmae: a}]", "did you mean prepare.pairs[].name?"),

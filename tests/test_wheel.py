@@ -55,7 +55,7 @@ def test_wheel_holds_settings_template_and_types(wheel: Path) -> None:
 def test_installed_wheel_helps_from_anywhere(installed: Path, tmp_path: Path) -> None:
     shown = call(installed, "run", "--help", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "experiment={cadaster_banepa,demo,denoising_validation,optical_sar," in shown.stdout
+    assert "experiment={cadaster_banepa,demo,denoising_validation,noise_sweep,optical_sar," in shown.stdout
     where = subprocess.run(
         [str(installed.with_name("python")), "-c", "import regnet; print(regnet.__file__)"],
         cwd=tmp_path,

@@ -61,3 +61,25 @@ class TrainingOptions:
     checkpoints: int = option(5, "checkpoints kept along the training, for the trajectory kernel", low=1, high=100)
     cache_mb: int = option(1024, "memory for tiles kept decoded; beyond it they are read again", unit="MB", low=16)
     seed: int = option(0, "seed of weights, order, displacements and augmentation", low=0)
+
+
+@dataclass(frozen=True)
+class DigitsOptions:
+    """A small network that tells handwritten digits apart: images of one class are to be alike to it."""
+
+    weight: float = option(0.3, "weight of the similarity term", low=0)
+    pairs: int = option(16, "pairs of one class a step", low=1)
+    images: int = option(600, "images trained on; the others of the 1,797 tell the error", low=32, high=1700)
+    width: int = option(64, "neurons in each of two hidden layers", low=2)
+    epochs: int = option(15, "times that each image is seen", low=1)
+    batch: int = option(32, "images a step", low=1)
+    learning_rate: float = option(1e-3, "of Adam", low=1e-6, high=1)
+
+
+@dataclass(frozen=True)
+class EnforcedSimilarityOptions:
+    """Does the similarity term make training faster? With it and without, from the same starts."""
+
+    seeds: list[int] = option([0, 1, 2], "seeds of the trainings of each kind", low=0)
+    weight: float = option(0.3, "weight of the similarity term in the registration network's training", low=0)
+    digits: DigitsOptions = option(DigitsOptions(), "the same on handwritten digits")
