@@ -58,7 +58,7 @@ class DenoisingValidationOptions:
     epochs: int = option(8, "times that each tile is seen", low=1)
     batch: int = option(20, "tiles a step", low=1)
     learning_rate: float = option(8e-4, "peak of the one-cycle schedule (Adam)", low=1e-6, high=1)
-    checkpoints: int = option(14, "kernels along the first replica's training, closer together early", low=2)
+    checkpoints: int = option(8, "kernels along the first replica's training, closer together early", low=2)
     region_px: int = option(400, "side of the grid cells for the figures by region", unit="px", low=1)
     region_tiles: int = option(5, "least tiles of a cell that counts as a region", unit="tiles", low=1)
     blunder_share: float = option(0.05, "labels that are moved far for the check of the audit", low=0, high=0.4)
