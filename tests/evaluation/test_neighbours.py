@@ -1,0 +1,81 @@
+"""Neighbours by a kernel that is known beside those by other eyes, from the stage's files to its summary."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from regnet.baselines.options import NetworkOptions
+from regnet.evaluation.neighbours import compare_neighbours
+from regnet.evaluation.options import EvaluateOptions, FamilyOptions, NeighbourOptions
+from regnet.evaluation.stage import evaluate_stage
+from regnet.models.checkpoint import build_model, save_checkpoint
+from regnet.models.options import ModelOptions
+from regnet.similarity.result import StoredKernel, save_kernel
+
+SIMILARITIES = ("kC", *(f"{eyes} {side}" for eyes in ("efficientnet_lite0", "pixels") for side in ("fixed", "moving")))
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    """A model, and a kernel by which tiles are alike in two groups, of which one moves by 2 px more."""
+    folder = tmp_path_factory.mktemp("trained")
+    small = ModelOptions(descriptor="learned", descriptor_channels=4, width=4, blocks=1, levels=2)
+    save_checkpoint(folder / "model.safetensors", build_model(small, 1, 1))
+    positions = store.tiles("train")
+    group = np.arange(len(positions)) % 2
+    phi = np.einsum("ik,ab->iakb", np.eye(2)[group], np.eye(2)).reshape(len(positions), 2, 4)
+    phi = np.concatenate((phi, 0.01 * np.random.default_rng(0).normal(size=(len(positions), 2, 4))), 2)
+    values = np.stack((2.0 * group, np.zeros(len(positions))), 1)
+    ids = store.index["tile_id"].to_numpy(dtype=np.int64)[positions]
+    save_kernel(
+        folder / "similarity" / "kernel.zarr", StoredKernel(ids, values, phi @ phi.transpose(0, 2, 1), None, phi)
+    )
+    return folder, group
+
+
+def test_neighbours_of_a_known_kernel(store, trained, tmp_path):
+    folder, group = trained
+    options = NeighbourOptions(kept=3)
+    found = compare_neighbours(store, folder / "model.safetensors", folder / "similarity", options, tmp_path)
+    n = len(group)
+    across = (group[:, None] != group).sum() / (n * (n - 1))
+    assert found["tiles"] == n
+    assert found["outputs_apart_px"] == pytest.approx(2 * across)
+    assert found["label_error_px"] == pytest.approx(5, rel=1e-3)  # a shift of (3, -4) px that all labels share
+    table = pd.read_csv(tmp_path / "neighbours.csv").set_index("name")
+    assert table.loc["own label alone", "averaged_label_error_px"] == pytest.approx(5, rel=1e-3)
+    # Whoever is averaged, what all labels share stays; who is alike by the kernel says the same.
+    assert np.allclose(table["averaged_label_error_px"], 5, rtol=1e-3)
+    assert table.loc["kC, 5 nearest, without own", "outputs_apart_px"] == pytest.approx(0, abs=1e-9)
+    assert table.loc["pixels both, 5 nearest, without own", "outputs_apart_px"] > 0.3
+    with np.load(tmp_path / "neighbours.npz") as saved:
+        names, ids, nearest = saved["name"].tolist(), saved["tile_id"], saved["nearest_tile_id"]
+    assert {*SIMILARITIES, "pixels both", "features both"} <= set(names)
+    assert nearest.shape == (len(names), n, 3)
+    group_of = dict(zip(ids.tolist(), group.tolist(), strict=True))
+    listed = np.vectorize(group_of.get)(nearest[names.index("kC")])
+    assert (listed == group[:, None]).all()
+    assert not (nearest == ids[:, None]).any()
+
+
+def test_a_run_without_the_networks_weights_says_so(store, trained, tmp_path):
+    folder, _ = trained
+    missing = NeighbourOptions(networks=[NetworkOptions("vgg16", weights=str(tmp_path / "none.pth"))])
+    options = EvaluateOptions(
+        families=[FamilyOptions("smooth", 6.0, 40.0)], parts=["test"], methods=["none"], neighbours=missing
+    )
+    (tmp_path / "neighbours.csv").write_text("of an earlier run")
+    summary = evaluate_stage(
+        store, folder / "model.safetensors", options, tmp_path, similarity_folder=folder / "similarity"
+    )
+    assert "there are no weights" in summary["neighbours"]["status"]
+    assert summary["evaluation"]["smooth"]["none"]["epe_mean_px"] > 0
+    assert not (tmp_path / "neighbours.csv").exists()
+
+
+def test_a_run_without_a_kernel_says_so(store, trained, tmp_path):
+    folder, _ = trained
+    options = EvaluateOptions(families=[FamilyOptions("smooth", 6.0, 40.0)], parts=["test"], methods=["none"])
+    summary = evaluate_stage(store, folder / "model.safetensors", options, tmp_path, similarity_folder=tmp_path / "no")
+    assert "there is no kernel" in summary["neighbours"]["status"]
+    assert "neighbours" not in evaluate_stage(store, folder / "model.safetensors", options, tmp_path)
