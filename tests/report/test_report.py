@@ -14,6 +14,7 @@ from regnet.errors import StoreError
 from regnet.files import read_json
 from regnet.report.build import build_report
 from regnet.report.draw import display, edges, outlines
+from regnet.report.options import ReportOptions
 from regnet.report.tables import accuracy_tables, accuracy_text, round_tables
 
 MiniRun = tuple[Path, "subprocess.CompletedProcess[str]"]
@@ -70,7 +71,7 @@ def test_what_is_absent_is_said_in_a_sentence(
     folder = tmp_path / "run"
     ignored = shutil.ignore_patterns("figures", "report.html", *missing)
     shutil.copytree(mini_run[0], folder, ignore=ignored)
-    page = build_report(folder).read_text()
+    page = build_report(folder, ReportOptions(dpi=50, queries=1, nearest=1)).read_text()
     assert sentence in page
     for title in SECTIONS:
         assert f"<h2>{title}</h2>" in page
