@@ -27,7 +27,7 @@ def store(mini_pair, tmp_path_factory):
     options = PrepareOptions(
         pairs=[PairOptions("mini", *(str(path) for path in mini_pair))],
         tile_px=64,
-        stride_px=32,
+        stride_px=64,
         split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
         noise=NoiseOptions(kind="tile", sigma_px=3.0),
     )
