@@ -48,12 +48,13 @@ def _every_row(arguments: list[str]) -> list[str]:
 
 
 def _override(word: str) -> str:
-    """Refuse Hydra's additions and deletions, since the schema is closed, and quote the path of a file that exists."""
+    """Refuse Hydra's additions and deletions, since the schema is closed; quote files that exist, and SQL filters."""
     if word.startswith(("+", "~")) and not word.lstrip("+~").startswith("hydra"):
         raise ConfigError(f"{word}: keys can neither be added nor deleted; write key=value")
     if re.fullmatch(SWITCHED, word):
         word = word.replace("=", ".enabled=", 1)
     key, _, value = word.partition("=")
-    if Path(value).exists() and not re.fullmatch(r"[\w./\\-]*", value):
+    is_filter = key == "where" and value != "null" and not re.fullmatch(r"(['\"]).*\1", value)
+    if (is_filter or Path(value).exists()) and not re.fullmatch(r"[\w./\\-]*", value):
         return f"{key}='" + value.replace("'", "\\'") + "'"
     return word

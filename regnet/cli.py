@@ -217,6 +217,8 @@ def _register(config: RegisterConfig) -> int:
 
     seed_everything(config.seed, config.threads)
     share = register(config, Path(config.output_dir))
+    for note in read_json(Path(config.output_dir) / "summary.json")["notes"]:
+        print(note)
     print(f"registered {share:.0%} of the area; see {config.output_dir}")
     return DONE if share > 0 else ABSTAINED
 

@@ -41,6 +41,11 @@ def raster_sources(path: str) -> list[str]:
     return [part.strip() for part in str(path).split("|") if part.strip()]
 
 
+def is_remote(path: str) -> bool:
+    """Tell a path that GDAL alone can follow (into an archive, to a server) from that of a local file."""
+    return "://" in path or path.startswith("/vsi")
+
+
 def is_vector(path: str) -> bool:
     """Tell a vector file from a raster by its name."""
     suffixes = (".geojson", ".json", ".shp", ".gpkg", ".fgb", ".kml", ".gml", ".sqlite", ".parquet", ".geoparquet")
@@ -69,7 +74,7 @@ def open_raster(path: str) -> DatasetReader:
     Raises:
         InputError: missing, not a raster, without bands, CRS or geotransform.
     """
-    if "://" not in path and not path.startswith("/vsi") and not Path(path).exists():
+    if not is_remote(path) and not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
     try:
         dataset = rasterio.open(path)

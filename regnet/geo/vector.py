@@ -22,6 +22,7 @@ from rasterio.features import rasterize
 
 from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid, apply, check_overlap, unwrap
+from regnet.geo.raster import is_remote
 
 CHANNELS = ("interior", "edge", "vertex")
 PARQUET = (".parquet", ".geoparquet")
@@ -172,7 +173,7 @@ def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDat
     Raises:
         InputError: missing file, not a vector file, unknown layer, bad filter, no geometries.
     """
-    if not Path(path).exists():
+    if not is_remote(path) and not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
     source: str | io.BytesIO = _parquet_copy(path) if Path(path).suffix.lower() in PARQUET else path
     try:

@@ -12,13 +12,14 @@ import pyogrio
 import shapely
 import shapely.affinity
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from regnet import files
 from regnet.errors import ConfigError, InputError
-from regnet.geo.grid import unwrap
+from regnet.geo.grid import Grid, check_overlap, unwrap
 from regnet.geo.vector import read_features
 from regnet.registration.field import FieldFile
 from regnet.registration.places import to_ground, to_pixels
@@ -65,7 +66,7 @@ def move_vectors(
         How many features have each status.
 
     Raises:
-        InputError: the file cannot be read, or has no CRS.
+        InputError: the file cannot be read, has no CRS, or lies elsewhere than the displacement.
         ConfigError: the format of the result is not known.
         OutputError: the result cannot be written.
     """
@@ -75,10 +76,11 @@ def move_vectors(
     if frame.crs is None:
         raise InputError(f"{moving}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
     geometry = np.array(frame.geometry.values)
+    if not (shapely.is_missing(geometry) | shapely.is_empty(geometry)).all():
+        check_overlap(tuple(frame.total_bounds), CRS.from_wkt(frame.crs.to_wkt()), field.grid, moving)
     crs = field.grid.crs.to_wkt()
     in_pixels = shapely.transform(
-        np.array(frame.geometry.to_crs(crs).values),
-        lambda points: to_pixels(field.grid.transform, unwrap(points, field.grid)),
+        np.array(frame.geometry.to_crs(crs).values), lambda points: _places(points, field.grid)
     )
     shapes, offsets = move_shapes(in_pixels, field, rule)
     places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]
@@ -90,6 +92,12 @@ def move_vectors(
         result[column] = list(values)
     _write(result, path)
     return {status: int(count) for status, count in result[COLUMNS[-1]].value_counts().items()}
+
+
+def _places(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+    """Columns and rows (n, 2) of x and y; infinite where the CRS has no such place, so that rings stay closed."""
+    places = to_pixels(grid.transform, unwrap(points, grid))
+    return np.where(np.isnan(places), np.inf, places)
 
 
 def move_shapes(shapes: NDArray[np.object_], field: FieldFile, rule: str) -> tuple[NDArray[np.object_], list[Offset]]:

@@ -248,7 +248,7 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     """Find the percentiles of an image's bands from at most about a million valid pixels, evenly spread.
 
     Raises:
-        InputError: no valid pixel, a constant band, or a logarithm of values that are never positive.
+        InputError: at most one valid pixel, a constant band, or a logarithm of values that are never positive.
     """
     step = max(1, math.ceil(math.sqrt(grid.height * grid.width / SAMPLE_PIXELS)))
     samples = []
@@ -258,6 +258,8 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     sample = np.concatenate(samples, axis=1)
     if sample.shape[1] == 0:
         raise InputError(f"{name}: has no valid pixel on the fixed image's grid; check its nodata value and mask")
+    if sample.shape[1] == 1:
+        raise InputError(f"{name}: has a single valid pixel on the fixed image's grid; give a larger image")
     for band, values in zip(image.names, sample, strict=True):
         if values.min() == values.max():
             raise InputError(

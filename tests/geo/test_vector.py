@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import geopandas as gpd
@@ -114,6 +115,23 @@ def test_layer_and_where_choose(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=says):
             read_polygons(str(path), GRID, layer=layer, where=where)
+
+
+@pytest.mark.parametrize("name", ["p.geojson", "p.shp", "p.fgb", "p.gpkg", "p.parquet"])
+def test_every_format_with_a_filter_and_out_of_an_archive(tmp_path: Path, name: str) -> None:
+    frame = gpd.GeoDataFrame({"kind": ["a", "b"]}, geometry=[on_ground(HOUSE), on_ground(YARD)], crs="EPSG:32618")
+    path = tmp_path / "files" / name
+    path.parent.mkdir()
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_file(path)
+    found = [read_polygons(str(path), GRID, where="kind = 'b'")]
+    if path.suffix != ".parquet":
+        archive = shutil.make_archive(str(tmp_path / "all"), "zip", path.parent)
+        found.append(read_polygons(f"/vsizip/{archive}/{name}", GRID, where="kind = 'b'"))
+    for polygons in found:
+        assert list(polygons.frame["kind"]) == ["b"]
+        assert polygons.outlines[0].equals(YARD) or polygons.outlines[0].hausdorff_distance(YARD) < 1e-3
+    with pytest.raises(InputError, match=r"gone\.zip.*not a vector file that GDAL can read"):
+        read_polygons(f"/vsizip/{tmp_path}/gone.zip/p.geojson", GRID)
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:

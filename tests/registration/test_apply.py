@@ -140,6 +140,21 @@ def test_polygons_lines_and_points_go_by_the_inverse(tmp_path, field, suffix):
     assert moved[3].hausdorff_distance(shapes[3]) < 0.01
 
 
+def test_features_that_have_no_place_on_the_grid_stay_and_a_layer_that_has_none_is_refused(tmp_path, field):
+    """A polygon beyond the pole has no place in UTM; metres that are called degrees are suspected to be metres."""
+    house = on_ground(shapely.box(100, 100, 120, 110))
+    shapes = [*gpd.GeoSeries([house], crs=CRS).to_crs(4326).tolist(), shapely.Point(10, 91).buffer(1), None]
+    gpd.GeoDataFrame({"name": list("abc")}, geometry=shapes, crs=4326).to_file(tmp_path / "odd.gpkg")
+    applied = apply(ApplyOptions(field, str(tmp_path / "odd.gpkg"), str(tmp_path / "out.gpkg")))
+    assert applied.features == {"moved": 1, "beside": 1, "empty": 1}
+    after = gpd.read_file(tmp_path / "out.gpkg").geometry
+    assert after[1].equals_exact(shapes[1], 1e-9)
+    gpd.GeoDataFrame({"name": ["a"]}, geometry=[house], crs=4326).to_file(tmp_path / "wrong.gpkg")
+    with pytest.raises(InputError, match="fit EPSG:32618, while the file says EPSG:4326"):
+        apply(ApplyOptions(field, str(tmp_path / "wrong.gpkg"), str(tmp_path / "no.gpkg")))
+    assert not (tmp_path / "no.gpkg").exists()
+
+
 def test_walls_that_are_shared_stay_shared(tmp_path):
     """Two houses of a row and one apart, under a field that turns: together they keep their wall and their shape."""
     field = write_field(tmp_path / "d.tif", bands_of(*rotation(shift=(3.0, 1.0))))
