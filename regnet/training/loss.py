@@ -38,8 +38,11 @@ def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptio
 
 
 def pool_target(target: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean of the valid targets over each cell of a coarser grid, and which share of the cell is valid."""
-    step = -(-target.shape[-1] // shape[-1])
+    """Mean of the valid targets over each cell of a coarser grid, and which share of the cell is valid.
+
+    A cell's side is a power of two. The grid may reach beyond the target, which models pad to whole cells.
+    """
+    step = 1 << (-(-target.shape[-1] // shape[-1]) - 1).bit_length()
     pad = (0, shape[-1] * step - target.shape[-1], 0, shape[-2] * step - target.shape[-2])
     weight = F.pad(valid.to(target.dtype), pad)
     share = F.avg_pool2d(weight, step)

@@ -71,6 +71,13 @@ def test_pooling_leaves_invalid_pixels_out():
     assert share[0, 0].tolist() == [[15 / 16, 1.0], [1.0, 1.0]]
 
 
+def test_a_tile_of_no_whole_number_of_cells_is_pooled_over_the_cells_that_the_model_has():
+    ramp = torch.arange(200.0).expand(1, 2, 200, 200)  # which the model pads to 7 cells of 32 px
+    pooled, share = pool_target(ramp, torch.ones(1, 1, 200, 200, dtype=torch.bool), (7, 7))
+    assert torch.allclose(pooled[0, 0, 0, :6], 32 * torch.arange(6.0) + 15.5)
+    assert share[0, 0, 0].tolist() == [1.0] * 6 + [8 / 32]
+
+
 def level(target_shape=(1, 2, 2, 2), scale=2):
     zeros = torch.zeros(target_shape)
     return LevelOutput(zeros, zeros, (), scale)
