@@ -65,7 +65,7 @@ def test_the_experiment_through_the_console(here, mini_settings, tmp_path):
         "experiment=paper_enforced_similarity",
         *(setting for setting in mini_settings if setting.startswith(("prepare.pairs", "prepare.split"))),
         "prepare.min_structure=0.1",
-        "model.width=8",
+        "model={width: 8, descriptor_channels: 4}",
         "training={epochs: 2, steps: 1, batch: 2}",
         "paper_enforced_similarity={seeds: [3], digits: {images: 64, epochs: 1, width: 8}}",
         "output_dir=enforced",
