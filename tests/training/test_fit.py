@@ -24,7 +24,7 @@ def store(mini_pair, tmp_path_factory):
     options = PrepareOptions(
         pairs=[PairOptions("mini", fixed, moving)],
         tile_px=64,
-        stride_px=32,
+        stride_px=64,
         split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
         noise=NoiseOptions(kind="tile", sigma_px=0.5),
     )
@@ -32,20 +32,24 @@ def store(mini_pair, tmp_path_factory):
     return TileStore.open(folder)
 
 
-def test_training_writes_what_the_contract_names(store, tmp_path):
-    train(store, SMALL, BRIEF, tmp_path)
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    train(store, SMALL, BRIEF, folder)
+    return folder
+
+
+def test_training_writes_what_the_contract_names(whole):
     assert {"model.safetensors", "log.csv", "loss.png", "summary.json", "checkpoints"} == {
-        path.name for path in tmp_path.iterdir()
+        path.name for path in whole.iterdir()
     }
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    rows = list(csv.DictReader((whole / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-    assert len(list((tmp_path / "checkpoints").glob("epoch_*.safetensors"))) >= 2
-    assert not load_checkpoint(tmp_path / "model.safetensors").training
+    assert len(list((whole / "checkpoints").glob("epoch_*.safetensors"))) >= 2
+    assert not load_checkpoint(whole / "model.safetensors").training
 
 
-def test_a_killed_run_goes_on_to_the_same_model(store, tmp_path, monkeypatch):
-    train(store, SMALL, BRIEF, tmp_path / "whole")
-
+def test_a_killed_run_goes_on_to_the_same_model(store, whole, tmp_path, monkeypatch):
     whole_epoch = Fit._epoch
 
     def killed(self, epoch):
@@ -60,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_model(store, tmp_path, monkeypatch):
     assert (tmp_path / "killed" / fit.STATE).is_file()
     train(store, SMALL, BRIEF, tmp_path / "killed")
 
-    first, second = (load_checkpoint(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    first, second = (load_checkpoint(path / "model.safetensors") for path in (whole, tmp_path / "killed"))
     for key, value in first.state_dict().items():
         assert torch.allclose(value, second.state_dict()[key], atol=1e-6), key
 
