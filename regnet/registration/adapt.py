@@ -27,7 +27,7 @@ from regnet.geo.grid import Box
 from regnet.models import load_checkpoint, model_for
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
-from regnet.registration.consistency import DIFFERENCE, ConsistentMatcher
+from regnet.registration.consistency import half_difference
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.options import AdaptOptions
 from regnet.registration.windows import Reader
@@ -48,7 +48,8 @@ MOST_TILES, MEMORY_SHARE = 256, 0.1
 SHIFTS, SHIFT_PX, TRUST_PX = 2, 3.0, 1.0
 """A start is trusted on a tile where its answers under so many shifts differ by no more than `TRUST_PX` (rms)."""
 STEPS, BATCH = 25, 4
-MOST_JUDGES = 24
+MOST_JUDGES, JUDGE_PX = 4, 256
+"""Windows around held-out blocks on which the matcher before and after are compared, and their side."""
 DONE = "adapt.json"
 
 
@@ -95,27 +96,27 @@ def adapt(
 
     Returns:
         The matcher to use, and what became of the training. The matcher is `start` where the pair has too little ground
-        to train on, and where the halves of held-out tiles agree better under `start`.
+        to train on, and where the halves of held-out windows agree better under `start`.
     """
     begin = time.perf_counter()
     if (folder / DONE).is_file():
         done: dict[str, Any] = read_json(folder / DONE)
         return (load_checkpoint(folder / MODEL) if done["used"] else start), done
-    tiles, held_out = sample_tiles(pair.read, pair.shape, start, memory_mb * MEMORY_SHARE, options.seed)
+    tiles, held_out, judges = sample_tiles(pair.read, pair.shape, start, memory_mb * MEMORY_SHARE, options.seed)
     told: dict[str, Any] = {"used": False, "tiles": len(tiles)}
-    if all(held_out):
-        return start, told | {"reason": "too little ground with structure in both images to train on"}
-    told["labels_corrected"] = float(np.mean([tile.label_offset.any(0).mean() for tile in tiles]))
+    seconds = options.minutes * 60 - (time.perf_counter() - begin)
+    if all(held_out) or seconds <= 0:
+        ground = "too little ground with structure in both images to train on"
+        return start, told | {"reason": ground if all(held_out) else "adapt.minutes were over before any training"}
+    told["labels_corrected"] = float(np.mean([tile.label_offset.any() for tile in tiles]))
     steps = min(STEPS, options.steps)
     settings = TrainingOptions(
         epochs=-(-options.steps // steps), steps=steps, batch=BATCH, patience=options.steps, seed=options.seed
     )
     channels = pair.fixed_channels, pair.moving_channels
     model = learner(start, channels, options.seed)
-    seconds = options.minutes * 60 - (time.perf_counter() - begin)
     Fit(PairTiles(tiles, held_out, channels), model.options, settings, folder, model, seconds).run()
     model = load_checkpoint(folder / MODEL)
-    judges = [tile for tile, held in zip(tiles, held_out, strict=True) if held][:MOST_JUDGES]
     told |= {name: disagreement(judged, judges) for name, judged in (("before_px", start), ("after_px", model))}
     told["used"] = told["after_px"] <= told["before_px"]
     trained = read_json(folder / SUMMARY)
@@ -141,7 +142,7 @@ def learner(start: Matcher | UNet, channels: tuple[list[str], list[str]], seed: 
 
 def sample_tiles(
     read: Reader, shape: tuple[int, int], start: Matcher | UNet, most_mb: float, seed: int
-) -> tuple[list[Tile], list[bool]]:
+) -> tuple[list[Tile], list[bool], list[Patch]]:
     """Take tiles with enough valid ground and structure from blocks all over a pair, in random order.
 
     Args:
@@ -152,12 +153,13 @@ def sample_tiles(
         seed: of the order of the blocks and of the shifts.
 
     Returns:
-        Tiles with their labels, and which of them lie on blocks that are held out.
+        Tiles with their labels, which of them lie on blocks that are held out, and windows around such blocks.
     """
     generator = np.random.default_rng(seed)
     tile_px, blocks = _blocks(shape)
     tiles: list[Tile] = []
     held_out: list[bool] = []
+    judges: list[Patch] = []
     useful = 0
     for place in tqdm(generator.permutation(len(blocks)), desc="sample tiles", unit="block"):
         block = blocks[place]
@@ -168,11 +170,24 @@ def sample_tiles(
             continue
         said = _says(patch, start, generator)
         tiles += [_tile(patch, said, box) for box in boxes]
-        held_out += [useful % HELD_OUT == 0] * len(boxes)
+        is_held_out = useful % HELD_OUT == 0
+        held_out += [is_held_out] * len(boxes)
+        if is_held_out and len(judges) < MOST_JUDGES:
+            judges.append(read(*_around(block, shape)))
         useful += 1
         if len(tiles) >= min(MOST_TILES, most_mb / _megabytes(tiles[0])):
             break
-    return tiles, held_out
+    return tiles, held_out, judges
+
+
+def _around(block: Box, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Row, column, height and width of a window around the middle of a block, inside the pair."""
+    sides = [min(JUDGE_PX, side) for side in shape]
+    middles = (block.row + block.height // 2, block.col + block.width // 2)
+    row, col = (
+        min(max(middle - side // 2, 0), whole - side) for middle, side, whole in zip(middles, sides, shape, strict=True)
+    )
+    return row, col, sides[0], sides[1]
 
 
 def _is_useful(patch: Patch, box: Box) -> bool:
@@ -210,8 +225,7 @@ def _megabytes(tile: Tile) -> float:
     return sum(sizes) / 2**20
 
 
-def disagreement(model: Matcher | UNet, tiles: list[Tile]) -> float:
+def disagreement(model: Matcher | UNet, windows: list[Patch]) -> float:
     """Half of the difference between what a matcher says of two halves of the ground, root mean square, px."""
-    matcher = ConsistentMatcher(NetworkMatcher(model))
-    squares = [np.square(match.quality[DIFFERENCE]).mean() for match in map(matcher, tiles)]
-    return float(np.sqrt(np.mean(squares)))
+    matcher = NetworkMatcher(model)
+    return float(np.sqrt(np.mean([half_difference(matcher, window) ** 2 for window in windows])))

@@ -82,6 +82,9 @@ def test_it_ends_in_time_and_says_so(tmp_path, pair, start, monkeypatch):
     assert told["seconds"] < 4
     assert "adapt.minutes were over after" in told["reason"]
     assert told["epochs"] < 100
+    model, told = adapt(start, pair, AdaptOptions(minutes=0.0), 1800, tmp_path / "none")
+    assert model is start
+    assert told["reason"] == "adapt.minutes were over before any training"
 
 
 def test_a_killed_training_goes_on_to_the_same_model(tmp_path, pair, start, monkeypatch):
@@ -155,9 +158,10 @@ def test_labels_are_what_the_start_says_where_it_follows_known_steps(pair, monke
 
     monkeypatch.setattr(module, "under_shifts", answers)
     patch = pair.read(0, 0, 160, 160)
-    tiles, held_out = sample_tiles(PatchReader(patch), (160, 160), None, 100.0, 0)
+    tiles, held_out, judges = sample_tiles(PatchReader(patch), (160, 160), None, 100.0, 0)
     assert len(tiles) == 16
     assert 0 < sum(held_out) < 16
+    assert [judge.structure.shape for judge in judges] == [(160, 160)]
     for tile in tiles:
         wanted = np.array(TRUE if follows else (0, 0), np.float32)
         np.testing.assert_array_equal(tile.label_offset, np.broadcast_to(wanted[:, None, None], (2, 64, 64)))
@@ -166,7 +170,7 @@ def test_labels_are_what_the_start_says_where_it_follows_known_steps(pair, monke
 def test_memory_bounds_the_tiles(pair, start):
     patch = pair.read(0, 0, 160, 160)
     one = sum(array.nbytes for array in vars(patch).values()) * (64 / 160) ** 2 / 2**20
-    tiles, _ = sample_tiles(PatchReader(patch), (160, 160), start, 3 * one, 0)
+    tiles, *_ = sample_tiles(PatchReader(patch), (160, 160), start, 3 * one, 0)
     assert len(tiles) == 4
 
 
