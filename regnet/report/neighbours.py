@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -69,7 +70,7 @@ def side_by_side_figure(
     valid = np.ones(images.shape[2:], np.bool_)
     for cells, (query, name) in zip(grid, rows, strict=True):
         over = titles[name] if titles else [""] * len(images)
-        shown = [(query, name), *((int(place), over[int(place)]) for place in nearest[name][query])]
-        for axes, (place, title) in zip(cells, shown, strict=True):
-            picture(axes, display(images[place], valid, rgb), title)
+        for axes, place in zip(cells, (query, *nearest[name][query].tolist()), strict=True):
+            picture(axes, display(images[place], valid, rgb), over[place])
+        cells[0].set_ylabel(textwrap.fill(name, 16), fontsize=7)
     return figure
