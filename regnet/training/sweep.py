@@ -92,8 +92,8 @@ def sweep_markdown(table: pd.DataFrame) -> str:
         lines.append("| " + " | ".join(f"{value:.3g}" for value in row) + " |")
     text = (
         "\nErrors against the kept true offsets: of the training tiles' labels before and after each round's "
-        "correction, and of the model on held-out ground. `systematic` is the length of the mean error vector. The noise "
-        "is drawn on top of the pair as it lies: what misaligns it by nature is part of the truth here.\n"
+        "correction, and of the model on held-out ground. `systematic` is the length of the mean error vector. The "
+        "noise is drawn on top of the pair as it lies: what misaligns it by nature is part of the truth here.\n"
     )
     shifted = table[table["shift_px"] > 0]
     for _, rounds in shifted.groupby("run"):
