@@ -50,7 +50,23 @@ def test_outputs_of_the_exact_backend(scene, trained, tmp_path):
     assert summary["tiles"] == 24
     assert summary["dead_tiles"] == []
     assert not (tmp_path / "gradients_model").exists()
-    assert pd.read_csv(tmp_path / "regions.csv")["tiles"].sum() == len(table)
+    regions = pd.read_csv(tmp_path / "regions.csv")
+    assert regions["tiles"].sum() == len(table)
+    first = regions.iloc[0]
+    inside = table[(table["part"] == first["part"]) & (table["region"] == first["region"])]
+    for name in ("n_soft", "n_tau", "n_alpha", "nearest_kc"):
+        assert first[name] == pytest.approx(inside[name].mean())
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_precisions_of_the_products(scene, trained, tmp_path, precision, tolerance):
+    tables = []
+    for kind in ("float64", precision):
+        options = replace(OPTIONS, precision=kind, query_parts=["test"])
+        similarity_stage(scene, trained, options, tmp_path / kind)
+        tables.append(neighbours(tmp_path / kind))
+    for name in ("n_soft", "n_alpha", "nearest_kc"):
+        np.testing.assert_allclose(tables[1][name], tables[0][name], rtol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("backend", ["sketch", "linear"])
