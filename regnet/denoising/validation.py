@@ -110,17 +110,6 @@ def noise_transfer(apply: Callable[[Array], Array], predictions: Array, noise: A
     return correlation(explained, moved_by_noise(predictions))
 
 
-def without_own(apply: Callable[[Array], Array], own: Array) -> Callable[[Array], Array]:
-    """The same weights with a tile's own label left out; `own` (n, d, d) are the diagonal blocks of the weights."""
-    return lambda values: apply(values) - np.einsum("iab,ib->ia", own, values)
-
-
-def neighbour_mean(nearest: Array) -> Callable[[Array], Array]:
-    """Plain mean over listed neighbours, (n, k) positions: what a retrieval by any similarity proposes."""
-    positions = nearest.astype(np.int64)
-    return lambda values: values[positions].mean(1)
-
-
 def spearman(a: Array, b: Array) -> float:
     """Rank correlation; ties get their mean rank."""
     return correlation(_ranks(a), _ranks(b))
