@@ -31,9 +31,16 @@ def neighbours(folder):
     return gpd.read_parquet(folder / "neighbours.parquet")
 
 
-def test_outputs_of_the_exact_backend(scene, trained, tmp_path):
-    similarity_stage(scene, trained, OPTIONS, tmp_path)
-    table, kernel = neighbours(tmp_path), load_kernel(tmp_path / "kernel.zarr")
+@pytest.fixture(scope="module")
+def exact(scene, trained, tmp_path_factory):
+    """Folder of what the exact backend makes of `OPTIONS`."""
+    folder = tmp_path_factory.mktemp("exact")
+    similarity_stage(scene, trained, OPTIONS, folder)
+    return folder
+
+
+def test_outputs_of_the_exact_backend(scene, trained, exact):
+    table, kernel = neighbours(exact), load_kernel(exact / "kernel.zarr")
     assert table["reference"].sum() == 24
     assert set(table.loc[~table["reference"], "part"]) == {"validation", "test", "shifted"}
     assert table.crs == scene.index.crs
@@ -42,15 +49,15 @@ def test_outputs_of_the_exact_backend(scene, trained, tmp_path):
     expected = torch.einsum("iap,jbp->iajb", jacobians.double(), jacobians.double()).numpy()
     np.testing.assert_allclose(kernel.blocks, expected, rtol=0, atol=1e-5 * expected.max())
     np.testing.assert_array_equal(kernel.tile_id, scene.index["tile_id"].to_numpy()[positions])
-    nearest = np.load(tmp_path / "nearest.npz")
+    nearest = np.load(exact / "nearest.npz")
     assert nearest["nearest_tile_id"].shape == (len(table), 3)
     assert not (nearest["nearest_tile_id"] == nearest["tile_id"][:, None])[:24].any()  # never itself
     assert (np.diff(nearest["kc"], axis=1) <= 0).all()
-    summary = read_json(tmp_path / "summary.json")
+    summary = read_json(exact / "summary.json")
     assert summary["tiles"] == 24
     assert summary["dead_tiles"] == []
-    assert not (tmp_path / "gradients_model").exists()
-    regions = pd.read_csv(tmp_path / "regions.csv")
+    assert not (exact / "gradients_model").exists()
+    regions = pd.read_csv(exact / "regions.csv")
     assert regions["tiles"].sum() == len(table)
     first = regions.iloc[0]
     inside = table[(table["part"] == first["part"]) & (table["region"] == first["region"])]
@@ -59,30 +66,26 @@ def test_outputs_of_the_exact_backend(scene, trained, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_precisions_of_the_products(scene, trained, tmp_path, precision, tolerance):
-    tables = []
-    for kind in ("float64", precision):
-        options = replace(OPTIONS, precision=kind, query_parts=["test"])
-        similarity_stage(scene, trained, options, tmp_path / kind)
-        tables.append(neighbours(tmp_path / kind))
+def test_precisions_of_the_products(scene, trained, exact, tmp_path, precision, tolerance):
+    similarity_stage(scene, trained, replace(OPTIONS, precision=precision), tmp_path)
+    rough, fine = neighbours(tmp_path), neighbours(exact)
     for name in ("n_soft", "n_alpha", "nearest_kc"):
-        np.testing.assert_allclose(tables[1][name], tables[0][name], rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(rough[name], fine[name], rtol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("backend", ["sketch", "linear"])
-def test_the_backends_agree(scene, trained, tmp_path, backend):
-    similarity_stage(scene, trained, OPTIONS, tmp_path / "exact")
-    similarity_stage(scene, trained, replace(OPTIONS, backend=backend), tmp_path / backend)
-    exact, other = neighbours(tmp_path / "exact"), neighbours(tmp_path / backend)
-    np.testing.assert_allclose(other["n_soft"], exact["n_soft"], rtol=2e-3)
+def test_the_backends_agree(scene, trained, exact, tmp_path, backend):
+    similarity_stage(scene, trained, replace(OPTIONS, backend=backend), tmp_path)
+    fine, other = neighbours(exact), neighbours(tmp_path)
+    np.testing.assert_allclose(other["n_soft"], fine["n_soft"], rtol=2e-3)
     if backend == "sketch":  # every reference tile is a landmark, so that the sketch is complete
-        np.testing.assert_allclose(other.loc[:23, "n_soft"], exact.loc[:23, "n_soft"], rtol=1e-5)
-        whole, sketched = (load_kernel(tmp_path / name / "kernel.zarr") for name in ("exact", "sketch"))
+        np.testing.assert_allclose(other.loc[:23, "n_soft"], fine.loc[:23, "n_soft"], rtol=1e-5)
+        whole, sketched = (load_kernel(folder / "kernel.zarr") for folder in (exact, tmp_path))
         product = np.einsum("iak,jbk->iajb", sketched.features, sketched.features)
         np.testing.assert_allclose(product, whole.blocks, atol=1e-5 * whole.blocks.max())
     else:
         assert other["n_tau"].isna().all()
-        assert not (tmp_path / "linear" / "kernel.zarr").exists()
+        assert not (tmp_path / "kernel.zarr").exists()
 
 
 @pytest.mark.parametrize("backend", ["exact", "sketch"])
