@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from scipy.ndimage import gaussian_filter
+
+from regnet.models.base import Prediction
+from regnet.registration import register as module
+from regnet.registration.options import RegisterOptions
 
 CRS = "EPSG:32618"
 GSD = 10.0
@@ -46,3 +51,24 @@ def shifted(tmp_path_factory, scene):
 
 
 TRUE = (-6.0, 4.0)
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory, shifted):
+    """A registration of `shifted`: its folder, and the share that was registered."""
+    folder = tmp_path_factory.mktemp("done")
+    return folder, module.register(RegisterOptions(*shifted, tie_spacing_px=24), folder)
+
+
+class Still(torch.nn.Module):
+    """Answers that nothing moves, at once."""
+
+    def forward(self, fixed, moving, fixed_valid, moving_valid):
+        return Prediction(torch.zeros(1, 2, *fixed.shape[-2:]), torch.ones(1, 1, *fixed.shape[-2:]))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Where the field does not matter: no time is spent on matching."""
+    monkeypatch.setattr(module, "load_network", lambda *_: Still())
+    monkeypatch.setattr(module, "look_overall", lambda *_: module.NOT_SOUGHT)

@@ -41,25 +41,12 @@ class Plain(torch.nn.Module):
         return Prediction(torch.cat((mean, -mean), 1), torch.ones_like(mean))
 
 
-class Still(torch.nn.Module):
-    """Answers that nothing moves, at once."""
-
-    def forward(self, fixed, moving, fixed_valid, moving_valid):
-        return Prediction(torch.zeros(1, 2, *fixed.shape[-2:]), torch.ones(1, 1, *fixed.shape[-2:]))
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, scene):
     """As `shifted`, in 128 x 128 px."""
     folder = tmp_path_factory.mktemp("small")
     fixed, moving = scene[50:178, 50:178], 9000 - scene[46:174, 56:184]
     return write_raster(folder / "fixed.tif", fixed), write_raster(folder / "moving.tif", moving.astype("uint16"))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(module, "load_network", lambda *_: Still())
-    monkeypatch.setattr(module, "look_overall", lambda *_: module.NOT_SOUGHT)
 
 
 def field(folder):

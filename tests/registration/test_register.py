@@ -6,41 +6,18 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
-import torch
 from affine import Affine
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from regnet import files
 from regnet.errors import ConfigError, OutputError, RegnetError
-from regnet.models.base import Prediction
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
 from regnet.registration import register as module
 from regnet.registration.options import RegisterOptions
 from regnet.registration.register import register
 from tests.registration.conftest import CRS, GSD, ORIGIN, TRUE, texture, write_raster
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory, shifted):
-    folder = tmp_path_factory.mktemp("out")
-    share = register(RegisterOptions(*shifted), folder)
-    return folder, share
-
-
-class Still(torch.nn.Module):
-    """Answers that nothing moves, at once."""
-
-    def forward(self, fixed, moving, fixed_valid, moving_valid):
-        return Prediction(torch.zeros(1, 2, *fixed.shape[-2:]), torch.ones(1, 1, *fixed.shape[-2:]))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Where the field does not matter: no time is spent on matching."""
-    monkeypatch.setattr(module, "load_network", lambda *_: Still())
-    monkeypatch.setattr(module, "look_overall", lambda *_: module.NOT_SOUGHT)
 
 
 def inner(array):
