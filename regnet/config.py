@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -231,6 +231,10 @@ def explain(error: BaseException, schema: type) -> str:
         return f"{place}{key} is not a key; {_nearest(key, schema)}"
     if found := re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", text):
         return f"{place}{key}={found[1]} is not of the right type: it must be {_TYPES.get(found[3], found[3])}"
+    if found := re.search(r"Error merging override ([\w.]+)=(.*)", text):
+        kinds = {item.path: item.kind for item in keys(schema)}
+        wanted = f"it must be a {kinds[found[1]]}" if found[1] in kinds else f"set its keys, {_inside(found[1], kinds)}"
+        return f"{place}{found[1]}={found[2]} is not of the right type: {wanted}"
     if "missing mandatory value" in text.lower():
         return f"{place}{key} is missing; give {key}=... on the command line or in an experiment file"
     return f"{place}{' '.join(str(error).split())}"
@@ -254,9 +258,13 @@ def _nearest(key: str, schema: type) -> str:
     last = {path.rpartition(".")[2]: path for path in reversed(known)}
     if near := difflib.get_close_matches(sought.rpartition(".")[2], last, n=1, cutoff=0.7):
         return f"did you mean {last[near[0]]}?"
-    section = sought.rpartition(".")[0]
-    inside = sorted({path[len(section) :].lstrip(".").partition(".")[0] for path in known if path.startswith(section)})
-    return f"known here: {', '.join(inside)}"
+    return f"known here: {_inside(sought.rpartition('.')[0], known)}"
+
+
+def _inside(section: str, paths: Iterable[str]) -> str:
+    """Names of what lies directly inside a section."""
+    inside = {path[len(section) :].lstrip(".").partition(".")[0] for path in paths if path.startswith(section)}
+    return ", ".join(sorted(inside))
 
 
 def _kind(hint: Any) -> str:

@@ -121,6 +121,7 @@ def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
         ("prepare.pairs=[{nmae: a}]", "did you mean prepare.pairs[].name?"),
         ("prepare.pairs=[{name: a}]", "prepare.pairs[0].fixed is missing"),
         ("prepare.pairs=7", "prepare.pairs"),
+        ("prepare.split=7", "prepare.split=7 is not of the right type: set its keys, block_px, gap_px, rule, "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(override: str, expected: str) -> None:

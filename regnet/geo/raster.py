@@ -79,7 +79,10 @@ def open_raster(path: str) -> DatasetReader:
     try:
         dataset = rasterio.open(path)
     except RasterioError as error:
-        raise InputError(f"{path}: not a raster that GDAL can read; give a GeoTIFF, JPEG 2000 or the like") from error
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path}: not a raster that GDAL can read ({reason}); give a GeoTIFF, JPEG 2000 or the like"
+        ) from error
     trouble = ""
     if dataset.count == 0:
         trouble = "has no bands; name one of its subdatasets"
