@@ -72,5 +72,5 @@ def side_by_side_figure(
         over = titles[name] if titles else [""] * len(images)
         for axes, place in zip(cells, (query, *nearest[name][query].tolist()), strict=True):
             picture(axes, display(images[place], valid, rgb), over[place])
-        cells[0].set_ylabel(textwrap.fill(name, 16), fontsize=7)
+        cells[0].set_ylabel(textwrap.fill(name, 20), fontsize=7)
     return figure
