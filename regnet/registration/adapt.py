@@ -12,6 +12,7 @@ shift, which would learn such an offset, stays as it is.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -39,15 +40,18 @@ from regnet.training.fit import MODEL, SUMMARY, Fit
 from regnet.training.options import TrainingOptions
 from regnet.training.rounds import under_shifts
 
-TILE_AND_BLOCK_PX = ((128, 256), (128, 160), (64, 128), (64, 80))
-"""Sides of tiles and of the blocks of ground they are taken from; the first that gives enough blocks is used."""
+LAYOUTS = ((192, 384, 2), (192, 258, 2), (128, 172, 4), (64, 86, 8))
+"""Sides of tiles and of the blocks of ground they are taken from, px, and tiles a step; the first that gives enough
+blocks is used. Blocks may come out smaller by a quarter, and a tile fits even then."""
 MIN_BLOCKS, HELD_OUT = 8, 6
 """Every so many blocks, one is kept for validation."""
 MIN_VALID, MIN_STRUCTURE = 0.9, 0.2
 MOST_TILES, MEMORY_SHARE = 256, 0.1
 SHIFTS, SHIFT_PX, TRUST_PX = 2, 3.0, 1.0
 """A start is trusted on a tile where its answers under so many shifts differ by no more than `TRUST_PX` (rms)."""
-STEPS, BATCH = 25, 4
+STEPS = 25
+UNTRAINED_GAIN = -2.0
+"""Logarithm of the trust in descriptors that nobody has trained yet."""
 MOST_JUDGES, JUDGE_PX = 4, 256
 """Windows around held-out blocks on which the matcher before and after are compared, and their side."""
 DONE = "adapt.json"
@@ -110,12 +114,14 @@ def adapt(
         return start, told | {"reason": ground if all(held_out) else "adapt.minutes were over before any training"}
     told["labels_corrected"] = float(np.mean([tile.label_offset.any() for tile in tiles]))
     steps = min(STEPS, options.steps)
+    batch = next(batch for tile_px, _, batch in LAYOUTS if tile_px == tiles[0].structure.shape[0])
     settings = TrainingOptions(
-        epochs=-(-options.steps // steps), steps=steps, batch=BATCH, patience=options.steps, seed=options.seed
+        epochs=-(-options.steps // steps), steps=steps, batch=batch, patience=options.steps, seed=options.seed
     )
     channels = pair.fixed_channels, pair.moving_channels
     model = learner(start, channels, options.seed)
-    Fit(PairTiles(tiles, held_out, channels), model.options, settings, folder, model, seconds).run()
+    if not (folder / SUMMARY).is_file():
+        Fit(PairTiles(tiles, held_out, channels), model.options, settings, folder, model, seconds).run()
     model = load_checkpoint(folder / MODEL)
     told |= {name: disagreement(judged, judges) for name, judged in (("before_px", start), ("after_px", model))}
     told["used"] = told["after_px"] <= told["before_px"]
@@ -135,6 +141,9 @@ def learner(start: Matcher | UNet, channels: tuple[list[str], list[str]], seed: 
     model = model_for(options, *channels)
     if trainable:
         model.load_state_dict(start.state_dict())
+    elif isinstance(model, Matcher) and model.trust.gain.bias is not None:
+        # Evidence is the mean of two kinds: the fixed one counts as it did alone, the learned one has yet to earn it.
+        model.trust.gain.bias.data.copy_(torch.tensor([math.log(2), UNTRAINED_GAIN]))
     if isinstance(model, Matcher):
         model.shift.requires_grad_(False)
     return model
@@ -215,7 +224,7 @@ def _blocks(shape: tuple[int, int]) -> tuple[int, list[Box]]:
     """Side of the tiles, px, and the blocks that they are taken from."""
     layouts = [
         (tile_px, [box for _, _, box in lattice(shape, SplitOptions(block_px=block_px, gap_px=0))])
-        for tile_px, block_px in TILE_AND_BLOCK_PX
+        for tile_px, block_px, _ in LAYOUTS
     ]
     return next((layout for layout in layouts if len(layout[1]) >= MIN_BLOCKS), layouts[-1])
 

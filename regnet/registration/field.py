@@ -21,6 +21,7 @@ from regnet.displacement import CONVENTION
 from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid
 from regnet.geo.raster import open_raster
+from regnet.registration.calibration import BOUND_90
 from regnet.registration.cog import write_cog
 from regnet.registration.places import project
 
@@ -53,6 +54,7 @@ def create_field(path: Path, grid: Grid) -> Iterator[DatasetWriter]:
             convention=CONVENTION,
             units="px of this grid",
             abstained="displacement 0, expected error infinite",
+            expected_error=f"50 % of the errors are below it, 90 % below {BOUND_90} times it",
             software=f"regnet {version('regnet')}",
         )
         yield target

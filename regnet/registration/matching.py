@@ -10,13 +10,22 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
-from regnet.registration.consistency import CHANNELS, CONFIDENCE, DIFFERENCE, RESIDUAL, VALID, expected_error
 from regnet.registration.edges import Matrix
+from regnet.registration.judgement import (
+    CHANNELS,
+    CONFIDENCE,
+    DOUBT,
+    ERROR,
+    MISALIGNMENT,
+    RESIDUAL,
+    VALID,
+    taken_share,
+)
 from regnet.registration.options import RegisterOptions
 from regnet.registration.overall import FINEST_PX, Overall, find_overall
 from regnet.registration.progress import Progress
 from regnet.registration.tally import Tally
-from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNSURE, TiePoints
+from regnet.registration.ties import MATCHED, NO_DATA, OUTLIER, OVERALL, UNCLEAR, UNSURE, TiePoints
 from regnet.registration.windows import Matcher, Strip, bounded, predict_strips
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
@@ -78,7 +87,7 @@ def write_field(
         valid = strip.quality[VALID] > 0.5
         known = valid & np.isfinite(beliefs.error_px)
         tally.add(np.hypot(*beliefs.displacement[:, known]), beliefs.error_px[known], int(valid.sum()))
-        ties.add(strip.row, found, expected_error(strip.quality), strip.quality[CONFIDENCE], beliefs.status)
+        ties.add(strip.row, found, strip.quality[ERROR], strip.quality[CONFIDENCE], beliefs.status)
     return tally, ties
 
 
@@ -92,24 +101,32 @@ def compose(strip: Strip, matrix: Matrix) -> NDArray[np.float32]:
 
 
 def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_error_px: float) -> Beliefs:
-    """Decide pixel by pixel: the match, the global similarity alone, or nothing."""
-    error, valid = expected_error(strip.quality), strip.quality[VALID] > 0.5
-    residual = strip.quality[RESIDUAL]
+    """Decide pixel by pixel: the match, in the share that its expected error allows, the similarity alone, or nothing.
+
+    The error of a match is weighed against what would be left as it is: all that was found, and with a similarity that
+    is believed all that the similarity takes away.
+    """
+    error, valid, residual = strip.quality[ERROR], strip.quality[VALID] > 0.5, strip.quality[RESIDUAL]
+    doubt = strip.quality[DOUBT]
+    misalignment = np.hypot(*found) if overall.found else strip.quality[MISALIGNMENT]
+    share = taken_share(misalignment, doubt, max_error_px)
     reasons = [
         (~valid, NO_DATA),
-        (strip.quality[DIFFERENCE] > max_error_px, INCONSISTENT),
-        (error > max_error_px, UNSURE),
+        (np.maximum(error, doubt) >= max_error_px, UNSURE),
+        (share <= 0, UNCLEAR),
         (residual > np.maximum(OUTLIER_PX, 3 * error), OUTLIER),
     ]
     status = np.select([where for where, _ in reasons], [code for _, code in reasons], MATCHED).astype(np.uint8)
     matched = status == MATCHED
-    displacement = np.where(matched, found, np.float32(0))
-    error = np.where(matched, error, np.float32(np.inf))
+    taken = compose(Strip(strip.row, strip.displacement * share, strip.quality), overall.matrix)
+    displacement = np.where(matched, taken, np.float32(0))
+    left_px = (1 - share) * np.hypot(*strip.displacement)
+    error = np.where(matched, np.hypot(share * error, left_px), np.float32(np.inf)).astype(np.float32)
     if overall.found:
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
         alone_px = max(overall.error_px, OVERALL_FLOOR_PX)
         worth = alone_px <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone))
-        worth &= ~matched
+        worth &= error > alone_px
         displacement = np.where(worth, alone, displacement)
         error[worth] = alone_px
         status[worth & valid] = OVERALL

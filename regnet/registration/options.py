@@ -60,7 +60,11 @@ class RegisterOptions:
     polygons: str = _polygons()
     global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
     max_error_px: float = option(
-        2.0, "greatest expected error at which a place counts as registered", unit="px", low=0.05, high=100
+        2.5,
+        "greatest expected error at which a place counts as registered; towards it displacements fade out",
+        unit="px",
+        low=0.05,
+        high=100,
     )
     tie_spacing_px: int = option(64, "distance of the tie points that are written", unit="px", low=4)
     memory_mb: int = option(1800, "memory to keep to; windows are made smaller for it", unit="MB", low=700)

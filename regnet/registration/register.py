@@ -19,8 +19,9 @@ from regnet.errors import OutputError
 from regnet.geo.raster import complex_files, is_vector, raster_sources
 from regnet.options import check_options
 from regnet.registration.adapt import adapt
-from regnet.registration.consistency import ConsistentMatcher
+from regnet.registration.calibration import BOUND_90
 from regnet.registration.field import FieldFile, create_field
+from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions
@@ -77,7 +78,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             if options.adapt.enabled:
                 aligned = reader.pulled(overall.affine) if overall.found else reader
                 model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
-            matcher = ConsistentMatcher(NetworkMatcher(model))
+            matcher = JudgedMatcher(NetworkMatcher(model))
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
@@ -163,6 +164,7 @@ def summarise(tally: Tally, overall: Overall, reader: PairReader) -> dict[str, A
         "shift_p95_px": quantile(tally.length_px, 0.95),
         "expected_error_median_px": error,
         "expected_error_median_m": error * gsd_m,
+        "bound_90_over_expected_error": BOUND_90,
         "gsd_m": gsd_m,
         "width_px": reader.shape[1],
         "height_px": reader.shape[0],

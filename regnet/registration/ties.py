@@ -15,9 +15,9 @@ from regnet import files
 from regnet.geo.grid import Grid
 from regnet.registration.places import to_ground
 
-STATUSES = ("matched", "global stage only", "no data", "inconsistent", "local affine outlier", "error too large")
-MATCHED, OVERALL, NO_DATA, INCONSISTENT, OUTLIER, UNSURE = range(len(STATUSES))
-"""A match is inconsistent if it does not follow when moving is shifted by a known step."""
+STATUSES = ("matched", "global stage only", "no data", "no clear gain", "local affine outlier", "error too large")
+MATCHED, OVERALL, NO_DATA, UNCLEAR, OUTLIER, UNSURE = range(len(STATUSES))
+"""A match is no clear gain if the displacement found is not clearly longer than its expected error."""
 COLUMNS = ("col", "row", "dx_px", "dy_px", "expected_error_px", "confidence", "status")
 
 

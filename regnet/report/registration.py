@@ -48,7 +48,11 @@ def report_registration(
     sections = [_overview(summary)]
     with mpl.rc_context(draw.STYLE):
         sections.append(_before_after(folder, before, after, field))
-        sections += [_displacement(folder, before, ties), _error(folder, field), _ties(ties)]
+        sections += [
+            _displacement(folder, before, ties),
+            _error(folder, field, summary["bound_90_over_expected_error"]),
+            _ties(ties),
+        ]
     settings = {"register": yaml.safe_dump(dict(summary["settings"]), sort_keys=False)}
     title = f"{Path(summary['settings']['moving']).name} onto {Path(summary['settings']['fixed']).name}"
     write_text(folder / "report.html", render_page(title, sections, settings))
@@ -147,10 +151,12 @@ def _displacement(folder: Path, reader: PairReader, ties: Any) -> Section:
     return Section("Displacement", text, [_picture(figure, folder, "The displacement at the tie points.")])
 
 
-def _error(folder: Path, field: NDArray[np.float32]) -> Section:
+def _error(folder: Path, field: NDArray[np.float32], bound_90: float) -> Section:
     """Map of the expected error and of the displacement's length."""
     known = np.isfinite(field[2])
-    section = Section("Expected error", "Expected end-point error, px; grey where it abstained.")
+    said = "Half of the end-point errors are expected to be below this, 90 % below "
+    said += f"{bound_90:.3g} times this, px; grey where it abstained."
+    section = Section("Expected error", said)
     if not known.any():
         section.note = "It abstained everywhere: no error is known."
         return section

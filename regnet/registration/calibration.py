@@ -1,0 +1,62 @@
+"""The error to expect of a displacement: from how well the images agree under it, and how rough it is.
+
+`log(median error)` is a linear function of a few features that need no truth. Its coefficients were fitted by quantile
+regression (Koenker and Bassett 1978) at 50 % and 90 % together, with slopes in common (composite quantile regression,
+Zou and Yuan 2008), on real pairs under known displacements; `python -m benchmarks.calibration` fits and tests them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regnet.displacement import smooth
+from regnet.registration.agreement import CELL, FINE
+
+CELL_PX = CELL * FINE
+"""Side of the cells that the features are told for, px."""
+ROUGHNESS_SIGMA_PX = 32.0
+"""Gaussian window over which the displacement's gradient is averaged."""
+LEAST_FIT, LEAST_ROUGHNESS = 0.02, 0.01
+FEATURES = ("one", "fit of the window", "fit", "log fit at 1/8", "log roughness")
+COEFFICIENTS = (2.1, -2.33, -1.28, -0.4, 0.4)
+"""Of the logarithm of the median error in px."""
+BOUND_90 = 2.45
+"""90 % of the errors are below the expected error times this."""
+LEAST_PX, MOST_PX = 0.05, 100.0
+
+
+def features(fine: Tensor, coarse: Tensor, displacement: Tensor, known: Tensor) -> Tensor:
+    """What the expected error is told from, cell by cell.
+
+    Args:
+        fine: (h, w) agreement of the images under the displacement at the fine resolution.
+        coarse: the same at the coarse resolution.
+        displacement: (2, H, W) px.
+        known: (H, W) bool, where both images have data.
+
+    Returns:
+        (len(FEATURES), h, w), cells of `CELL_PX` in rows and columns.
+    """
+    height, width = fine.shape
+    pad = (0, width * CELL_PX - known.shape[1], 0, height * CELL_PX - known.shape[0])
+    weight = F.avg_pool2d(F.pad(known.float()[None, None], pad), CELL_PX)
+    cells = F.avg_pool2d(F.pad(displacement[None], pad, mode="replicate"), CELL_PX) / CELL_PX
+    slopes = (torch.gradient(cells, dim=dim)[0] if cells.shape[dim] > 1 else torch.zeros_like(cells) for dim in (2, 3))
+    steep = sum((slope.square().sum(1, keepdim=True) for slope in slopes), torch.zeros_like(weight))
+    rough = smooth(steep, ROUGHNESS_SIGMA_PX / CELL_PX, weight).clamp_min(0).sqrt()[0, 0]
+    window = (fine * weight[0, 0]).sum() / weight.sum().clamp_min(1e-6)
+    far = F.interpolate(coarse[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    logs = (far.clamp_min(0) + LEAST_FIT).log(), (rough + LEAST_ROUGHNESS).log()
+    return torch.stack((torch.ones_like(far), window.expand_as(far), fine, *logs))
+
+
+def expected_error(told: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Expected error, the median of what it may be, of each pixel: features (n, h, w) to (H, W) px."""
+    logs = torch.einsum("n,nhw->hw", told.new_tensor(COEFFICIENTS), told)
+    logs = logs.clamp(math.log(LEAST_PX), math.log(MOST_PX))
+    fine = F.interpolate(logs[None, None], scale_factor=CELL_PX, mode="bilinear", align_corners=False)[0, 0]
+    return fine[: shape[0], : shape[1]].exp()

@@ -1,0 +1,223 @@
+"""What is believed of a match: agreement of the images, expected error, and the share that is taken."""
+
+import numpy as np
+import pytest
+import torch
+
+from regnet.models.checkpoint import build_model
+from regnet.models.options import ModelOptions
+from regnet.registration.agreement import agreement
+from regnet.registration.calibration import (
+    CELL_PX,
+    COEFFICIENTS,
+    LEAST_FIT,
+    LEAST_PX,
+    LEAST_ROUGHNESS,
+    expected_error,
+    features,
+)
+from regnet.registration.judgement import (
+    CHANNELS,
+    DOUBT,
+    ERROR,
+    MISALIGNMENT,
+    VALID,
+    JudgedMatcher,
+    neighbourhood,
+    taken_share,
+)
+from regnet.registration.matching import believe
+from regnet.registration.network import NetworkMatcher
+from regnet.registration.overall import Overall
+from regnet.registration.register import NOT_SOUGHT
+from regnet.registration.ties import MATCHED, NO_DATA, OVERALL, UNCLEAR, UNSURE
+from regnet.registration.windows import Match, Strip
+from regnet.tiles.patch import Patch
+from tests.registration.conftest import texture
+
+SIDE = 256
+TRUE = (4.0, -2.0)
+
+
+def patch(fixed, moving):
+    everywhere = np.ones(fixed.shape, bool)
+    images = [((image - image.mean()) / image.std())[None].astype(np.float32) for image in (fixed, moving)]
+    return Patch(*images, everywhere, everywhere, everywhere)
+
+
+def constant(dx, dy):
+    return np.broadcast_to(np.array([dx, dy], np.float32)[:, None, None], (2, SIDE, SIDE)).copy()
+
+
+@pytest.fixture(scope="module")
+def ground():
+    return texture((SIDE, SIDE)).astype(float)
+
+
+@pytest.fixture(scope="module")
+def displaced(ground):
+    """The same ground inverted, off by TRUE."""
+    return patch(ground, 9000 - np.roll(ground, (int(TRUE[1]), int(TRUE[0])), (0, 1)))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(ground):
+    return patch(ground, texture((SIDE, SIDE), seed=9).astype(float))
+
+
+def test_images_agree_at_the_true_displacement_and_not_beside_it(displaced):
+    right, wrong = (agreement(displaced, torch.from_numpy(constant(*by))) for by in (TRUE, (TRUE[0] + 5, TRUE[1])))
+    for one, other, least in zip(right, wrong, (0.3, 0.7), strict=True):
+        assert one[2:-2, 2:-2].mean() > 0.9
+        # At the coarse resolution 5 px are less than a pixel.
+        assert other.mean() < least
+
+
+def test_other_ground_does_not_agree(elsewhere):
+    assert all(fit.abs().mean() < 0.15 for fit in agreement(elsewhere, torch.zeros(2, SIDE, SIDE)))
+
+
+def test_what_has_no_data_says_nothing(displaced, elsewhere):
+    """Half of the ground is another place but marked invalid: the other half's agreement is what it was."""
+    valid = np.zeros((SIDE, SIDE), bool)
+    valid[:, : SIDE // 2] = True
+    moving = np.where(valid, displaced.moving, elsewhere.moving)
+    still = torch.from_numpy(constant(*TRUE))
+    whole, half = (
+        agreement(each, still)[0]
+        for each in (displaced, Patch(displaced.fixed, moving, valid, valid, displaced.structure))
+    )
+    np.testing.assert_allclose(half[:, :8], whole[:, :8], atol=0.02)
+    assert half[:, -4:].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 40), (72, 33)])
+def test_any_shape_is_judged(shape):
+    image = texture((80, 80))[: shape[0], : shape[1]].astype(np.float32)[None]
+    known = np.ones(shape, bool)
+    still = JudgedMatcher(lambda p: Match(np.zeros((2, *shape), np.float32), np.ones((1, *shape), np.float32)))
+    quality = still(Patch(image, image, known, known, known)).quality
+    assert quality.shape == (CHANNELS, *shape)
+    assert np.isfinite(quality).all()
+
+
+def test_features_of_a_steady_slope():
+    fit = torch.linspace(0.1, 0.8, 64).reshape(8, 8)
+    rows, cols = np.mgrid[:64, :64].astype(np.float32)
+    known = torch.ones(64, 64, dtype=torch.bool)
+    told = features(fit, torch.full((2, 2), 0.5), torch.from_numpy(np.stack([0.3 * cols, 0.4 * rows])), known)
+    torch.testing.assert_close(told[0], torch.ones(8, 8))
+    torch.testing.assert_close(told[1], fit.mean().expand(8, 8))
+    torch.testing.assert_close(told[2], fit)
+    torch.testing.assert_close(told[3], torch.full((8, 8), float(np.log(0.5 + LEAST_FIT))))
+    torch.testing.assert_close(told[4], torch.full((8, 8), float(np.log(0.5 + LEAST_ROUGHNESS))), atol=1e-3, rtol=0)
+
+
+def test_the_fit_of_the_window_is_that_of_the_ground_with_data():
+    fit = torch.cat((torch.full((4, 8), 0.2), torch.full((4, 8), 0.9)))
+    known = torch.arange(64)[:, None].expand(64, 64) < 32
+    told = features(fit, torch.zeros(2, 2), torch.zeros(2, 64, 64), known)
+    torch.testing.assert_close(told[1], torch.full((8, 8), 0.2))
+
+
+def test_the_expected_error_is_the_exponential_of_the_weighted_features():
+    told = torch.tensor([1.0, 0.4, 0.5, -0.3, -2.0])[:, None, None].expand(5, 3, 4)
+    error = expected_error(told, (20, 30))
+    assert error.shape == (20, 30)
+    wanted = np.exp(np.dot(COEFFICIENTS, [1.0, 0.4, 0.5, -0.3, -2.0]))
+    np.testing.assert_allclose(error, wanted, rtol=1e-5)
+    assert expected_error(told - 1e3 * torch.tensor(COEFFICIENTS)[:, None, None], (8, 8)).min() == pytest.approx(
+        LEAST_PX
+    )
+    assert CELL_PX * 3 >= 20
+
+
+def test_more_agreement_means_less_error_and_more_roughness_more():
+    signs = np.sign(COEFFICIENTS[1:])
+    np.testing.assert_array_equal(signs, [-1, -1, -1, 1])
+
+
+def test_what_is_taken_grows_from_two_to_three_times_the_error():
+    ratio = np.array([0, 1, 2, 2.5, 3, 9], np.float32)
+    np.testing.assert_allclose(taken_share(ratio * 0.4, np.full(6, 0.4, np.float32), 2.0), [0, 0, 0, 0.5, 1, 1], 1e-5)
+    doubt = np.array([1.5, 1.6, 1.8, 2.0, 5.0], np.float32)
+    np.testing.assert_allclose(taken_share(100 * doubt, doubt, 2.0), [1, 1, 0.5, 0, 0], atol=1e-5)
+
+
+def test_a_neighbourhood_counts_what_is_known():
+    found, error = torch.full((2, 64, 64), 3.0), torch.ones(64, 64)
+    found[:, :, 32:], error[:, 32:] = 50.0, 7.0
+    known = torch.zeros(64, 64)
+    known[:, :32] = 1
+    length, doubt = neighbourhood(found, error, known, 8.0)
+    np.testing.assert_allclose(length[:, :32], 3 * np.sqrt(2), rtol=1e-2)
+    np.testing.assert_allclose(doubt[:, :32], 1, rtol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def matcher():
+    torch.manual_seed(0)
+    return JudgedMatcher(NetworkMatcher(build_model(ModelOptions(descriptor="mind"), 1, 1)))
+
+
+def test_the_same_ground_is_believed_and_other_ground_is_not(matcher, displaced, elsewhere):
+    same, different = (matcher(each).quality[:, 32:-32, 32:-32] for each in (displaced, elsewhere))
+    assert np.quantile(same[ERROR], 0.9) < 0.5
+    assert taken_share(same[MISALIGNMENT], same[DOUBT], 2.5).min() == 1
+    assert np.quantile(different[ERROR], 0.1) > 2
+    assert taken_share(different[MISALIGNMENT], different[DOUBT], 2.5).max() == 0
+
+
+def test_whoever_is_wrong_is_not_believed(displaced):
+    """The judgement does not ask the matcher: one that is off, and sure of it, is found out."""
+    wrong = JudgedMatcher(lambda p: Match(constant(-9, 6), np.ones_like(p.fixed)))
+    right = JudgedMatcher(lambda p: Match(constant(*TRUE), np.ones_like(p.fixed)))
+    errors = [np.median(each(displaced).quality[ERROR]) for each in (right, wrong)]
+    assert errors[1] > 5 * errors[0]
+
+
+def test_where_the_ground_has_changed_the_expected_error_is_larger(matcher, ground):
+    """Half of the scene shows the same ground, displaced; the other half shows something else."""
+    moving = np.roll(ground, (2, -3), (0, 1))
+    moving[:, 128:] = texture((SIDE, SIDE), seed=9)[:, 128:]
+    match = matcher(patch(ground, moving))
+    error = np.hypot(match.displacement[0] + 3, match.displacement[1] - 2)
+    expected = match.quality[ERROR]
+    same, changed = np.s_[32:-32, 32:96], np.s_[32:-32, 176:-32]
+    assert error[same].mean() < 0.5
+    assert expected[same].mean() < 1
+    assert expected[changed].mean() > 2 * expected[same].mean()
+
+
+def strip(length, error):
+    """Six columns: as given; without data; in doubt; half clear; not clear; all again clear."""
+    displacement = np.zeros((2, 1, 6), np.float32)
+    displacement[0] = length
+    quality = np.zeros((CHANNELS, 1, 6), np.float32)
+    quality[VALID], quality[ERROR], quality[MISALIGNMENT], quality[DOUBT] = 1, error, length, error
+    quality[VALID, 0, 1] = 0
+    quality[ERROR, 0, 2] = 9
+    quality[DOUBT, 0, 3] = length / 2.5
+    quality[DOUBT, 0, 4] = length / 1.5
+    return Strip(0, displacement, quality)
+
+
+def test_what_is_believed_of_a_match():
+    given = strip(2.0, 0.2)
+    beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5)
+    np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, UNSURE, MATCHED, UNCLEAR, MATCHED])
+    np.testing.assert_allclose(beliefs.displacement[0, 0], [2, 0, 0, 1, 0, 2], atol=1e-5)
+    np.testing.assert_allclose(beliefs.error_px[0], [0.2, np.inf, np.inf, np.hypot(0.1, 1), np.inf, 0.2], atol=1e-5)
+
+
+def test_of_a_match_and_a_believed_similarity_the_better_is_taken():
+    given = strip(2.0, 0.2)
+    given.quality[ERROR, 0, 5] = given.quality[DOUBT, 0, 5] = 0.9
+    matrix = np.array([[1.0, 0, 30], [0, 1, 0]])
+    overall = Overall(matrix, True, "off by 30 px", 0.9, 0.1, 0.1, 0.3)
+    found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
+    beliefs = believe(given, found, overall, 2.5)
+    # The match's error is weighed against the 30 px that the similarity takes away, not against the 2 px beyond them.
+    np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, OVERALL, MATCHED, MATCHED, OVERALL])
+    np.testing.assert_allclose(beliefs.displacement[0, 0], [32, 30, 30, 32, 32, 30], atol=1e-5)
+    np.testing.assert_allclose(beliefs.error_px[0], [0.2, 0.5, 0.5, 0.2, 0.2, 0.5], atol=1e-5)
