@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from regnet.errors import ConfigError, OutputError
 from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
@@ -114,10 +116,18 @@ def test_a_killed_training_goes_on_to_the_same_model(tmp_path, pair, start, monk
     assert told_again == told
 
 
-def test_what_it_starts_from():
-    """A training-free matcher gets a learned part; a trained one goes on, its constant shift as it was."""
-    fresh = learner(model_for(ModelOptions(descriptor="ngf"), *CHANNELS), CHANNELS, 0)
+def test_what_it_starts_from(pair):
+    """A training-free matcher gets a learned part that says little yet; a trained one goes on, its shift as it was."""
+    free = model_for(ModelOptions(descriptor="ngf", levels=3), *CHANNELS).eval()
+    fresh = learner(free, CHANNELS, 0).eval()
     assert fresh.options.descriptor == "ngf+learned"
+    patch = pair.read(0, 0, 160, 160)
+    with torch.no_grad():
+        before, after = (
+            model(torch.from_numpy(patch.fixed)[None], torch.from_numpy(patch.moving)[None]).displacement
+            for model in (free, fresh)
+        )
+    assert (before - after).norm(dim=1).mean() < 0.3
     trained = model_for(SMALL, *CHANNELS)
     torch.nn.init.normal_(trained.shift)
     further = learner(trained, CHANNELS, 0)
@@ -165,6 +175,12 @@ def test_labels_are_what_the_start_says_where_it_follows_known_steps(pair, monke
     for tile in tiles:
         wanted = np.array(TRUE if follows else (0, 0), np.float32)
         np.testing.assert_array_equal(tile.label_offset, np.broadcast_to(wanted[:, None, None], (2, 64, 64)))
+
+
+@given(st.tuples(st.integers(64, 2000), st.integers(64, 2000)))
+def test_every_block_of_a_pair_of_any_size_has_room_for_a_tile(shape):
+    tile_px, blocks = module._blocks(shape)
+    assert all(min(block.height, block.width) >= tile_px for block in blocks)
 
 
 def test_memory_bounds_the_tiles(pair, start):
