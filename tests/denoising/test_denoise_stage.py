@@ -69,9 +69,13 @@ def similarity(store, tmp_path):
     return tmp_path / "similarity"
 
 
-def run(store, similarity, options=PLAIN):
+def run(store, similarity, options=PLAIN, plots=False):
+    """The stage's folder; plots take a second."""
     folder = similarity.parent / "denoise"
-    denoise_stage(store, similarity.parent / "model.safetensors", similarity, options, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for plot in () if plots else ("draw_factors", "draw_audit"):
+            patch.setattr(f"regnet.denoising.stage.{plot}", lambda *_: None)
+        denoise_stage(store, similarity.parent / "model.safetensors", similarity, options, folder)
     return folder
 
 
@@ -97,7 +101,7 @@ def test_tables_and_summary(store, similarity):
 
 
 def test_regions_sum_up_their_tiles_and_plots_are_drawn(store, similarity):
-    folder = run(store, similarity)
+    folder = run(store, similarity, plots=True)
     tiles, regions = (gpd.read_parquet(folder / f"{name}.parquet") for name in ("tiles", "regions"))
     summary = read_json(folder / "summary.json")
     assert regions["effective_parameters"].sum() == pytest.approx(summary["effective_parameters"])
