@@ -1,10 +1,10 @@
 """From a volume of evidence to a smooth field, as rough as held-out evidence says and no rougher.
 
-The field is found by stages, the smoothest first. Each stage looks at a narrower window near what the stages before it
-found and smooths less. How much of its step is taken is decided by cross-validation: the ground is cut into a
-checkerboard, the step found on one half is tried on the other, forwards and backwards, and the parabola through the
-three values of the evidence says how much of it is real. A step that only follows noise is as good backwards as
-forwards, and nothing of it is taken.
+The field is found by stages, the smoothest first, from no step at all. Each stage looks at a narrower window near what
+the stages before it found and smooths less. How much of its step is taken is decided by cross-validation: the ground is
+cut into a checkerboard, the step found on one half is tried on the other, forwards and backwards, and the parabola
+through the three values of the evidence says how much of it is real. A step that only follows noise is as good
+backwards as forwards, and nothing of it is taken.
 """
 
 from __future__ import annotations
@@ -37,20 +37,19 @@ class Stage(NamedTuple):
     passes: int
     near_px: float
     step: int
+    doubt: float
 
 
 STAGES = (
-    Stage(32.0, 96.0, 8, 2.0, 4),
-    Stage(12.0, 64.0, 8, 2.0, 2),
-    Stage(12.0, 32.0, 4, 2.0, 2),
-    Stage(8.0, 16.0, 2, 2.0, 2),
-    Stage(8.0, 8.0, 2, 2.0, 1),
-    Stage(5.0, 5.0, 2, 2.0, 1),
+    Stage(32.0, 96.0, 8, 2.0, 4, 0.0),
+    Stage(12.0, 64.0, 8, 2.0, 2, 0.5),
+    Stage(12.0, 32.0, 4, 2.0, 2, 0.5),
+    Stage(8.0, 16.0, 2, 2.0, 2, 0.5),
+    Stage(8.0, 8.0, 2, 2.0, 1, 0.5),
+    Stage(5.0, 5.0, 2, 2.0, 1, 0.5),
 )
 BLOCK_CELLS = 12
 """Side of the checkerboard's blocks, cells: farther than a change of the ground fools the evidence alike."""
-DOUBT = 0.5
-"""A share of a step up to this is put down to noise that both halves have in common."""
 SHARPNESS = 100.0
 """Inverse temperature of the windowed evidence of unit descriptors."""
 LEAST_VARIANCE = 0.02
@@ -170,15 +169,21 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
         evidence: of one level.
         stages: take that many stages whole, as training does; None to let held-out evidence decide on each.
     """
-    view = _View.of(evidence, STAGES[0], stages is None)
-    fields = [_found(part, STAGES[0], None) for part in view.parts]
-    for stage in STAGES[1:stages]:
+    first = STAGES[0]
+    if stages is None and max(evidence.base.shape[-2:]) <= BLOCK_CELLS:
+        stages = 1  # A single block holds nothing out.
+    view = _View.of(evidence, first, stages is None)
+    still = torch.zeros_like(view.seen.base)
+    fields = [_smoothed(part, first, still, still[:, :1]) for part in view.parts]
+    for stage in STAGES[:stages]:
         if not view.serves(stage):
             view = _View.of(evidence, stage, stages is None)
             fields = [_resized(field, view.seen.base) for field in fields]
-        steps = [_found(part, stage, field) - field for part, field in zip(view.parts, fields, strict=True)]
+        around = [None if stage is first else field for field in fields]
+        found = [_found(part, stage, near) for part, near in zip(view.parts, around, strict=True)]
+        steps = [new - field for new, field in zip(found, fields, strict=True)]
         if stages is None:
-            taken = _real_share(view, fields[1:], steps[1:])
+            taken = _real_share(view, stage, fields[1:], steps[1:])
             steps = [taken * step for step in steps]
         fields = [field + step for field, step in zip(fields, steps, strict=True)]
     return _resized(fields[0], evidence.base)
@@ -216,7 +221,7 @@ def _smoothed(evidence: Evidence, stage: Stage, offset: Tensor, variance: Tensor
 
 
 @torch.no_grad()
-def _real_share(view: _View, fields: list[Tensor], steps: list[Tensor]) -> Tensor:
+def _real_share(view: _View, stage: Stage, fields: list[Tensor], steps: list[Tensor]) -> Tensor:
     """How much of a step (B, 1, 1, 1) in 0..1 the half of the ground that it was not made from supports.
 
     The parabola through the evidence at the field less the step, at the field and at the field plus the step has its
@@ -227,10 +232,11 @@ def _real_share(view: _View, fields: list[Tensor], steps: list[Tensor]) -> Tenso
         behind, here, ahead = (_look_up(view.seen, field + share * step) for share in (-1, 0, 1))
         slope += ((ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
         bend += 2 * ((2 * here - ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
-    # A window of less than two blocks holds nothing out, and what is left of the sums is rounding.
+    # Where the halves know nothing of each other, what is left of the sums is rounding.
     least = 1e-5 * view.seen.volume.abs().mean((1, 2, 3), keepdim=True)
     share = torch.where(bend > least, slope / bend.clamp_min(1e-12), (slope > least).to(slope.dtype))
-    return ((share - DOUBT) / (1 - DOUBT)).clamp(0, 1)
+    doubt = stage.doubt
+    return ((share - doubt) / (1 - doubt)).clamp(0, 1)
 
 
 def _look_up(evidence: Evidence, field: Tensor) -> Tensor:

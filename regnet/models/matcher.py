@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,16 @@ SHOWN_STAGE = 4
 """Stage whose matching distribution a trained or training-free matcher shows: its window is 8 px."""
 
 
+def _residual(width: int, dilation: int, border: Literal["zeros", "replicate"]) -> nn.Sequential:
+    """What a residual block adds: (B, width, h, w) -> the same shape."""
+    return nn.Sequential(
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, padding_mode=border),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(width, width, 1),
+    )
+
+
 class _FixedDescriptor(NamedTuple):
     function: Callable[[Tensor], Tensor]
     channels: int
@@ -35,22 +45,34 @@ _FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(mind, 16), "ngf": _FixedDescripto
 
 
 class Descriptor(nn.Module):
-    """A small network for one modality on top of its image and, where asked, a fixed descriptor's channels."""
+    """A small network for one modality on top of its image and, where asked, a fixed descriptor's channels.
+
+    It sees 7 px around each pixel. Where that shows little but noise, as in radar's speckle, dilated residual blocks at
+    half the resolution see farther.
+    """
 
     def __init__(self, channels: int, options: ModelOptions) -> None:
         super().__init__()
         width = out = options.descriptor_channels
-        self.layers = nn.Sequential(
+        self.near = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, padding_mode="replicate"),
             nn.LeakyReLU(0.1),
             nn.Conv2d(width, width, 3, padding=2, dilation=2, padding_mode="replicate"),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(width, out, 1),
         )
+        self.around = nn.ModuleList(
+            _residual(width, 2 ** (index % 3), "replicate") for index in range(options.descriptor_blocks)
+        )
+        self.out = nn.Conv2d(width, out, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) image and fixed channels -> (B, D, H, W), unit length at each pixel."""
-        return unit_length(self.layers(image))
+        """(B, C, H, W) image and fixed channels, H and W even -> (B, D, H, W), unit length at each pixel."""
+        seen = self.near(image)
+        if len(self.around):
+            coarse = F.avg_pool2d(seen, 2)
+            for block in self.around:
+                coarse = coarse + block(coarse)
+            seen = seen + F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        return unit_length(self.out(F.leaky_relu(seen, 0.1)))
 
 
 class Trust(nn.Module):
@@ -65,15 +87,7 @@ class Trust(nn.Module):
         super().__init__()
         width = options.width
         self.stem = nn.Conv2d(4 * kinds * len(TRUST_WINDOW_PX) + 1, width, 1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LeakyReLU(0.1),
-                nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
-                nn.LeakyReLU(0.1),
-                nn.Conv2d(width, width, 1),
-            )
-            for dilation in (2 ** (index % 4) for index in range(options.blocks))
-        )
+        self.blocks = nn.ModuleList(_residual(width, 2 ** (index % 4), "zeros") for index in range(options.blocks))
         self.gain = nn.Conv2d(width, kinds, 1)
         assert self.gain.bias is not None
         nn.init.zeros_(self.gain.weight)

@@ -24,5 +24,11 @@ class ModelOptions:
         0, "bands of moving, from the first, that the fixed descriptor sees; 0: all, of polygons the interior", low=0
     )
     descriptor_channels: int = option(16, "channels of a learned descriptor", low=1, high=256)
+    descriptor_blocks: int = option(
+        0,
+        "dilated residual blocks by which a learned descriptor sees farther than 7 px, as speckle asks",
+        low=0,
+        high=12,
+    )
     width: int = option(48, "channels of the hidden layers", low=4, high=512)
     blocks: int = option(5, "dilated residual blocks that judge how far to trust the evidence", low=1, high=12)

@@ -37,7 +37,7 @@ def test_held_out_evidence_picks_about_the_best_smoothness(sigma_px, noise):
     chosen = error_px(fit_field(known), true)
     assert max(each) > 1.3 * min(each)
     assert chosen < 1.6 * min(each) + 0.05
-    assert chosen < 0.7 * max(each)
+    assert chosen < 0.85 * max(each)
 
 
 def test_a_rough_field_is_followed_and_noise_alone_is_not():
