@@ -226,7 +226,8 @@ def _blocks(shape: tuple[int, int]) -> tuple[int, list[Box]]:
         (tile_px, [box for _, _, box in lattice(shape, SplitOptions(block_px=block_px, gap_px=0))])
         for tile_px, block_px, _ in LAYOUTS
     ]
-    return next((layout for layout in layouts if len(layout[1]) >= MIN_BLOCKS), layouts[-1])
+    enough = (layout for layout in layouts if len(layout[1]) >= MIN_BLOCKS and min(shape) >= layout[0])
+    return next(enough, layouts[-1])
 
 
 def _megabytes(tile: Tile) -> float:
