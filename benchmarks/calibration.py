@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from benchmarks.pairs import buildings_pair, naip_pair, radar_pair, sample_pair
 from regnet.config import default_data_root
 from regnet.displacement import random_field
-from regnet.evaluation.cases import displaced
 from regnet.registration.agreement import agreement
 from regnet.registration.calibration import CELL_PX, FEATURES, features
 from regnet.registration.judgement import NEIGHBOURHOOD_PX, neighbourhood, taken_share
@@ -38,7 +37,7 @@ from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
-from regnet.tiles.patch import Patch
+from regnet.tiles.patch import Patch, displaced
 
 WINDOW_PX, MARGIN_PX = 512, 32
 PLACES = 200

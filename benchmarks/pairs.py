@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from data_prep.sentinel2_sample import fetch
 from regnet.config import default_cache, default_data_root
-from regnet.evaluation.cases import SceneField, displaced
+from regnet.evaluation.cases import SceneField
 from regnet.evaluation.options import FamilyOptions
 from regnet.geo.grid import Box
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
-from regnet.tiles.patch import Patch
+from regnet.tiles.patch import Patch, displaced
 
 SMOOTH = FamilyOptions("smooth", 8.0, 80.0)
 STRIP_PX, MARGIN_PX = 500, 40

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from regnet import displacement
 from regnet.evaluation.check_points import FAMILY, sparse_truth
 from regnet.evaluation.options import FamilyOptions
-from regnet.tiles.patch import Patch
+from regnet.tiles.patch import Patch, displaced
 from regnet.tiles.store import Scene, TileStore
 
 
@@ -135,15 +135,3 @@ class SceneField:
             )
         )
         return displacement.warp(self._coarse, pull[None], "bicubic")[0].numpy()
-
-
-def displaced(patch: Patch, true: NDArray[np.float32]) -> Patch:
-    """Displace a patch's moving image so that `true` (2, H, W) px is what brings it back onto fixed."""
-    pull = displacement.invert(torch.from_numpy(true)[None])
-    moving = torch.from_numpy(patch.moving)[None]
-    warped = displacement.warp(moving, pull, "bicubic")
-    low, high = moving.amin((-2, -1), keepdim=True), moving.amax((-2, -1), keepdim=True)
-    valid = displacement.warp_valid(torch.from_numpy(patch.moving_valid)[None, None], pull)
-    # Bicubic interpolation overshoots at edges: a coverage of 0 to 1 stays one.
-    warped = torch.minimum(torch.maximum(warped, low), high) * valid
-    return replace(patch, moving=warped[0].numpy(), moving_valid=valid[0, 0].numpy())

@@ -20,6 +20,7 @@ from regnet.geo.raster import complex_files, is_vector, raster_sources
 from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
+from regnet.registration.check import Check, check_errors
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
@@ -31,6 +32,7 @@ from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
 from regnet.registration.vectors import move_vectors
+from regnet.registration.windows import bounded
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
@@ -83,22 +85,33 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
                     tally, ties = write_field(reader, matcher, options, overall, target, progress)
+                check = _check(reader, matcher, options, overall)
                 points = ties.frame()
                 summary = summarise(tally, overall, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
                     "polygons": _move(options, folder),
                     "adapt": adapted,
+                    "check": check.summary() if check else None,
                     "notes": notes(options),
                     "seconds": time.perf_counter() - start,
                     "settings": asdict(options),
                 }
                 files.write_json(folder / SUMMARY, summary)
                 moved = str(folder / (VECTOR if is_vector(options.moving) else RASTER))
-                report_registration(folder, reader, reader.with_moving(moved) if tally.known else None, summary, points)
+                after = reader.with_moving(moved) if tally.known else None
+                errors = (check.stated_px, check.made_px) if check else None
+                report_registration(folder, reader, after, summary, points, errors)
                 if kept.exists():
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _check(reader: PairReader, matcher: JudgedMatcher, options: RegisterOptions, overall: Overall) -> Check | None:
+    """Hold the errors that are stated against errors that are made, in a few windows."""
+    aligned = reader.pulled(overall.affine) if overall.found else reader
+    windows = bounded(options.windows, reader.shape[1], options.memory_mb)
+    return check_errors(matcher, aligned.read, reader.shape, windows, options.check_windows)
 
 
 def _move(options: RegisterOptions, folder: Path) -> dict[str, int] | None:

@@ -27,10 +27,18 @@ LONGEST_PX, WINDOW_PX, SQUARES, WINDOWS = 700, 224, 4, 2
 LISTED = 60
 """Tie points that the table shows, evenly drawn from all."""
 DPI = 110
+LEAST_SHOWN_PX, GROUPS = 0.01, 8
+"""Least error that the plot of calibration shows, and the groups of places of like expectation."""
+Errors = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def report_registration(
-    folder: Path, before: PairReader, after: PairReader | None, summary: Mapping[str, Any], ties: Any
+    folder: Path,
+    before: PairReader,
+    after: PairReader | None,
+    summary: Mapping[str, Any],
+    ties: Any,
+    errors: Errors | None,
 ) -> None:
     """Write `report.html` about a folder of finished outputs.
 
@@ -40,6 +48,7 @@ def report_registration(
         after: the pair with moving in its new place; None if there is nothing to show of it.
         summary: what summary.json says.
         ties: GeoDataFrame of the tie points.
+        errors: as stated and as made, (n,) each, px, at places that were displaced by a known field; None if none was.
     """
     grid = before.grid
     shape = max(1, round(grid.height / _step(before))), max(1, round(grid.width / _step(before)))
@@ -51,6 +60,7 @@ def report_registration(
         sections += [
             _displacement(folder, before, ties),
             _error(folder, field, summary["bound_90_over_expected_error"]),
+            _calibration(folder, errors, summary),
             _ties(ties),
         ]
     settings = {"register": yaml.safe_dump(dict(summary["settings"]), sort_keys=False)}
@@ -168,6 +178,37 @@ def _error(folder: Path, field: NDArray[np.float32], bound_90: float) -> Section
         drawn = draw.picture(axes, shown, name, cmap=draw.ERROR_COLOURS, vmin=0, vmax=limit)
         figure.colorbar(drawn, ax=axes, shrink=0.8, extend="max")
     section.pictures.append(_picture(figure, folder, "Expected error, and length of the displacement."))
+    return section
+
+
+def _calibration(folder: Path, errors: Errors | None, summary: Mapping[str, Any]) -> Section:
+    """Errors of following a known displacement against what was expected of them."""
+    said = "Windows of this pair were displaced by a known field and matched again: how far the answers are from the "
+    said += "first ones carried along. What both have wrong alike, such as a shift between what two sensors show, is "
+    section = Section("Expected and made errors", f"{said}not seen here.")
+    if errors is None:
+        section.note = "No window with enough data was tested."
+        return section
+    check, factor = summary["check"], summary["bound_90_over_expected_error"]
+    section.facts = {"windows": str(check["windows"])}
+    for level in (50, 90):
+        section.facts[f"within the {level} % bound"] = f"{check[f'within_{level}']:.0%}"
+    stated, made = (np.maximum(values, LEAST_SHOWN_PX) for values in errors)
+    figure = draw.new_figure(5.5, 4.5)
+    axes = figure.subplots()
+    axes.loglog(stated, made, ".", color="0.75", markersize=2)
+    ends = np.array([min(stated.min(), made.min()), max(stated.max(), made.max())])
+    axes.plot(ends, ends, color=draw.SKY, label="50 % should lie below")
+    axes.plot(ends, factor * ends, color=draw.VERMILION, label="90 % should lie below")
+    order = np.argsort(stated)
+    groups = np.array_split(order, min(GROUPS, len(order)))
+    centres = [np.median(stated[group]) for group in groups]
+    for share, colour in ((0.5, draw.SKY), (0.9, draw.VERMILION)):
+        axes.plot(centres, [np.quantile(made[group], share) for group in groups], "o", color=colour)
+    axes.set(xlabel="expected error, px", ylabel="error made, px")
+    axes.legend()
+    caption = "Errors made against errors expected. Dots: 50 % and 90 % of the errors of places of like expectation."
+    section.pictures.append(_picture(figure, folder, caption))
     return section
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from regnet import displacement
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,15 @@ class Tile(Patch):
 
     label_offset: NDArray[np.float32]
     true_offset: NDArray[np.float32] | None
+
+
+def displaced(patch: Patch, true: NDArray[np.float32]) -> Patch:
+    """Displace a patch's moving image so that `true` (2, H, W) px is what brings it back onto fixed."""
+    pull = displacement.invert(torch.from_numpy(true)[None])
+    moving = torch.from_numpy(patch.moving)[None]
+    warped = displacement.warp(moving, pull, "bicubic")
+    low, high = moving.amin((-2, -1), keepdim=True), moving.amax((-2, -1), keepdim=True)
+    valid = displacement.warp_valid(torch.from_numpy(patch.moving_valid)[None, None], pull)
+    # Bicubic interpolation overshoots at edges: a coverage of 0 to 1 stays one.
+    warped = torch.minimum(torch.maximum(warped, low), high) * valid
+    return replace(patch, moving=warped[0].numpy(), moving_valid=valid[0, 0].numpy())

@@ -8,6 +8,7 @@ from regnet.models.checkpoint import build_model
 from regnet.models.options import ModelOptions
 from regnet.registration.agreement import agreement
 from regnet.registration.calibration import (
+    BOUND_90,
     CELL_PX,
     COEFFICIENTS,
     LEAST_FIT,
@@ -16,6 +17,7 @@ from regnet.registration.calibration import (
     expected_error,
     features,
 )
+from regnet.registration.check import PEAK_PX, check_errors
 from regnet.registration.judgement import (
     CHANNELS,
     DOUBT,
@@ -28,10 +30,11 @@ from regnet.registration.judgement import (
 )
 from regnet.registration.matching import believe
 from regnet.registration.network import NetworkMatcher
+from regnet.registration.options import WindowOptions
 from regnet.registration.overall import Overall
 from regnet.registration.register import NOT_SOUGHT
 from regnet.registration.ties import MATCHED, NO_DATA, OVERALL, UNCLEAR, UNSURE
-from regnet.registration.windows import Match, Strip
+from regnet.registration.windows import Match, PatchReader, Strip
 from regnet.tiles.patch import Patch
 from tests.registration.conftest import texture
 
@@ -221,3 +224,46 @@ def test_of_a_match_and_a_believed_similarity_the_better_is_taken():
     np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, OVERALL, MATCHED, MATCHED, OVERALL])
     np.testing.assert_allclose(beliefs.displacement[0, 0], [32, 30, 30, 32, 32, 30], atol=1e-5)
     np.testing.assert_allclose(beliefs.error_px[0], [0.2, 0.5, 0.5, 0.2, 0.2, 0.5], atol=1e-5)
+
+
+def constant_matcher(dx, dy, stated):
+    """A judged matcher that follows nothing: it says the same of every window."""
+
+    def match(window):
+        shape = window.fixed_valid.shape
+        quality = np.zeros((CHANNELS, *shape), np.float32)
+        quality[VALID], quality[ERROR] = window.fixed_valid, stated
+        return Match(np.array([dx, dy], np.float32)[:, None, None].repeat(shape[0], 1).repeat(shape[1], 2), quality)
+
+    return match
+
+
+def test_the_check_finds_that_a_known_field_is_not_followed(displaced):
+    read = PatchReader(displaced)
+    check = check_errors(constant_matcher(3, -1, 0.5), read, (SIDE, SIDE), WindowOptions(128, 32), 2)
+    assert check.windows == 2
+    # The constant answer misses the whole of the added field, which is 4 px at its peak.
+    assert 0.5 < check.made_px.mean() < PEAK_PX
+    assert check.made_px.max() < PEAK_PX + 0.01
+    assert check.summary() == {
+        "windows": 2,
+        "within_50": pytest.approx((check.made_px <= 0.5).mean()),
+        "within_90": pytest.approx((check.made_px <= 0.5 * BOUND_90).mean()),
+    }
+
+
+def test_the_check_of_a_pair_finds_what_its_matcher_does_wrong(matcher, displaced, elsewhere):
+    good, bad = (
+        check_errors(matcher, PatchReader(each), (SIDE, SIDE), WindowOptions(256, 64), 1)
+        for each in (displaced, elsewhere)
+    )
+    assert np.median(good.made_px) < 0.6
+    assert np.median(bad.made_px) > 3 * np.median(good.made_px)
+
+
+def test_windows_without_data_are_not_checked(displaced):
+    empty = np.zeros((SIDE, SIDE), bool)
+    nothing = Patch(displaced.fixed, displaced.moving, empty, empty, empty)
+    assert (
+        check_errors(constant_matcher(0, 0, 1), PatchReader(nothing), (SIDE, SIDE), WindowOptions(128, 32), 2) is None
+    )

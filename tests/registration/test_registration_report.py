@@ -12,14 +12,23 @@ from regnet.registration.register import register
 from tests.registration.conftest import CRS, GSD, ORIGIN, write_raster
 from tests.registration.test_register import buildings
 
-SECTIONS = ("Overview", "Before and after", "Displacement", "Expected error", "Tie points", "Settings", "Software")
+SECTIONS = (
+    "Overview",
+    "Before and after",
+    "Displacement",
+    "Expected error",
+    "Expected and made errors",
+    "Tie points",
+    "Settings",
+    "Software",
+)
 
 
 def test_it_holds_all_it_shows(done):
     page = (done[0] / "report.html").read_text()
     for title in SECTIONS:
         assert f"<h2>{title}</h2>" in page
-    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 3
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 4
     assert 'class="note"' not in page
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|url\(|@import|<script', page) == []
 
@@ -28,6 +37,7 @@ def test_it_says_what_the_outputs_say(done):
     page, summary = (done[0] / "report.html").read_text(), read_json(done[0] / "summary.json")
     assert f"{summary['share_registered']:.0%} of the ground" in page
     assert f"<dd>{summary['shift_median_px']:.3g}</dd>" in page
+    assert f"<dt>within the 90 % bound</dt><dd>{summary['check']['within_90']:.0%}</dd>" in page
     ties = gpd.read_file(done[0] / "tie_points.gpkg")
     for status, count in ties["status"].value_counts().items():
         assert f"<td>{status}</td><td>{count}</td>" in page
@@ -36,7 +46,7 @@ def test_it_says_what_the_outputs_say(done):
 
 def test_it_opens_in_a_browser(done, browse):
     shown = browse(done[0] / "report.html")
-    assert 'data-loaded="3/3"' in shown
+    assert 'data-loaded="4/4"' in shown
     assert 'data-overflow="0"' in shown
 
 
@@ -50,4 +60,4 @@ def test_of_polygons_it_shows_the_outlines(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "lines of moving over fixed" in page
     assert re.search(r"<dt>features moved</dt><dd>\d+</dd>", page)
-    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 3
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 4

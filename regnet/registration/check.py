@@ -1,0 +1,80 @@
+"""A pair's own test of its expected error: windows are displaced by a known field and matched again.
+
+Whatever the pair, the second answer should be the first one carried along by what is known. By how much it is not is an
+error that was made for sure, so it can be held against the error that was stated. It sees noise, ground without
+structure and displacements that are too rough to be followed; it does not see what both answers have wrong alike, such
+as a shift between what two sensors show of the same thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regnet.displacement import compose, random_field
+from regnet.registration.calibration import BOUND_90
+from regnet.registration.judgement import ERROR, VALID
+from regnet.registration.options import WindowOptions
+from regnet.registration.windows import Matcher, Reader, layout
+from regnet.tiles.patch import displaced
+
+PEAK_PX, SIGMA_PX = 4.0, 60.0
+"""The field that is added: smooth, and no larger than what a pair in need of registration is off by."""
+SPACING_PX = 16
+"""Distance of the places that are compared."""
+LEAST_VALID = 0.5
+"""Windows with a smaller share of data than this are not tested."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Errors as stated and as made, (n,) each, px, at places of windows that were displaced by a known field."""
+
+    stated_px: NDArray[np.float32]
+    made_px: NDArray[np.float32]
+    windows: int
+
+    def summary(self) -> dict[str, float]:
+        """How many windows, and which share of the errors is within the bounds of 50 % and 90 %."""
+        median, most = (float((self.made_px <= factor * self.stated_px).mean()) for factor in (1, BOUND_90))
+        return {"windows": self.windows, "within_50": median, "within_90": most}
+
+
+def check_errors(
+    matcher: Matcher, read: Reader, shape: tuple[int, int], options: WindowOptions, count: int
+) -> Check | None:
+    """Displace and match windows that lie evenly over a pair.
+
+    Args:
+        matcher: a judged one.
+        read: `read(row, col, height, width)`.
+        shape: (H, W) of the pair, px.
+        options: size and overlap of the windows.
+        count: how many windows.
+
+    Returns:
+        What was found; None if none of the windows has enough data.
+    """
+    (rows, height), (cols, width) = (layout(side, options) for side in shape)
+    corners = [(row, col) for row in rows for col in cols]
+    chosen = np.unique(np.linspace(0, len(corners) - 1, count + 2)[1:-1].round().astype(int))
+    border = min(options.overlap_px, height // 2, width // 2) // 4
+    at = np.s_[border : height - border or None : SPACING_PX, border : width - border or None : SPACING_PX]
+    stated, made = [], []
+    for corner in chosen:
+        row, col = corners[corner]
+        patch = read(row, col, height, width)
+        if (patch.fixed_valid & patch.moving_valid).mean() < LEAST_VALID:
+            continue
+        added = random_field((height, width), PEAK_PX, SIGMA_PX, np.random.default_rng(int(corner)))
+        first, second = matcher(patch), matcher(displaced(patch, added))
+        wanted = compose(torch.from_numpy(added)[None], torch.from_numpy(first.displacement)[None])[0].numpy()
+        known = second.quality[VALID][at] > 0.5
+        stated.append(second.quality[ERROR][at][known])
+        made.append(np.hypot(*(second.displacement - wanted))[at][known])
+    if not stated or not sum(map(len, stated)):
+        return None
+    return Check(np.concatenate(stated), np.concatenate(made), len(stated))
