@@ -129,6 +129,7 @@ def _draw_levels(axes: Axes, levels: pd.DataFrame) -> None:
         axes.plot(x, rounds["corrected_epe_mean_px"], "s--", color=colour, markersize=4, label=labels)
         axes.plot(x, rounds["model_epe_mean_px"], "o-", color=colour, label=f"model of round {number}, held-out ground")
     axes.set(xlabel="label noise, px a component", ylabel="mean error against the truth, px", ylim=(0, None))
+    axes.set_xticks(sorted(set(levels["noise_sigma_px"])))
     axes.set_title("Noise on top of the pair as it lies", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
