@@ -139,16 +139,17 @@ def draw_patch(reader: PairReader, generator: np.random.Generator) -> Patch:
 def gather(seconds: float, seed: int) -> Iterator[Record]:
     """Draw windows in turn from every pair, displace and match them, as long as the time lasts."""
     found = sources()
-    readers = {name: PairReader(source.pair, source.gsd_m) for name, source in found.items()}
+    readers: dict[str, PairReader] = {}
     names, end = list(found), time.monotonic() + seconds
     draw = 0
     while time.monotonic() < end:
         name, kind = names[draw % len(names)], KINDS[(draw + draw // len(names)) % len(KINDS)]
         generator = np.random.default_rng([seed, draw])
         draw += 1
-        patch = draw_patch(readers[name], generator)
+        patch = draw_patch(_reader(found, readers, name), generator)
         if kind == "other place":
-            other = draw_patch(readers[names[int(generator.integers(len(names)))]], generator)
+            elsewhere = names[int(generator.integers(len(names)))]
+            other = draw_patch(_reader(found, readers, elsewhere), generator)
             height, width = (min(sides) for sides in zip(patch.structure.shape, other.structure.shape, strict=True))
             here = np.s_[..., :height, :width]
             patch = Patch(**{key: values[here] for key, values in vars(patch).items()})
@@ -162,6 +163,13 @@ def gather(seconds: float, seed: int) -> Iterator[Record]:
             noise = generator.normal(0, generator.uniform(*NOISE), moved.moving.shape).astype(np.float32)
             moved, name = replace(moved, moving=moved.moving + noise), f"{name}~"
         yield _record(name, kind, moved, true)
+
+
+def _reader(found: dict[str, Source], readers: dict[str, PairReader], name: str) -> PairReader:
+    """The pair of a name, opened when it is first asked for."""
+    if name not in readers:
+        readers[name] = PairReader(found[name].pair, found[name].gsd_m)
+    return readers[name]
 
 
 @torch.inference_mode()
