@@ -2,8 +2,8 @@
 
 One forward and d backward passes a batch: forward hooks keep the input of every layer and the place of its output in
 the graph, the backward passes stop at those outputs, and the rules of `layers` turn both into per-sample gradients.
-Parameters that these rules do not cover go through torch.func. On the first batch everything is checked against the
-ordinary gradient of the batch, and each layer's quickest route is found by measuring.
+Parameters that these rules do not cover go through torch.func. On a few samples of the first batch everything is
+checked against their ordinary gradient, and each layer's quickest route is found by measuring.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from regnet.similarity.reference import looped_jacobians, reference_jacobians
 
 _WHOLE = "whole model by torch.func"
 _LOOPED = "whole model, sample by sample"
+_FEW = 4  # samples to plan by
 
 
 @dataclass
 class _Plan:
-    """What the first batch taught: how the rows of every call belong to samples, and which route is quickest."""
+    """What the first samples taught: how the rows of every call belong to samples, and which route is quickest."""
 
     layouts: list[str] = field(default_factory=list)  # of every call in order: "stacked" or "interleaved"
     routes: list[tuple[str, Route]] = field(default_factory=list)
@@ -74,15 +75,15 @@ class Jacobians:
                 depend on each other.
         """
         check_inputs(inputs)
+        several = len(inputs[0]) > 1
         with prepared(self.model, self.names):
-            calls: list[Call] = []
-            with recorded(self.model, self.names, calls), torch.enable_grad():
-                values = self.readout(self.model, *inputs)
-            check_readout(values, len(inputs[0]))
-            plan = self._plans.get(len(inputs[0]) > 1)
-            if plan is None or len(plan.layouts) != len(calls):
-                plan = self._plans[len(inputs[0]) > 1] = self._make_plan(values, calls, inputs)
-                self._check_alone(values, inputs)
+            if several not in self._plans:
+                few = tuple(x[:_FEW] for x in inputs)
+                self._plans[several] = self._make_plan(*self._watched(few), few)
+            values, calls = self._watched(inputs)
+            if len(self._plans[several].layouts) != len(calls):  # how often layers are used depends on the batch
+                self._plans[several] = self._make_plan(values, calls, inputs)
+            plan = self._plans[several]
             jacobians = self._assemble(values, calls, plan)
             self._add_rest(jacobians, inputs, plan)
         return values.detach(), jacobians
@@ -90,6 +91,14 @@ class Jacobians:
     def routes(self) -> dict[str, str]:
         """Tell which route each parameter takes, once a batch has been seen."""
         return dict(self._route_names)
+
+    def _watched(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Call]]:
+        """The readout of a batch, and how layers and plain parameters were used for it."""
+        calls: list[Call] = []
+        with recorded(self.model, self.names, calls), torch.enable_grad():
+            values = self.readout(self.model, *inputs)
+        check_readout(values, len(inputs[0]))
+        return values, calls
 
     def _check_alone(self, values: Tensor, inputs: tuple[Tensor, ...]) -> None:
         """Refuse models that mix the samples of a batch."""
@@ -100,12 +109,13 @@ class Jacobians:
         ):
             raise InputError("model: the prediction for a tile depends on the rest of its batch; normalise each alone")
 
-    def _assemble(self, values: Tensor, calls: list[Call], plan: _Plan) -> Tensor:
+    def _assemble(self, values: Tensor, calls: list[Call], plan: _Plan, keep: bool = False) -> Tensor:
+        """Put the Jacobians together; the graph is freed meanwhile unless it is to be kept."""
         n, d = values.shape
         jacobians = values.new_empty(n, d, self.size).detach()
         empty = set(self.names)
         for call, layout, (_, route), gradients in zip(
-            calls, plan.layouts, plan.routes, self._output_gradients(values, calls), strict=True
+            calls, plan.layouts, plan.routes, self._output_gradients(values, calls, keep), strict=True
         ):
             if gradients is None or layout == "unknown":
                 continue
@@ -122,15 +132,16 @@ class Jacobians:
             jacobians[:, :, self.slices[name]] = 0
         return jacobians
 
-    def _output_gradients(self, values: Tensor, calls: list[Call]) -> Iterator[Tensor | None]:
+    def _output_gradients(self, values: Tensor, calls: list[Call], keep: bool) -> Iterator[Tensor | None]:
         """Gradients of the d outputs, summed over samples, at the output of every call: (rows, d, ...)."""
         if not calls:
             return
         edges = [call.edge for call in calls]
         d = values.shape[1]
-        passes: list[list[Tensor | None]] = [
-            list(torch.autograd.grad(values[:, k].sum(), edges, retain_graph=True, allow_unused=True)) for k in range(d)
-        ]
+        passes: list[list[Tensor | None]] = []
+        for k in range(d):
+            kept = keep or k < d - 1
+            passes.append(list(torch.autograd.grad(values[:, k].sum(), edges, retain_graph=kept, allow_unused=True)))
         for position in range(len(calls)):
             parts = [single[position] for single in passes]
             for single in passes:
@@ -139,9 +150,12 @@ class Jacobians:
             yield None if zero is None else torch.stack([zero if part is None else part for part in parts], 1)
 
     def _make_plan(self, values: Tensor, calls: list[Call], inputs: tuple[Tensor, ...]) -> _Plan:
+        self._check_alone(values, inputs)
         plan = _Plan(layouts=layouts_of(values, calls))
         quickest: dict[tuple[int, torch.Size], tuple[str, Route]] = {}
-        for call, layout, gradients in zip(calls, plan.layouts, self._output_gradients(values, calls), strict=True):
+        for call, layout, gradients in zip(
+            calls, plan.layouts, self._output_gradients(values, calls, True), strict=True
+        ):
             key = (id(call.owner), call.shape)
             if key not in quickest:
                 uses = [] if gradients is None else list(uses_of(call.x, gradients, len(values), layout))
@@ -163,7 +177,7 @@ class Jacobians:
 
     def _uncovered(self, values: Tensor, calls: list[Call], plan: _Plan) -> list[str]:
         """Find the parameters whose per-sample gradients do not add up to the gradient of the batch."""
-        jacobians = self._assemble(values, calls, plan)
+        jacobians = self._assemble(values, calls, plan, keep=True)
         named = dict(self.model.named_parameters())
         unknown = [call for call, layout in zip(calls, plan.layouts, strict=True) if layout == "unknown"]
         wrong = {name for call in unknown for shared in call.names.values() for name in shared}
