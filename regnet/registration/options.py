@@ -60,7 +60,7 @@ class RegisterOptions:
     polygons: str = _polygons()
     global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
     max_error_px: float = option(
-        2.5,
+        2.0,
         "greatest expected error at which a place counts as registered; towards it displacements fade out",
         unit="px",
         low=0.05,

@@ -1,0 +1,60 @@
+"""What is believed of training-free matches of real pairs under known displacements: golden figures, honest margins."""
+
+import numpy as np
+import pytest
+
+from benchmarks.calibration import fit
+from regnet.displacement import random_field
+from regnet.registration.calibration import BOUND_90
+from regnet.registration.judgement import DOUBT, ERROR, MISALIGNMENT, JudgedMatcher, taken_share
+from regnet.registration.network import NetworkMatcher, load_network
+from regnet.registration.options import RegisterOptions
+from regnet.tiles.options import PairOptions
+from regnet.tiles.pair import PairReader
+from regnet.tiles.patch import displaced
+
+pytestmark = pytest.mark.real
+SIDE = 512
+INNER = np.s_[..., 32:-32, 32:-32]
+
+
+def judged(pair, row, col):
+    """A window under the benchmark's smooth displacement: its match, what of it is taken, and the truth."""
+    with PairReader(pair) as reader:
+        model = load_network(None, "mind", reader.fixed_channels, reader.moving_channels)
+        true = random_field((SIDE, SIDE), 8.0, 80.0, np.random.default_rng(0))
+        match = JudgedMatcher(NetworkMatcher(model))(displaced(reader.read(row, col, SIDE, SIDE), true))
+    limit = RegisterOptions("", "").max_error_px
+    share = taken_share(match.quality[MISALIGNMENT], match.quality[DOUBT], limit)
+    share = np.where(match.quality[ERROR] < limit, share, 0)
+    return match.displacement[INNER], match.quality[INNER], share[INNER], true[INNER]
+
+
+def test_radar_is_not_made_worse(data_root):
+    """Without training this place is found 5 px off, the same everywhere."""
+    place = data_root / "s1s2" / "247"
+    pair = PairOptions("a", f"{place}_s2.tif", f"{place}_s1.tif", moving_transform="log")
+    found, _, share, true = judged(pair, 256, 256)
+    nothing, matched, taken = (np.hypot(*apart).mean() for apart in (true, found - true, found * share - true))
+    assert matched > nothing
+    assert taken <= 1.02 * nothing
+
+
+def test_the_sample_scene_is_registered_in_full_and_its_error_is_as_stated(sample_scene):
+    visible = "|".join(str(sample_scene / f"s2_B0{band}.jp2") for band in (2, 3, 4))
+    found, quality, share, true = judged(PairOptions("a", visible, str(sample_scene / "s2_B11.jp2")), 600, 600)
+    error = np.hypot(*(found - true))
+    assert share.mean() > 0.95
+    assert error.mean() < 0.6
+    assert (error < BOUND_90 * quality[ERROR]).mean() > 0.75
+
+
+def test_quantile_regression_finds_the_coefficients_of_errors_that_are_known():
+    generator = np.random.default_rng(0)
+    told = np.column_stack([np.ones(20_000), generator.uniform(-1, 1, (20_000, 4))])
+    wanted = np.array([0.5, -2.0, -1.0, 0.3, 0.4])
+    # Around the median, errors spread by a known factor: 90 % are below its exponential times 1.2816 times 0.5.
+    error = told @ wanted + 0.5 * generator.standard_normal(20_000)
+    found = fit(told, error, np.ones(20_000))
+    np.testing.assert_allclose(found[:-1], wanted, atol=0.03)
+    assert found[-1] == pytest.approx(0.5 * 1.2816, abs=0.03)
