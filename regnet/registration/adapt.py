@@ -64,6 +64,9 @@ class PairTiles:
         tiles: with their labels.
         held_out: (n,), those that are for validation.
         channels: names of fixed's and of moving's.
+
+    Attributes:
+        tile_px: side of a tile, px.
     """
 
     name = "the pair"
@@ -71,6 +74,7 @@ class PairTiles:
     def __init__(self, tiles: list[Tile], held_out: list[bool], channels: tuple[list[str], list[str]]) -> None:
         self.manifest: dict[str, Any] = {"tiles": len(tiles)}
         self.fixed_channels, self.moving_channels = channels
+        self.tile_px = tiles[0].structure.shape[0]
         self._tiles, self._held_out = tiles, np.array(held_out, bool)
 
     def tiles(self, part: str) -> NDArray[np.int64]:
@@ -106,31 +110,40 @@ def adapt(
     if (folder / DONE).is_file():
         done: dict[str, Any] = read_json(folder / DONE)
         return (load_checkpoint(folder / MODEL) if done["used"] else start), done
+    start.eval()
     tiles, held_out, judges = sample_tiles(pair.read, pair.shape, start, memory_mb * MEMORY_SHARE, options.seed)
     told: dict[str, Any] = {"used": False, "tiles": len(tiles)}
     seconds = options.minutes * 60 - (time.perf_counter() - begin)
     if all(held_out) or seconds <= 0:
         ground = "too little ground with structure in both images to train on"
         return start, told | {"reason": ground if all(held_out) else "adapt.minutes were over before any training"}
+    source = PairTiles(tiles, held_out, (pair.fixed_channels, pair.moving_channels))
     told["labels_corrected"] = float(np.mean([tile.label_offset.any() for tile in tiles]))
-    steps = min(STEPS, options.steps)
-    batch = next(batch for tile_px, _, batch in LAYOUTS if tile_px == tiles[0].structure.shape[0])
-    settings = TrainingOptions(
-        epochs=-(-options.steps // steps), steps=steps, batch=batch, patience=options.steps, seed=options.seed
-    )
-    channels = pair.fixed_channels, pair.moving_channels
-    model = learner(start, channels, options.seed)
-    if not (folder / SUMMARY).is_file():
-        Fit(PairTiles(tiles, held_out, channels), model.options, settings, folder, model, seconds).run()
+    told |= _train(start, source, options, seconds, folder)
     model = load_checkpoint(folder / MODEL)
     told |= {name: disagreement(judged, judges) for name, judged in (("before_px", start), ("after_px", model))}
     told["used"] = told["after_px"] <= told["before_px"]
-    trained = read_json(folder / SUMMARY)
-    told |= {key: trained[key] for key in ("epochs", "best_epoch", "validation_epe_px", "seconds")}
-    if trained["epochs"] < settings.epochs:
-        told["reason"] = f"adapt.minutes were over after {trained['epochs']} of {settings.epochs} epochs"
     write_json(folder / DONE, told)
     return (model if told["used"] else start), told
+
+
+def _train(
+    start: Matcher | UNet, source: PairTiles, options: AdaptOptions, seconds: float, folder: Path
+) -> dict[str, Any]:
+    """Train for so many seconds at most, unless that is done already; tells how it went."""
+    steps = min(STEPS, options.steps)
+    batch = next(batch for tile_px, _, batch in LAYOUTS if tile_px == source.tile_px)
+    settings = TrainingOptions(
+        epochs=-(-options.steps // steps), steps=steps, batch=batch, patience=options.steps, seed=options.seed
+    )
+    if not (folder / SUMMARY).is_file():
+        model = learner(start, (source.fixed_channels, source.moving_channels), options.seed)
+        Fit(source, model.options, settings, folder, model, seconds).run()
+    trained = read_json(folder / SUMMARY)
+    told = {key: trained[key] for key in ("epochs", "best_epoch", "validation_epe_px", "seconds")}
+    if trained["epochs"] < settings.epochs:
+        told["reason"] = f"adapt.minutes were over after {trained['epochs']} of {settings.epochs} epochs"
+    return told
 
 
 def learner(start: Matcher | UNet, channels: tuple[list[str], list[str]], seed: int) -> Matcher | UNet:

@@ -70,10 +70,12 @@ def test_through_the_console_its_model_is_kept_and_serves_again(tmp_path, small,
 
 
 def test_the_same_seed_gives_the_same_model_and_another_one_another(tmp_path, pair, start):
-    found = [
-        weights(adapt(start, pair, AdaptOptions(steps=3, seed=seed), 1800, tmp_path / name)[0])
-        for name, seed in (("a", 5), ("b", 5), ("c", 6))
-    ]
+    found = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        # In training mode the matcher draws at random, which must not get into the labels.
+        start.train(name == "b")
+        adapt(start, pair, AdaptOptions(steps=1, seed=seed), 1800, tmp_path / name)
+        found.append(weights(load_checkpoint(tmp_path / name / MODEL)))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
