@@ -177,8 +177,9 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
     fields = [_smoothed(part, first, still, still[:, :1]) for part in view.parts]
     for stage in STAGES[:stages]:
         if not view.serves(stage):
+            ratio = view.stage.step // stage.step
             view = _View.of(evidence, stage, stages is None)
-            fields = [_resized(field, view.seen.base) for field in fields]
+            fields = [_finer(field, ratio, view.seen.base) for field in fields]
         around = [None if stage is first else field for field in fields]
         found = [_found(part, stage, near) for part, near in zip(view.parts, around, strict=True)]
         steps = [new - field for new, field in zip(found, fields, strict=True)]
@@ -186,15 +187,14 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
             taken = _real_share(view, stage, fields[1:], steps[1:])
             steps = [taken * step for step in steps]
         fields = [field + step for field, step in zip(fields, steps, strict=True)]
-    return _resized(fields[0], evidence.base)
+    return _finer(fields[0], view.stage.step, evidence.base)
 
 
-def _resized(field: Tensor, like: Tensor) -> Tensor:
-    """A field on squares of `like`'s cells, or of a whole number of them, on those cells: bilinear."""
-    if field.shape == like.shape:
+def _finer(field: Tensor, ratio: int, like: Tensor) -> Tensor:
+    """A field on squares of `ratio` of `like`'s cells, on those cells: bilinear, less what was filled up."""
+    if ratio == 1:
         return field
-    step = -(-like.shape[-1] // field.shape[-1])
-    fine = F.interpolate(field, scale_factor=step, mode="bilinear", align_corners=False)
+    fine = F.interpolate(field, scale_factor=ratio, mode="bilinear", align_corners=False)
     return fine[..., : like.shape[-2], : like.shape[-1]]
 
 

@@ -83,3 +83,9 @@ def test_a_pointed_peak_is_found_between_whole_offsets(share):
     logits = -200 * (offsets[None, :, :, None, None] - true[:, :, None]).abs().sum(1)
     mean, _ = statistics(logits, offsets)
     assert torch.allclose(mean, true, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (13, 30), (17, 41)])
+def test_cells_that_make_no_whole_squares_are_found_too(shape):
+    true = torch.full((1, 2, *shape), 1.25)
+    assert error_px(fit_field(evidence(true, 0.05)), true) < 0.1
