@@ -151,6 +151,7 @@ class _View:
 
     @classmethod
     def of(cls, evidence: Evidence, stage: Stage, held_out: bool) -> _View:
+        """What a stage sees of the evidence of a level, with or without halves held out."""
         seen = evidence.coarser(stage.step)
         parts, board = [seen.window(stage.window_px)], _checkerboard(seen.base, BLOCK_CELLS // stage.step)
         if held_out:
