@@ -103,6 +103,18 @@ def invert(displacement: Tensor, iterations: int = 30) -> Tensor:
     return inverse
 
 
+def pooled(values: Tensor, weight: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Means over squares of `side` px, each pixel counting by its weight, and the mean weight of each square.
+
+    Args:
+        values: (B, C, H, W), H and W multiples of `side`.
+        weight: (B, 1, H, W), 0 to 1.
+        side: of the squares, px.
+    """
+    share = F.avg_pool2d(weight, side)
+    return F.avg_pool2d(values * weight, side) / share.clamp_min(1e-6), share
+
+
 def smooth(values: Tensor, sigma_px: float, weight: Tensor | None = None) -> Tensor:
     """Smooth with a Gaussian, each pixel counting by its weight (normalised convolution, Knutsson and Westin 1993).
 

@@ -30,6 +30,7 @@ class Stage(NamedTuple):
         near_px: spread of the Gaussian prior around the field so far, px of the level.
         step: side of the squares, in cells, for each of which one offset is found: no wider than the window's sigma, so
             that the squares miss nothing the window shows.
+        doubt: a share of the stage's step up to this is put down to noise that both halves have in common.
     """
 
     window_px: float
@@ -150,9 +151,8 @@ class _View:
     board: Tensor
 
     @classmethod
-    def of(cls, evidence: Evidence, stage: Stage, held_out: bool) -> _View:
-        """What a stage sees of the evidence of a level, with or without halves held out."""
-        seen = evidence.coarser(stage.step)
+    def of(cls, seen: Evidence, stage: Stage, held_out: bool) -> _View:
+        """What a stage sees of the evidence on its squares, with or without halves held out."""
         parts, board = [seen.window(stage.window_px)], _checkerboard(seen.base, BLOCK_CELLS // stage.step)
         if held_out:
             parts.append(seen.part(board).window(stage.window_px))
@@ -173,13 +173,14 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
     first = STAGES[0]
     if stages is None and max(evidence.base.shape[-2:]) <= BLOCK_CELLS:
         stages = 1  # A single block holds nothing out.
-    view = _View.of(evidence, first, stages is None)
+    view = _View.of(evidence.coarser(first.step), first, stages is None)
     still = torch.zeros_like(view.seen.base)
     fields = [_smoothed(part, first, still, still[:, :1]) for part in view.parts]
     for stage in STAGES[:stages]:
         if not view.serves(stage):
             ratio = view.stage.step // stage.step
-            view = _View.of(evidence, stage, stages is None)
+            seen = view.seen if ratio == 1 else evidence.coarser(stage.step)
+            view = _View.of(seen, stage, stages is None)
             fields = [_finer(field, ratio, view.seen.base) for field in fields]
         around = [None if stage is first else field for field in fields]
         found = [_found(part, stage, near) for part, near in zip(view.parts, around, strict=True)]

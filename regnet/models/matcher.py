@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regnet.displacement import warp, warp_valid
+from regnet.displacement import pooled, warp, warp_valid
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
@@ -215,10 +215,7 @@ class Matcher(nn.Module):
 def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     """Mean of the valid pixels over squares of `scale` px, and which share of each is valid (as float)."""
     weight = valid.to(image.dtype)
-    if scale == 1:
-        return image, weight
-    share = F.avg_pool2d(weight, scale)
-    return F.avg_pool2d(image * weight, scale) / share.clamp_min(1e-6), share
+    return (image, weight) if scale == 1 else pooled(image, weight, scale)
 
 
 def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:

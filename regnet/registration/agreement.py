@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regnet.displacement import smooth, warp, warp_valid
+from regnet.displacement import pooled, smooth, warp, warp_valid
 from regnet.models.descriptors import mind
 from regnet.tiles.patch import Patch
 
@@ -35,13 +35,13 @@ def agreement(patch: Patch, displacement: Tensor) -> tuple[Tensor, Tensor]:
     images = [torch.from_numpy(image)[None] for image in (patch.fixed, patch.moving)]
     masks = [torch.from_numpy(valid)[None, None].float() for valid in (patch.fixed_valid, patch.moving_valid)]
     fixed, moving = (
-        _reduced(F.pad(image, pad), F.pad(mask, pad), FINE) for image, mask in zip(images, masks, strict=True)
+        pooled(F.pad(image, pad), F.pad(mask, pad), FINE) for image, mask in zip(images, masks, strict=True)
     )
     pull = F.avg_pool2d(F.pad(displacement[None], pad, mode="replicate"), FINE) / FINE
     known = warp_valid(moving[1] > 0.99, pull).float()
     moving = (warp(moving[0], pull) * known, known)
     ratio = COARSE // FINE
-    return _fit(fixed, moving), _fit(_reduced(*fixed, ratio), _reduced(*moving, ratio))
+    return _fit(fixed, moving), _fit(pooled(*fixed, ratio), pooled(*moving, ratio))
 
 
 def _fit(fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor]) -> Tensor:
@@ -51,9 +51,3 @@ def _fit(fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor]) -> Tensor:
     share = F.avg_pool2d(weight, CELL)
     mean = F.avg_pool2d(product, CELL) / share.clamp_min(1e-6)
     return smooth(mean, WINDOW_PX / CELL, share)[0, 0]
-
-
-def _reduced(image: Tensor, weight: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
-    """Weighted means of (1, C, H, W) over squares of `ratio` px, and the mean weight of each."""
-    share = F.avg_pool2d(weight, ratio)
-    return F.avg_pool2d(image * weight, ratio) / share.clamp_min(1e-6), share

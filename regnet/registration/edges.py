@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from regnet.displacement import pooled
 from regnet.models.descriptors import ngf
 from regnet.tiles.patch import Patch
 
@@ -94,7 +95,6 @@ def _reduced(image: NDArray[np.float32], valid: NDArray[np.bool_], ratio: int) -
     weight = torch.from_numpy(valid.astype(np.float32))[None, None]
     values = torch.from_numpy(image)[None] * weight
     if ratio > 1:
-        share = F.avg_pool2d(weight, ratio)
-        values = F.avg_pool2d(values, ratio) / share.clamp_min(1e-6)
+        values, share = pooled(values, weight, ratio)
         weight = (share > 0.99).float()
     return values, weight

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regnet.displacement import pooled
 from regnet.models.base import LevelOutput, Prediction
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import Batch
@@ -44,9 +45,7 @@ def pool_target(target: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[
     """
     step = 1 << (-(-target.shape[-1] // shape[-1]) - 1).bit_length()
     pad = (0, shape[-1] * step - target.shape[-1], 0, shape[-2] * step - target.shape[-2])
-    weight = F.pad(valid.to(target.dtype), pad)
-    share = F.avg_pool2d(weight, step)
-    return F.avg_pool2d(F.pad(target, pad) * weight, step) / share.clamp_min(1e-6), share
+    return pooled(F.pad(target, pad), F.pad(valid.to(target.dtype), pad), step)
 
 
 def offset_cross_entropy(
