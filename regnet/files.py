@@ -10,9 +10,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regnet.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAMP = "stamp.json"
 UNWRITABLE = {
@@ -73,6 +76,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all; NaN and infinities become null, since JSON has none."""
     write_text(path, json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def write_figure(path: Path, figure: Figure, dpi: int = 150, **options: Any) -> None:
+    """Write a figure as PNG whole or not at all; `options` go to `Figure.savefig`."""
+    with whole_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=dpi, **options)
 
 
 def read_json(path: Path) -> Any:

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from shapely.geometry import box
 
-from regnet.files import whole_path
+from regnet.files import write_figure
 
+_DPI = 130
 _ARROWS = 30  # doubtful labels that are drawn, worst first
 
 
@@ -38,7 +39,7 @@ def draw_factors(path: Path, tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame)
     counts.set_ylabel("tiles", fontsize=8)
     counts.tick_params(labelsize=7)
     counts.legend(frameon=False, fontsize=8, loc="upper right")
-    _save(figure, path)
+    write_figure(path, figure, _DPI)
 
 
 def draw_audit(path: Path, tiles: gpd.GeoDataFrame, least_score: float) -> None:
@@ -74,7 +75,7 @@ def draw_audit(path: Path, tiles: gpd.GeoDataFrame, least_score: float) -> None:
     offsets.set_ylabel("dy, px", fontsize=8)
     for axes in (ranks, offsets):
         axes.tick_params(labelsize=7)
-    _save(figure, path)
+    write_figure(path, figure, _DPI)
 
 
 def _largest_pair(tiles: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, str]:
@@ -89,8 +90,3 @@ def _on_the_ground(axes: Axes, title: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set(xlabel="", ylabel="")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=130, format="png")

@@ -26,7 +26,7 @@ from regnet.denoising.validation import (
     normal_quantile,
     true_factor,
 )
-from regnet.files import whole_path
+from regnet.files import whole_path, write_figure
 from regnet.models import ModelOptions
 from regnet.tiles.store import TileStore
 
@@ -190,8 +190,7 @@ def _draw_factors(path: Path, study: Study, true: Array, by_region: pd.DataFrame
     for row, name in zip(figure.subplots(2, 2), (study.best, PAPER), strict=True):
         _scatter(row[0], factors[name], true, f"{name}\ntiles", 4)
         _scatter(row[1], by_region[f"factor: {name}"], by_region["true_factor"], f"{name}\nregions", 18)
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _scatter(axes: Axes, predicted: Array | pd.Series, true: Array | pd.Series, title: str, size: int) -> None:
@@ -213,5 +212,4 @@ def _draw_estimators(path: Path, table: pd.DataFrame) -> None:
         axes.grid(alpha=0.3, axis="x")
         axes.set_axisbelow(True)
         axes.set_ylim(len(table) - 0.5, -0.5)
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    write_figure(path, figure)

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from skimage.feature import canny
 
-from regnet.files import whole_path
+from regnet.files import write_figure
 from regnet.tiles.store import Scene
 
 # Okabe and Ito 2008.
@@ -36,8 +36,7 @@ STYLE: Any = {
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with whole_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.06)
+    write_figure(path, figure, dpi, facecolor="white", bbox_inches="tight", pad_inches=0.06)
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from regnet.files import whole_path, write_json
+from regnet.files import whole_path, write_figure, write_json
 from regnet.options import check_options
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.linear import SoftCounter
@@ -120,5 +120,4 @@ def draw_toy(table: pd.DataFrame, path: Path) -> None:
     axes.set_yticks([share for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1) if share >= means.min() / 2])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    write_figure(path, figure)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from regnet.files import whole_path
+from regnet.files import write_figure
 
 LEVELS = (5, 25, 50, 75, 95)
 
@@ -53,5 +53,4 @@ def draw_trajectory(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_xticks(places, [str(row["checkpoint"]) for row in rows], rotation=30, ha="right")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    write_figure(path, figure)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from regnet.files import whole_path
+from regnet.files import write_figure
 
 
 def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
@@ -23,5 +23,4 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
     left.set_xlabel("epoch")
     left.set_ylabel("training loss", color="#0072B2")
     right.set_ylabel("validation error against labels (px)", color="#D55E00")
-    with whole_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    write_figure(path, figure, dpi=120)

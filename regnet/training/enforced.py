@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from regnet.files import is_stamped, whole_path, write_json, write_stamp
+from regnet.files import is_stamped, whole_path, write_figure, write_json, write_stamp
 from regnet.models import ModelOptions
 from regnet.tiles.store import TileStore
 from regnet.training.digits import train_digits
@@ -150,5 +150,4 @@ def _draw(curves: pd.DataFrame, path: Path) -> None:
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False, fontsize=8)
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    write_figure(path, figure)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regnet.errors import InputError
-from regnet.files import STAMP, read_json, whole_path, write_json, write_text
+from regnet.files import STAMP, read_json, whole_path, write_figure, write_json, write_text
 from regnet.tiles.labels import systematic_shift
 from regnet.tiles.options import NoiseOptions
 from regnet.tiles.store import TileStore
@@ -115,8 +115,7 @@ def draw_sweep(table: pd.DataFrame, path: Path) -> None:
     _draw_levels(parts[0], table[table["shift_px"] == 0])
     if not shifted.empty:
         _draw_shifted(parts[1], shifted[shifted["run"] == shifted["run"].iloc[0]])
-    with whole_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_levels(axes: Axes, levels: pd.DataFrame) -> None:
