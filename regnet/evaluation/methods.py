@@ -15,6 +15,7 @@ from regnet.errors import ConfigError, InputError
 from regnet.evaluation.options import EvaluateOptions
 from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.options import ModelOptions
+from regnet.registration.common_shift import common_shift
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Match, Matcher, PatchReader, predict_field
@@ -63,7 +64,8 @@ def make_solver(name: str, store: TileStore, model_path: Path | None, options: E
             raise InputError("there is no trained model; run `regnet train` first, or leave model out of methods")
         model = load_checkpoint(model_path)
         check_channels(model, len(store.fixed_channels), len(store.moving_channels))
-        return _by_windows(NetworkMatcher(model), options.windows)
+        matcher = NetworkMatcher(model)
+        return _by_windows(matcher, options.windows, matcher.pair_spread_px)
     method = find_method(name, options.baselines)
     return _by_windows(_certain(method), options.windows) if name in WINDOWED else method
 
@@ -73,9 +75,12 @@ def _certain(method: Method) -> Matcher:
     return lambda patch: Match(method(patch), np.ones((1, *patch.fixed_valid.shape), np.float32))
 
 
-def _by_windows(matcher: Matcher, windows: WindowOptions) -> Method:
+def _by_windows(matcher: Matcher, windows: WindowOptions, doubt_px: float = 0.0) -> Method:
+    """Solve by windows; a shift of the whole counts if it stands out from `doubt_px`."""
+
     def solve(patch: Patch) -> NDArray[np.float32]:
         shape = patch.fixed_valid.shape
-        return predict_field(matcher, PatchReader(patch), (shape[0], shape[1]), windows).displacement
+        match = predict_field(matcher, PatchReader(patch), (shape[0], shape[1]), windows)
+        return common_shift([match], doubt_px).without_doubtful(match.displacement)
 
     return solve

@@ -107,7 +107,12 @@ class Matcher(nn.Module):
     With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality, a network
     that says how far to trust each kind of evidence where, both shared by all levels, and a shift. How smooth the field
     is to be is not learned but found from the pair itself (`regnet.models.field`), with and without training alike.
+
+    Attributes:
+        pair_spread_px: root mean square length of the shift that the pairs it was trained on had beside their labels.
     """
+
+    pair_spread_px: Tensor
 
     def __init__(self, options: ModelOptions, fixed_channels: int, moving_channels: int) -> None:
         super().__init__()
@@ -122,6 +127,7 @@ class Matcher(nn.Module):
             self.trust = Trust(2 if self.kind else 1, options)
         # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
         self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
+        self.register_buffer("pair_spread_px", torch.zeros(()))
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
         self.register_buffer("finest_offsets", offset_grid(options.finest_radius_px), persistent=False)
 

@@ -43,11 +43,17 @@ class UNet(nn.Module):
 
     Run coarse to fine with the same weights at every level of the pyramid: the network corrects what the coarser levels
     left. The auxiliary head segments moving's first band (building interior) from fixed.
+
+    Attributes:
+        pair_spread_px: root mean square length of the shift that the pairs it was trained on had beside their labels.
     """
+
+    pair_spread_px: Tensor
 
     def __init__(self, options: ModelOptions, fixed_channels: int, moving_channels: int) -> None:
         super().__init__()
         self.options, self.fixed_channels, self.moving_channels = options, fixed_channels, moving_channels
+        self.register_buffer("pair_spread_px", torch.zeros(()))
         base = max(8, options.width // 2)
         widths = [base, base, 2 * base, 2 * base]
         self.encode_fixed = _Encoder(fixed_channels, widths)

@@ -67,6 +67,7 @@ class PairTiles:
 
     Attributes:
         tile_px: side of a tile, px.
+        pairs: the name of the one pair.
     """
 
     name = "the pair"
@@ -74,6 +75,7 @@ class PairTiles:
     def __init__(self, tiles: list[Tile], held_out: list[bool], channels: tuple[list[str], list[str]]) -> None:
         self.manifest: dict[str, Any] = {"tiles": len(tiles)}
         self.fixed_channels, self.moving_channels = channels
+        self.pairs = [tiles[0].pair]
         self.tile_px = tiles[0].structure.shape[0]
         self._tiles, self._held_out = tiles, np.array(held_out, bool)
 

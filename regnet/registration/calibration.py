@@ -27,6 +27,8 @@ COEFFICIENTS = (2.1, -2.33, -1.28, -0.4, 0.4)
 BOUND_90 = 2.45
 """90 % of the errors are below the expected error times this."""
 LEAST_PX, MOST_PX = 0.05, 100.0
+SHIFT_DOUBT, SHIFT_DOUBT_SLOPE, MOST_SHIFT_PX = 4.8, -19.7, 4.0
+"""Of the logarithm of the shift (px) that whole pairs have beside their label, against the fit of their windows."""
 
 
 def features(fine: Tensor, coarse: Tensor, displacement: Tensor, known: Tensor) -> Tensor:
@@ -52,6 +54,15 @@ def features(fine: Tensor, coarse: Tensor, displacement: Tensor, known: Tensor) 
     far = F.interpolate(coarse[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     logs = (far.clamp_min(0) + LEAST_FIT).log(), (rough + LEAST_ROUGHNESS).log()
     return torch.stack((torch.ones_like(far), window.expand_as(far), fine, *logs))
+
+
+def shift_doubt_px(fit: float) -> float:
+    """Shift that a whole pair is found to have though it is in place, root mean square, px.
+
+    Args:
+        fit: mean agreement of its windows at the fine resolution, -1 to 1.
+    """
+    return min(math.exp(SHIFT_DOUBT + SHIFT_DOUBT_SLOPE * fit), MOST_SHIFT_PX)
 
 
 def expected_error(told: Tensor, shape: tuple[int, int]) -> Tensor:

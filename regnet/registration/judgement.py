@@ -11,6 +11,7 @@ from torch import Tensor
 from regnet import displacement
 from regnet.registration.agreement import agreement
 from regnet.registration.calibration import expected_error, features
+from regnet.registration.common_shift import NO_SHIFT, CommonShift, clear_share
 from regnet.registration.windows import Match, Matcher
 from regnet.tiles.patch import Patch
 
@@ -25,8 +26,6 @@ error (px)."""
 CHANNELS = 6
 NEIGHBOURHOOD_PX = 128.0
 """Gaussian neighbourhood over which a displacement is weighed against its error."""
-CLEAR_RATIO = (2.0, 3.0)
-"""Nothing of a displacement is taken below the first multiple of its error, all of it above the second."""
 FADE = 0.2
 """Towards the greatest error that is taken, the displacement fades over this share of it."""
 AFFINE_SIGMA_PX, AFFINE_STEP_PX = 48.0, 8
@@ -34,23 +33,29 @@ AFFINE_SIGMA_PX, AFFINE_STEP_PX = 48.0, 8
 
 
 class JudgedMatcher:
-    """Matches windows and judges what comes of it, whatever the matcher is: network, training-free or another's."""
+    """Matches windows and judges what comes of it, whatever the matcher is: network, training-free or another's.
 
-    def __init__(self, matcher: Matcher) -> None:
-        self._matcher = matcher
+    Args:
+        matcher: of windows.
+        common: the shift of the whole pair; what of it is not believed is taken off, and not judged.
+    """
+
+    def __init__(self, matcher: Matcher, common: CommonShift = NO_SHIFT) -> None:
+        self._matcher, self._common = matcher, common
 
     @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:
         """Match one window; its quality has the channels named above."""
         match = self._matcher(patch)
+        taken = self._common.without_doubtful(match.displacement)
         known = patch.fixed_valid & patch.moving_valid
         found, weight = torch.from_numpy(match.displacement), torch.from_numpy(known)
         told = features(*agreement(patch, found), found, weight)
         error = expected_error(told, known.shape)
-        apart = local_affine_residual(match.displacement, known * match.quality[0])
-        around = neighbourhood(found, error, weight.float(), NEIGHBOURHOOD_PX)
+        apart = local_affine_residual(taken, known * match.quality[0])
+        around = neighbourhood(torch.from_numpy(taken), error, weight.float(), NEIGHBOURHOOD_PX)
         layers = [match.quality[0], error.numpy(), known, apart, *around.numpy()]
-        return Match(match.displacement, np.stack(layers).astype(np.float32))
+        return Match(taken, np.stack(layers).astype(np.float32))
 
 
 def neighbourhood(found: Tensor, error: Tensor, weight: Tensor, sigma_px: float) -> Tensor:
@@ -63,16 +68,14 @@ def taken_share(misalignment: Values, doubt: Values, max_error_px: float) -> Val
     """How much of a displacement is taken, 0 to 1.
 
     Nothing where it is not clearly longer than its expected error or where that is too large, all of it where it is
-    longer by far, and a growing share between the two, so that the field has no steps (firm shrinkage: Gao and Bruce
-    1997).
+    longer by far, and a growing share between the two, so that the field has no steps.
 
     Args:
         misalignment: rms of the displacement found around a place, px.
         doubt: rms of its expected error there, px.
         max_error_px: greatest error at which anything is taken.
     """
-    low, high = CLEAR_RATIO
-    worth = np.clip((misalignment / np.maximum(doubt, 1e-6) - low) / (high - low), 0, 1)
+    worth = clear_share(misalignment, doubt)
     bearable = np.clip((max_error_px - doubt) / (FADE * max_error_px), 0, 1)
     return np.asarray(worth * bearable, np.float32)
 

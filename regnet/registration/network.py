@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.matcher import Matcher
@@ -41,10 +41,16 @@ def load_network(
 
 
 class NetworkMatcher:
-    """Runs a network that maps (fixed, moving, fixed_valid, moving_valid) to a displacement and its confidence."""
+    """Runs a network that maps (fixed, moving, fixed_valid, moving_valid) to a displacement and its confidence.
 
-    def __init__(self, model: nn.Module) -> None:
+    Attributes:
+        pair_spread_px: what the network learned to expect of a shift that a whole pair has beside its labels, root mean
+            square length; 0 where it was not trained on several pairs.
+    """
+
+    def __init__(self, model: Matcher | UNet) -> None:
         self._model = model.eval()
+        self.pair_spread_px = float(model.pair_spread_px)
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import Check, check_errors
+from regnet.registration.common_shift import NO_SHIFT, CommonShift, find_common_shift
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
@@ -80,14 +81,16 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             if options.adapt.enabled:
                 aligned = reader.pulled(overall.affine) if overall.found else reader
                 model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
-            matcher = JudgedMatcher(NetworkMatcher(model))
+            network = NetworkMatcher(model)
+            common = _look_common(reader, network, options, overall)
+            matcher = JudgedMatcher(network, common)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
                     tally, ties = write_field(reader, matcher, options, overall, target, progress)
                 check = _check(reader, matcher, options, overall)
                 points = ties.frame()
-                summary = summarise(tally, overall, reader) | {
+                summary = summarise(tally, overall, common, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
                     "polygons": _move(options, folder),
                     "adapt": adapted,
@@ -105,6 +108,16 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _look_common(
+    reader: PairReader, network: NetworkMatcher, options: RegisterOptions, overall: Overall
+) -> CommonShift:
+    """Look for the shift of the whole pair; what is left beside a similarity that was found is not in doubt."""
+    if overall.found:
+        return NO_SHIFT
+    windows = bounded(options.windows, reader.shape[1], options.memory_mb)
+    return find_common_shift(network, reader.read, reader.shape, windows, network.pair_spread_px)
 
 
 def _check(reader: PairReader, matcher: JudgedMatcher, options: RegisterOptions, overall: Overall) -> Check | None:
@@ -163,7 +176,7 @@ def refuse_own_inputs(options: RegisterOptions, output_dir: Path) -> None:
             raise OutputError(f"{name}: is an input and would be overwritten; choose another output_dir")
 
 
-def summarise(tally: Tally, overall: Overall, reader: PairReader) -> dict[str, Any]:
+def summarise(tally: Tally, overall: Overall, common: CommonShift, reader: PairReader) -> dict[str, Any]:
     """What summary.json says of a registration, lengths in px of the working grid and metres on the ground."""
     gsd_m = reader.gsd_m
     shift, error = quantile(tally.length_px, 0.5), quantile(tally.error_px, 0.5)
@@ -182,6 +195,7 @@ def summarise(tally: Tally, overall: Overall, reader: PairReader) -> dict[str, A
         "width_px": reader.shape[1],
         "height_px": reader.shape[0],
         "global_stage": asdict(overall),
+        "common_shift": asdict(common) | {"share_taken": common.taken},
         "convention": CONVENTION,
         "version": version("regnet"),
     }

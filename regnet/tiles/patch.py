@@ -37,10 +37,12 @@ class Tile(Patch):
     Attributes:
         label_offset: (2, S, S) px, the displacement at which the label says that moving fits fixed.
         true_offset: (2, S, S) px, the displacement at which it does; None where nobody knows.
+        pair: name of the pair that it is of.
     """
 
     label_offset: NDArray[np.float32]
     true_offset: NDArray[np.float32] | None
+    pair: str = ""
 
 
 def displaced(patch: Patch, true: NDArray[np.float32]) -> Patch:

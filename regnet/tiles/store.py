@@ -31,10 +31,12 @@ class TileSource(Protocol):
 
     Attributes:
         manifest: settings and counts that tell it from others.
+        pairs: names of the pairs.
         fixed_channels, moving_channels: names of the channels.
     """
 
     manifest: dict[str, Any]
+    pairs: list[str]
     fixed_channels: list[str]
     moving_channels: list[str]
 
@@ -196,6 +198,7 @@ class TileStore:
             **vars(patch),
             label_offset=np.asarray(self._labels[position], np.float32),
             true_offset=true_offset if known else None,
+            pair=place["pair"],
         )
 
 

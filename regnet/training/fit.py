@@ -25,6 +25,7 @@ from regnet.training.alike import SimilarityTerm
 from regnet.training.curve import draw_curve
 from regnet.training.loss import supervised_loss
 from regnet.training.options import TrainingOptions
+from regnet.training.pair_shifts import PairShifts
 from regnet.training.samples import Batch, TileCache, draw_batches
 from regnet.training.trail import START, Trail
 
@@ -39,6 +40,8 @@ MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS = (
 
 MOST_NORM = 1.0
 """Longer gradients are clipped to this length."""
+VALIDATION_STEP_PX = 4
+"""Validation errors are smooth: one pixel in so many rows and columns is looked at."""
 
 
 @dataclass
@@ -99,6 +102,7 @@ class Fit:
         self.cache = TileCache(store, options.cache_mb)
         self.settings = digest([asdict(model_options), asdict(options), store.manifest])
         self.trail = Trail(folder / CHECKPOINTS)
+        self.shifts = PairShifts(store.pairs, common=options.flips)
         self.progress = Progress()
 
     def run(self) -> None:
@@ -125,6 +129,8 @@ class Fit:
             "validation_epe_px": self.progress.best_epe_px,
             "train_tiles": len(self.train_tiles),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "pair_shifts_px": self.shifts.shifts_px(),
+            "pair_spread_px": self.shifts.spread_px,
             "step_seconds": sum(seconds) / (len(seconds) * self.options.steps),
             "seconds": sum(seconds),
         }
@@ -142,7 +148,12 @@ class Fit:
         # What the model draws in training is an epoch's own, so that a killed run goes on as it would have.
         torch.manual_seed(self.options.seed * 1_000_003 + epoch)
         batches = draw_batches(
-            self.cache, self.train_tiles, self.options, self.options.steps, (self.options.seed, epoch)
+            self.cache,
+            self.train_tiles,
+            self.options,
+            self.options.steps,
+            (self.options.seed, epoch),
+            self.shifts.corrected,
         )
         pairs = np.random.default_rng((self.options.seed, epoch, 1))
         self.model.train()
@@ -160,6 +171,7 @@ class Fit:
     def _step(self, batch: Batch, pairs: np.random.Generator) -> float:
         prediction = self.model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid)
         loss = supervised_loss(prediction, batch, self.options)
+        self.shifts.learn(batch, prediction.displacement)
         if self.alike is not None:
             loss = loss + self.alike(batch, pairs)
         if not torch.isfinite(loss):
@@ -183,12 +195,14 @@ class Fit:
         """Mean end-point error against the labels of the validation tiles, under displacements that never change."""
         own = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.mean)
-        epe_px = validation_epe(self.model, self.cache, self.validation_tiles, self.options)
+        epe_px = validation_epe(self.model, self.cache, self.validation_tiles, self.options, self.shifts.several)
         self.model.load_state_dict(own)
         return epe_px
 
     def _keep(self, row: dict[str, Any]) -> None:
         progress, epoch = self.progress, row["epoch"]
+        for spread in (self.model.pair_spread_px, self.mean["pair_spread_px"]):
+            spread.fill_(self.shifts.spread_px)
         progress.rows.append(row)
         progress.epoch = epoch + 1
         epe_px = row["validation_epe_px"]
@@ -212,6 +226,7 @@ class Fit:
             "mean": self.mean,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "shifts": self.shifts.state(),
         }
         with whole_path(self.folder / STATE) as partial:
             torch.save(state, partial)
@@ -226,6 +241,7 @@ class Fit:
                 self.mean = state["mean"]
                 self.optimiser.load_state_dict(state["optimiser"])
                 self.schedule.load_state_dict(state["schedule"])
+                self.shifts.load(state["shifts"])
                 return
         for name in (MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS):
             remove(self.folder / name)
@@ -233,19 +249,29 @@ class Fit:
 
 @torch.no_grad()
 def validation_epe(
-    model: Matcher | UNet, cache: TileCache, positions: NDArray[np.integer], options: TrainingOptions
+    model: Matcher | UNet,
+    cache: TileCache,
+    positions: NDArray[np.integer],
+    options: TrainingOptions,
+    beside_shifts: bool = False,
 ) -> float:
-    """Mean end-point error against the labels, px, under one fixed draw of displacements and no augmentation."""
+    """Mean end-point error against the labels, px, under one fixed draw of displacements and no augmentation.
+
+    With `beside_shifts` the labels of a pair may all be off alike: its median error is not counted.
+    """
     plain = replace(options, flips=False, photometric=0.0)
     model.eval()
-    total, weight = torch.zeros(()), torch.zeros(())
+    errors: dict[str, list[Tensor]] = {}
     steps = -(-len(positions) // options.batch)
     for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003)):
         predicted: Tensor = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
-        error = (predicted - batch.target).norm(dim=1, keepdim=True)
-        total += (error * batch.target_valid).sum()
-        weight += batch.target_valid.sum()
-    return float(total / weight.clamp_min(1))
+        for pair, error, known in zip(batch.pairs, predicted - batch.target, batch.target_valid[:, 0], strict=True):
+            every = np.s_[..., ::VALIDATION_STEP_PX, ::VALIDATION_STEP_PX]
+            errors.setdefault(pair, []).append(error[every][:, known[every]])
+    of_pairs = [torch.cat(parts, 1) for parts in errors.values()]
+    if beside_shifts:
+        of_pairs = [error - error.median(1, keepdim=True).values for error in of_pairs if error.numel()]
+    return float(torch.cat(of_pairs, 1).norm(dim=0).mean())
 
 
 def train(store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:

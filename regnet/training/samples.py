@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ class Batch:
         target: (B, 2, S, S) px, what the labels say after the random displacement.
         target_valid: (B, 1, S, S) bool, where fixed and the moving pixel that the target points to are valid.
         undisplaced: (B, Cm, S, S) moving before the random displacement.
+        turns: (B, 2, 2), what flips and turns did to displacements.
+        pairs: name of each tile's pair.
     """
 
     fixed: Tensor
@@ -38,6 +40,8 @@ class Batch:
     target: Tensor
     target_valid: Tensor
     undisplaced: Tensor
+    turns: Tensor
+    pairs: tuple[str, ...]
 
 
 class TileCache:
@@ -59,7 +63,12 @@ class TileCache:
 
 
 def draw_batches(
-    cache: TileCache, positions: NDArray[np.integer], options: TrainingOptions, steps: int, seed: tuple[int, ...]
+    cache: TileCache,
+    positions: NDArray[np.integer],
+    options: TrainingOptions,
+    steps: int,
+    seed: tuple[int, ...],
+    correct: Callable[[Tile], Tile] = lambda tile: tile,
 ) -> Iterator[Batch]:
     """Draw `steps` batches; the same seed gives the same batches.
 
@@ -69,6 +78,7 @@ def draw_batches(
         options: sizes and augmentation.
         steps: number of batches.
         seed: e.g. (seed, epoch).
+        correct: what is done to a tile's label before it is drawn.
     """
     generator = np.random.default_rng(seed)
     queue: list[int] = []
@@ -76,7 +86,7 @@ def draw_batches(
         while len(queue) < options.batch:
             queue.extend(int(p) for p in generator.permutation(positions))
         chosen, queue = queue[: options.batch], queue[options.batch :]
-        yield make_batch([cache[position] for position in chosen], options, generator)
+        yield make_batch([correct(cache[position]) for position in chosen], options, generator)
 
 
 def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random.Generator) -> Batch:
@@ -86,7 +96,7 @@ def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random
     `compose(t, label)` gives what pulling moving by the label gives.
     """
     turned = [_turn(tile, generator, options.flips) for tile in tiles]
-    fixed, moving, fixed_valid, moving_valid, label = (torch.stack(parts) for parts in zip(*turned, strict=True))
+    fixed, moving, fixed_valid, moving_valid, label, turns = (torch.stack(parts) for parts in zip(*turned, strict=True))
     drawn = torch.stack([_draw((fixed.shape[-2], fixed.shape[-1]), options, generator) for _ in tiles])
     back = invert(drawn, iterations=12)
     target = compose(drawn, label)
@@ -99,6 +109,8 @@ def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random
         target=target,
         target_valid=fixed_valid & warp_valid(displaced_valid, target),
         undisplaced=moving,
+        turns=turns,
+        pairs=tuple(tile.pair for tile in tiles),
     )
 
 
@@ -111,12 +123,12 @@ def _draw(shape: tuple[int, int], options: TrainingOptions, generator: np.random
 
 
 def _turn(tile: Tile, generator: np.random.Generator, flips: bool) -> tuple[Tensor, ...]:
-    """One of the eight symmetries of the square, applied to the images and, as vectors, to the label."""
+    """One of the eight symmetries of the square, applied to the images and, as vectors, to the label; its matrix."""
     turn = Turn.draw(generator, flips)
     arrays = (tile.fixed, tile.moving, tile.fixed_valid[None], tile.moving_valid[None])
     images = [turn.image(torch.from_numpy(np.ascontiguousarray(array))) for array in arrays]
     label = turn.image(torch.from_numpy(np.ascontiguousarray(tile.label_offset)))
-    return (*images, torch.einsum("ij,jhw->ihw", turn.matrix(), label))
+    return (*images, torch.einsum("ij,jhw->ihw", turn.matrix(), label), turn.matrix())
 
 
 @dataclass(frozen=True)

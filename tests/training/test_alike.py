@@ -38,7 +38,8 @@ def batch(count=3, side=32):
     generator = torch.Generator().manual_seed(1)
     fixed, moving = (torch.randn(count, bands, side, side, generator=generator) for bands in (2, 1))
     valid = torch.ones(count, 1, side, side, dtype=torch.bool)
-    return Batch(fixed, moving, valid, valid, torch.zeros(count, 2, side, side), valid, moving)
+    target, turns = torch.zeros(count, 2, side, side), torch.eye(2).expand(count, 2, 2)
+    return Batch(fixed, moving, valid, valid, target, valid, moving, turns, ("",) * count)
 
 
 @pytest.mark.parametrize("d", [1, 2])
@@ -135,7 +136,8 @@ def test_a_step_down_the_term_makes_tiles_more_alike():
 def test_the_term_s_gradient_on_the_matcher():
     """On one level and in the trust alone, where nothing is cut off from the gradient."""
     model, draws = small("matcher", levels=1).train().double(), batch()
-    draws = Batch(*(part.double() if part.is_floating_point() else part for part in vars(draws).values()))
+    images = ("fixed", "moving", "target", "undisplaced")
+    draws = replace(draws, **{name: getattr(draws, name).double() for name in images})
     term = SimilarityTerm(model, OPTIONS)
 
     def value():

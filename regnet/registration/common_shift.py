@@ -1,0 +1,109 @@
+"""The shift that a whole pair has in common, and how much of it is believed.
+
+Two sensors show the same thing beside each other: radar leans towards the sensor, one product's grid is laid otherwise
+than another's. In pairs that are known to be in place a matcher then finds a shift all the same, as long as several
+pixels, whose size and direction nothing in the pair itself tells. So a shift of the whole pair counts only if it is
+clearly longer than those; what varies within the pair is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regnet.registration.agreement import agreement
+from regnet.registration.calibration import features, shift_doubt_px
+from regnet.registration.options import WindowOptions
+from regnet.registration.windows import Match, Matcher, Reader, layout
+
+Lengths = NDArray[np.floating] | float
+
+MOST_WINDOWS, FEW_WINDOWS, SURE_PX = 12, 3, 0.5
+"""Windows that are looked at, and how many are enough where the doubt is less than this."""
+EVERY = np.s_[:, ::8, ::8]
+LEAST_VALID = 0.25
+"""Windows with a smaller share of data than this are passed over."""
+CLEAR_RATIO = (2.0, 3.0)
+"""Nothing of a displacement is taken below the first multiple of its expected error, all of it above the second."""
+
+
+@dataclass(frozen=True)
+class CommonShift:
+    """The mean displacement of a pair.
+
+    Attributes:
+        found_px: dx, dy.
+        doubt_px: length of the shift that a matcher finds, root mean square, in pairs that are in place.
+    """
+
+    found_px: tuple[float, float] = (0.0, 0.0)
+    doubt_px: float = 0.0
+
+    @property
+    def taken(self) -> float:
+        """The share that is believed, 0 to 1."""
+        return float(clear_share(np.hypot(*self.found_px), self.doubt_px))
+
+    def without_doubtful(self, displacement: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A displacement (2, H, W) of the pair less the share of its common shift that is not believed."""
+        doubtful = np.array([(1 - self.taken) * band for band in self.found_px], np.float32)
+        return displacement - doubtful[:, None, None]
+
+
+NO_SHIFT = CommonShift()
+
+
+def clear_share(length: Lengths, doubt: Lengths) -> NDArray[np.floating]:
+    """How clearly lengths stand out from what they may be wrong by: 0 to 1 (firm shrinkage: Gao and Bruce 1997)."""
+    low, high = CLEAR_RATIO
+    return np.asarray(np.clip((length / np.maximum(doubt, 1e-6) - low) / (high - low), 0, 1))
+
+
+def common_shift(matches: Sequence[Match], doubt_px: float) -> CommonShift:
+    """The mean displacement of matches, weighted by their confidence."""
+    total = sum(float(match.quality[0].sum(dtype=np.float64)) for match in matches)
+    sums = [
+        sum(float((match.displacement[axis] * match.quality[0]).sum(dtype=np.float64)) for match in matches)
+        for axis in (0, 1)
+    ]
+    return CommonShift((sums[0] / total, sums[1] / total), doubt_px) if total > 0 else NO_SHIFT
+
+
+def find_common_shift(
+    matcher: Matcher,
+    read: Reader,
+    shape: tuple[int, int],
+    options: WindowOptions,
+    spread_px: float = 0.0,
+) -> CommonShift:
+    """Look at windows all over a pair for the shift that they have in common, at few of them where it is beyond doubt.
+
+    Args:
+        matcher: a plain one.
+        read: `read(row, col, height, width)`.
+        shape: (H, W) of the pair, px.
+        options: size and overlap of the windows.
+        spread_px: doubt that a model learned from several pairs; 0: it is told from how well the images agree.
+    """
+    (rows, height), (cols, width) = (layout(side, options) for side in shape)
+    corners = [(row, col) for row in rows for col in cols]
+    order = np.random.default_rng(0).permutation(len(corners))[:MOST_WINDOWS]
+    matches: list[Match] = []
+    fits: list[float] = []
+    for corner in order:
+        row, col = corners[corner]
+        patch = read(row, col, height, width)
+        known = patch.fixed_valid & patch.moving_valid
+        if known.mean() < LEAST_VALID:
+            continue
+        match = matcher(patch)
+        found = torch.from_numpy(match.displacement)
+        fits.append(float(features(*agreement(patch, found), found, torch.from_numpy(known))[1].mean()))
+        matches.append(Match(match.displacement[EVERY], (match.quality[:1] * known)[EVERY]))
+        if not spread_px and len(matches) >= FEW_WINDOWS and shift_doubt_px(float(np.mean(fits))) < SURE_PX:
+            break
+    return common_shift(matches, spread_px or shift_doubt_px(float(np.mean(fits)))) if matches else NO_SHIFT

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from regnet.registration import common_shift as module
+from regnet.registration.common_shift import CommonShift, clear_share, common_shift, find_common_shift
+from regnet.registration.options import WindowOptions
+from regnet.registration.windows import Match, PatchReader
+from regnet.tiles.patch import Patch
+
+SHAPE = (96, 160)
+OPTIONS = WindowOptions(window_px=64, overlap_px=16)
+
+
+def field(dx, dy, shape=SHAPE):
+    return np.stack([np.full(shape, value, np.float32) for value in (dx, dy)])
+
+
+def pair(shape=SHAPE, valid=None, seed=0):
+    image = np.random.default_rng(seed).standard_normal((1, *shape)).astype(np.float32)
+    valid = np.ones(shape, bool) if valid is None else valid
+    return Patch(image, image, valid, valid, valid)
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(1.9, 0.0), (2.5, 0.5), (3.1, 1.0)])
+def test_a_shift_is_believed_as_far_as_it_stands_out(ratio, share):
+    shift = CommonShift((0.6 * ratio, -0.8 * ratio), doubt_px=1.0)
+    assert np.isclose(shift.taken, share, atol=1e-6)
+    varying = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
+    left = shift.without_doubtful(varying + field(*shift.found_px))
+    assert np.allclose(left, varying + share * field(*shift.found_px), atol=1e-5)
+
+
+def test_without_doubt_nothing_is_taken_off():
+    assert CommonShift((0.3, 0.0), 0.0).taken == 1
+    assert np.array_equal(module.NO_SHIFT.without_doubtful(field(3, 4)), field(3, 4))
+
+
+def test_lengths_and_doubts_of_a_map():
+    assert np.allclose(clear_share(np.array([1.0, 5.0, 9.0]), np.array([1.0, 2.0, 3.0])), [0, 0.5, 1])
+
+
+def test_the_mean_is_by_confidence():
+    found = field(1, 1)
+    found[:, :, 80:] = 5
+    sure = np.ones((1, *SHAPE), np.float32)
+    sure[:, :, 80:] = 3
+    assert np.allclose(common_shift([Match(found, sure)], 1.0).found_px, (4, 4))
+    assert common_shift([Match(found, 0 * sure)], 1.0) == module.NO_SHIFT
+
+
+def test_windows_all_over_the_pair_are_looked_at_where_the_images_agree_badly():
+    """Every window answers by where it lies; other noise agrees with nothing."""
+    patch, other = pair(), pair(seed=1)
+    patch = Patch(patch.fixed, other.moving, patch.fixed_valid, patch.moving_valid, patch.structure)
+    asked = []
+
+    def read(row, col, height, width):
+        asked.append((row, col))
+        return PatchReader(patch)(row, col, height, width)
+
+    def matcher(window):
+        row, col = asked[-1]
+        return Match(field(row, col, window.structure.shape), np.ones((1, *window.structure.shape), np.float32))
+
+    found = find_common_shift(matcher, read, SHAPE, OPTIONS)
+    assert sorted(asked) == [(row, col) for row in (0, 32) for col in (0, 48, 96)]
+    assert np.allclose(found.found_px, (16, 48))
+    assert found.doubt_px > 2
+
+
+def test_few_windows_do_where_the_images_agree_well():
+    count = 0
+
+    def matcher(window):
+        nonlocal count
+        count += 1
+        return Match(field(0, 0, window.structure.shape), np.ones((1, *window.structure.shape), np.float32))
+
+    found = find_common_shift(matcher, PatchReader(pair()), SHAPE, OPTIONS)
+    assert count == module.FEW_WINDOWS
+    assert found.doubt_px < module.SURE_PX
+    learned = find_common_shift(matcher, PatchReader(pair()), SHAPE, OPTIONS, spread_px=1.5)
+    assert learned.doubt_px == 1.5
+
+
+def test_a_pair_without_common_ground_has_no_shift():
+    nothing = pair(valid=np.zeros(SHAPE, bool))
+    assert find_common_shift(lambda _: pytest.fail(), PatchReader(nothing), SHAPE, OPTIONS) == module.NO_SHIFT
