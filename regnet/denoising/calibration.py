@@ -1,85 +1,121 @@
-"""A predicted factor set right by a few more trainings, which need no truth.
+"""A predicted factor set right by a few more trainings, which need no truth, and how far off it may still be.
 
-The smoother of one training leaves out that other noise would have led the training along other kernels. Training K
-times more, each time on labels drawn anew around the first training's predictions (parametric bootstrap, Efron 1979),
-shows what noise of known size does. The variance seen at each tile has few degrees of freedom; the smoother's own
-prediction tells tiles apart but not how large the whole is. So the variances seen are shrunk towards a trend of them
-on the predicted ones, as far as they scatter no more around it than their degrees of freedom explain: Smyth 2004,
-"Linear models and empirical Bayes methods", section 6, with a prior that follows a trend.
+A smoother tells tiles apart, but says too little of the noise as a whole: noise also moves the kernels along which the
+training goes. Training K times more, each on labels drawn anew around the first training's predictions (parametric
+bootstrap, Efron 1979), shows what noise of known size does. Of that a single number is taken, by which the odds of
+the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares of its labels obey that law
+when its strength changes, and no prediction keeps more noise than its label has. The number is the one by which the
+smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them; what is particular to
+the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they are too uncertain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 
 from regnet.denoising.operators import Array
 from regnet.denoising.trajectory import falling_root
-from regnet.denoising.validation import true_factor
+from regnet.denoising.validation import halvings, true_factor
 
-_LEAST_FREEDOM, _MOST_FREEDOM = 0.1, 1e4  # of the prior; at the upper end the trend alone counts
+Pool = Callable[[Array], Array]
+"""Makes factors of regions from factors (n,) of tiles."""
+
+LEAST_RETRAININGS = 4
+"""Two in each half are needed to tell the model's error from chance."""
+_LEAST, _MOST = 1e-4, 1e4  # range of the number
 
 
 @dataclass(frozen=True)
 class Retrainings:
-    """A training and K more of it on other labels of the same tiles.
+    """K more trainings of the same tiles on labels around one answer.
 
     Attributes:
-        labels: (1 + K, n, d) px, the first training's own in front.
-        predictions: (1 + K, n, d) px after training.
+        noise: (K, n, d) px, labels less that answer.
+        predictions: (K, n, d) px after training.
     """
 
-    labels: Array
+    noise: Array
     predictions: Array
 
-    def first(self, k: int) -> Retrainings:
-        """The training and the first k of the others."""
-        return Retrainings(self.labels[: k + 1], self.predictions[: k + 1])
+    def __len__(self) -> int:
+        return len(self.noise)
 
-    @property
-    def more(self) -> int:
-        """K."""
-        return len(self.labels) - 1
+    def take(self, chosen: Array | slice) -> Retrainings:
+        """Some of them."""
+        return Retrainings(self.noise[chosen], self.predictions[chosen])
 
     def spread(self) -> Array:
-        """Standard deviation of every prediction over that of the labels, (n,), with K d degrees of freedom."""
-        return true_factor(self.predictions, self.labels)
+        """Standard deviation of every prediction over that of the noise, (n,)."""
+        return true_factor(self.predictions, self.noise)
 
 
-def calibrate(factor: Array, seen: Retrainings) -> Array:
-    """Set a predicted factor right by retrainings.
+@dataclass(frozen=True)
+class Calibration:
+    """A predicted factor and the retrainings that set it right.
 
-    Args:
-        factor: (n,) as predicted.
-        seen: the training that it was predicted for, and K more.
-
-    Returns:
-        (n,): the root of the posterior mean of the variance. Tiles that nothing moves keep what was predicted.
+    Attributes:
+        predicted: (n,) as the smoother predicts.
+        seen: the retrainings.
+        foretold: (K, n, d) px, what the smoother makes of their noise.
     """
-    spread, outputs = seen.spread(), seen.labels.shape[-1]
-    known = (factor > 0) & (spread > 0)
-    result = factor.copy()
-    if known.sum() > 2:
-        result[known] = np.sqrt(_shrunken(spread[known] ** 2, factor[known] ** 2, seen.more * outputs))
+
+    predicted: Array
+    seen: Retrainings
+    foretold: Array
+
+    @cached_property
+    def odds_ratio(self) -> float:
+        """By what the odds are multiplied."""
+        return self._odds_ratio(np.arange(len(self.seen)))
+
+    @property
+    def factor(self) -> Array:
+        """Set right, (n,)."""
+        return with_odds(self.predicted, self.odds_ratio)
+
+    def error(self, pool: Pool | None = None) -> Array:
+        """Standard deviation of the logarithm of the true factor over `factor`, by tile or by region.
+
+        It has two parts. The number of the odds would be another with other retrainings: jackknife. And the smoother
+        is wrong about single tiles: halves of the retrainings are off from it independently but for that, so that its
+        variance is the covariance of the two, over tiles, of the logarithms of seen over predicted.
+
+        Args:
+            pool: by region; None: by tile.
+
+        Returns:
+            (n,) or (regions,); NaN where nothing moves the predictions.
+        """
+        places, pooled = np.arange(len(self.seen)), pool or (lambda factor: factor)
+        known = (pooled(self.predicted) > 0) & (pooled(self.seen.spread()) > 0)
+
+        def logs(factor: Array) -> Array:
+            result: Array = np.log(pooled(factor)[known])
+            return result
+
+        rest = [self._odds_ratio(np.delete(places, place)) for place in places]
+        chance = (len(places) - 1) * np.var([logs(with_odds(self.predicted, ratio)) for ratio in rest], axis=0)
+        base = logs(self.factor)
+        model = 0.0
+        if known.sum() > 1:
+            halves = [[logs(self.seen.take(half).spread()) - base for half in two] for two in halvings(len(places))]
+            model = float(np.mean([np.cov(np.stack(two))[0, 1] for two in halves]))
+        result = np.full(known.shape, np.nan)
+        result[known] = np.sqrt(chance + max(model, 0.0))
+        return result
+
+    def _odds_ratio(self, chosen: Array) -> float:
+        seen = float(self.seen.take(chosen).spread().mean())
+        foretold = true_factor(self.foretold[chosen], self.seen.noise[chosen])
+        return falling_root(lambda ratio: seen - float(with_odds(foretold, ratio).mean()), _LEAST, _MOST)
+
+
+def with_odds(factor: Array, ratio: float) -> Array:
+    """Multiply the odds `f^2 / (1 - f^2)` of factors, at most 1, by a number."""
+    squared = np.minimum(factor, 1.0) ** 2
+    result: Array = np.sqrt(ratio * squared / (1 + (ratio - 1) * squared))
     return result
-
-
-def _shrunken(variance: Array, predicted: Array, freedom: int) -> Array:
-    """Posterior mean of n variances seen with some degrees of freedom each, given a trend on the predicted ones."""
-    bias, scatter = _log_moments(freedom)
-    seen = np.log(variance) - bias
-    design = np.stack((np.ones_like(seen), np.log(predicted)), axis=1)
-    trend = design @ np.linalg.lstsq(design, seen, rcond=None)[0]
-    beyond = float(((seen - trend) ** 2).sum()) / (len(seen) - 2) - scatter
-    prior = falling_root(lambda value: _log_moments(value)[1] - beyond, _LEAST_FREEDOM, _MOST_FREEDOM)
-    centre = np.exp(trend + _log_moments(prior)[0])
-    result: Array = (prior * centre + freedom * variance) / (prior + freedom)
-    return result
-
-
-def _log_moments(freedom: float) -> tuple[float, float]:
-    """Mean and variance of the logarithm of a chi-square variable over its degrees of freedom."""
-    half = torch.tensor(freedom / 2, dtype=torch.float64)
-    return float(torch.special.digamma(half) - half.log()), float(torch.special.polygamma(1, half))

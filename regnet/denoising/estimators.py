@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from regnet.denoising.along import Along
-from regnet.denoising.calibration import Retrainings, calibrate
+from regnet.denoising.calibration import LEAST_RETRAININGS, Calibration, Pool, Retrainings
 from regnet.denoising.factor import denoising_factor, mean_weights
 from regnet.denoising.operators import Array, DenseKernel
-from regnet.denoising.smoother import KINDS, DenseSmoother, Smoother, choose_smoother
+from regnet.denoising.smoother import KINDS, Smoother, choose_smoother
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 
 TRAINING = "training's own flow"
 TRAINING_SCALED = "training's own flow, time from the residuals"
+BEST = "ridge, mean kernel, Adam's metric"
+"""What `denoise` takes if nothing else is asked for, and what retrainings set right."""
 CONSTANT = "constant, 1 / sqrt(n)"
 PAPER = "kernel mean (paper), last checkpoint"
 
@@ -30,6 +32,7 @@ class Estimate:
         weights: (n, d, n, d), row i says how prediction i is made of the labels; None where nothing is said of it.
         strength: amount of smoothing that was chosen without the truth; NaN where there is none.
         trainings: how many trainings it takes.
+        calibration: what set its factor right, if it was.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Estimate:
     weights: Array | None
     strength: float = float("nan")
     trainings: int = 1
+    calibration: Calibration | None = None
 
     def apply(self, values: Array) -> Array:
         """What the weights make of noise (n, d)."""
@@ -44,10 +48,14 @@ class Estimate:
         result: Array = np.einsum("iajb,jb->ia", self.weights, values, optimize=True)
         return result
 
+    def error(self, pool: Pool | None = None) -> Array | None:
+        """As `Calibration.error`; None where the estimator states none."""
+        return self.calibration.error(pool) if self.calibration else None
+
 
 def calibrated_name(retrainings: int) -> str:
-    """Name of the training's own flow after so many retrainings."""
-    return f"{TRAINING}, calibrated by {retrainings} more" if retrainings else TRAINING
+    """Name of the best estimator after so many retrainings."""
+    return f"{BEST}, calibrated by {retrainings} more"
 
 
 def kernels_of(along: Along) -> dict[str, DenseKernel]:
@@ -70,7 +78,7 @@ def all_estimates(
         along: its kernels and readouts, first to last checkpoint.
         kernels: those that `kernels_of` gives for it.
         labels: (n, d) px that it was trained on.
-        retrainings: set the factor right; estimates with 1, 2, 4 ... and all of them are given.
+        retrainings: set the factor of the best one right; estimates with 4, 8, 16 ... and all of them are given.
     """
     start, end = along.values[0], along.values[-1]
     n, outputs = labels.shape
@@ -82,18 +90,20 @@ def all_estimates(
     way = stretches(along.adam, [2 / n * rate for rate in along.rates])
     scaled = follow(way, outputs, choose_scale(way, labels - start, end - start))
     own = follow(way, outputs)
-    return [*found, _by_smoother(TRAINING_SCALED, scaled), _by_smoother(TRAINING, own), *_calibrated(own, retrainings)]
+    best = next(estimate for estimate in found if estimate.name == BEST)
+    found += [_by_smoother(TRAINING_SCALED, scaled), _by_smoother(TRAINING, own)]
+    return [*found, *_calibrated(best, retrainings)]
 
 
-def _calibrated(own: DenseSmoother, retrainings: Retrainings) -> list[Estimate]:
-    factor, weights = own.factor(), own.weights()
-    steps = [2**power for power in range(16) if 2**power < retrainings.more]
-    found = [
-        Estimate(calibrated_name(k), calibrate(factor, retrainings.first(k)), weights, own.strength, 1 + k)
-        for k in (*steps, retrainings.more)
-    ]
-    alone = f"spread of {1 + retrainings.more} trainings, no smoother"
-    return [*found, Estimate(alone, retrainings.spread(), None, trainings=1 + retrainings.more)]
+def _calibrated(best: Estimate, retrainings: Retrainings) -> list[Estimate]:
+    doubled = [LEAST_RETRAININGS * 2**power for power in range(12)]
+    foretold = np.stack([best.apply(draw) for draw in retrainings.noise])
+    found = []
+    for k in (*(k for k in doubled if k < len(retrainings)), len(retrainings)):
+        own = Calibration(best.factor, retrainings.take(slice(k)), foretold[:k])
+        found.append(replace(best, name=calibrated_name(k), factor=own.factor, trainings=1 + k, calibration=own))
+    alone = f"spread of {len(retrainings)} more trainings, no smoother"
+    return [*found, Estimate(alone, retrainings.spread(), None, trainings=1 + len(retrainings))]
 
 
 def _by_smoother(name: str, found: Smoother) -> Estimate:

@@ -136,13 +136,13 @@ def retrain(
         folder: of the replicas; retrainings that it does not hold yet are trained.
     """
     first = replicas.predictions[0]
-    labels, predictions = [tiles.offset.double().numpy() + replicas.noise[0]], [first]
+    noise, predictions = [], []
     for place in tqdm(range(options.retrainings), desc="retrainings"):
         drawn = np.random.default_rng((options.seed, 5, place)).normal(0, options.noise_sigma_px, first.shape)
-        labels.append(first + drawn)
+        noise.append(drawn)
         path = folder / f"retraining_{place:02d}.npy"
-        predictions.append(_trained(path, tiles, labels[-1], model_options, options))
-    return Retrainings(np.stack(labels), np.stack(predictions))
+        predictions.append(_trained(path, tiles, first + drawn, model_options, options))
+    return Retrainings(np.stack(noise), np.stack(predictions))
 
 
 def _trained(

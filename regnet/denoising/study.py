@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along
+from regnet.denoising.calibration import Pool
 from regnet.denoising.estimators import PAPER, Estimate, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.maps import grid_cells
 from regnet.denoising.operators import Array, DenseKernel
@@ -25,6 +27,7 @@ from regnet.denoising.validation import (
     noise_transfer,
     normal_quantile,
     true_factor,
+    true_scatter,
 )
 from regnet.files import whole_path, write_figure
 from regnet.models import ModelOptions
@@ -57,7 +60,7 @@ class Study:
 
     @property
     def best(self) -> str:
-        """Name of the estimate that has everything: the training's own flow, set right by all retrainings."""
+        """Name of the estimate that has everything: the best estimator, set right by all retrainings."""
         return calibrated_name(self.options.retrainings)
 
 
@@ -67,7 +70,7 @@ def compare_estimators(
     """Train replicas, predict their denoising from the first of them, and compare.
 
     Writes `replicas/` (a killed study goes on behind the last one), `estimators.csv` (a row an estimator),
-    `tiles.parquet` and `regions.csv` (true and predicted factors), `factors.png` and `estimators.png`.
+    `tiles.parquet` and `regions.csv` (true and predicted factors, 90 % intervals), `factors.png` and `estimators.png`.
 
     Raises:
         InputError: too few tiles.
@@ -77,10 +80,11 @@ def compare_estimators(
     retrainings = retrain(tiles, replicas, model_options, options, folder / "replicas")
     along = kernels_along(replicas.trail, tiles.batches, plain=True)
     kernels = kernels_of(along)
-    estimates = all_estimates(along, kernels, retrainings.labels[0], retrainings)
+    labels = tiles.offset.double().numpy() + replicas.noise[0]
+    estimates = all_estimates(along, kernels, labels, retrainings)
     true = true_factor(replicas.predictions, replicas.noise)
     regions = _regions(tiles, store.tile_px, options)
-    table = pd.DataFrame([_row(estimate, replicas, true, regions) for estimate in estimates])
+    table = pd.DataFrame(_rows(estimates, replicas, regions))
     study = Study(tiles, replicas, regions, kernels, estimates, table, along.values[0], options)
     _write(study, true, folder)
     return study
@@ -119,9 +123,8 @@ def _write(study: Study, true: Array, folder: Path) -> None:
     with whole_path(folder / "estimators.csv") as partial:
         study.table.to_csv(partial, index=False, float_format="%.4g")
     with whole_path(folder / "tiles.parquet") as partial:
-        columns = {"true_factor": true} | {f"factor: {one.name}": one.factor for one in study.estimates}
         rows = study.tiles.rows[["tile_id", "pair", "region", "row", "col", "geometry"]]
-        rows.assign(**columns).to_parquet(partial)
+        rows.assign(true_factor=true, **_predicted(study.estimates)).to_parquet(partial)
     with whole_path(folder / "regions.csv") as partial:
         by_region.to_csv(partial)
     _draw_factors(folder / "factors.png", study, true, by_region)
@@ -141,64 +144,68 @@ def _region_factors(factor: Array, regions: NDArray[np.str_]) -> pd.Series:
     return squared[squared.index != ""].pow(0.5)
 
 
+def _pool(regions: NDArray[np.str_]) -> Pool:
+    """Makes factors of regions, in the order of their names, from those of tiles."""
+    return lambda factor: _region_factors(factor, regions).to_numpy(dtype=np.float64)
+
+
+def _predicted(estimates: list[Estimate], regions: NDArray[np.str_] | None = None) -> dict[str, Array]:
+    """Factors of all estimators by tile, or by region, and the ends of the 90 % intervals of those that state them."""
+    pool, columns = _pool(regions) if regions is not None else None, {}
+    for one in estimates:
+        columns[f"factor: {one.name}"] = factor = pool(one.factor) if pool else one.factor
+        error = one.error(pool)
+        if error is not None:
+            reach = np.exp(normal_quantile(COVERAGE) * error)
+            columns |= {f"low: {one.name}": factor / reach, f"high: {one.name}": factor * reach}
+    return columns
+
+
 def _by_region(estimates: list[Estimate], true: Array, regions: NDArray[np.str_]) -> pd.DataFrame:
-    columns = {"true_factor": _region_factors(true, regions)}
-    columns |= {f"factor: {one.name}": _region_factors(one.factor, regions) for one in estimates}
-    table = pd.DataFrame(columns).rename_axis("region")
+    table = _region_factors(true, regions).to_frame("true_factor").rename_axis("region")
     table.insert(0, "tiles", pd.Series(regions).value_counts().reindex(table.index))
-    return table
+    return table.assign(**_predicted(estimates, regions))
 
 
-def _row(estimate: Estimate, replicas: Replicas, true: Array, regions: NDArray[np.str_]) -> dict[str, Any]:
-    known = np.isfinite(estimate.factor)
-    check = check_factor(estimate.factor[known], true[known], len(replicas.noise))
-    predicted_region, true_region = (_region_factors(values, regions).to_numpy() for values in (estimate.factor, true))
-    region = check_factor(predicted_region, true_region, len(replicas.noise))
-    return {
-        "estimator": estimate.name,
-        "trainings": estimate.trainings,
-        "strength": estimate.strength,
-        "noise_transfer": float("nan")
-        if estimate.weights is None
-        else noise_transfer(estimate.apply, replicas.predictions, replicas.noise),
-        **{key: value for key, value in asdict(check).items() if key != "true_mean"},
-        "region_spearman": region.spearman,
-        "region_slope": region.slope,
-        "region_coverage": _region_coverage(predicted_region, true_region, replicas, regions),
-    }
-
-
-def _region_coverage(predicted: Array, true: Array, replicas: Replicas, regions: NDArray[np.str_]) -> float:
-    """Share of the regions whose prediction lies in the 90 % interval of the true factor.
-
-    The tiles of a region move together, so that the scatter of its true factor is found by leaving out one replica
-    after the other (jackknife of the logarithm).
-    """
-    count = len(replicas.noise)
-    if count < 3:
-        return float("nan")
-    rest = [np.delete(np.arange(count), left_out) for left_out in range(count)]
-    logs = np.log([_region_factors(true_factor(replicas.predictions[r], replicas.noise[r]), regions) for r in rest])
-    scatter = np.sqrt((count - 1) * logs.var(0))
-    return float((np.abs(np.log(predicted / true)) <= normal_quantile(COVERAGE) * scatter).mean())
+def _rows(estimates: list[Estimate], replicas: Replicas, regions: NDArray[np.str_]) -> Iterator[dict[str, Any]]:
+    """Scores of every estimator, by tile and by region."""
+    drawn, pool = (replicas.predictions, replicas.noise), _pool(regions)
+    true, scatter, region_scatter = true_factor(*drawn), true_scatter(*drawn), true_scatter(*drawn, pool)
+    for one in estimates:
+        known = np.isfinite(one.factor)
+        check = check_factor(one.factor[known], true[known], one.error(), scatter)
+        region = check_factor(pool(one.factor), pool(true), one.error(pool), region_scatter)
+        yield {
+            "estimator": one.name,
+            "trainings": one.trainings,
+            "strength": one.strength,
+            "noise_transfer": float("nan") if one.weights is None else noise_transfer(one.apply, *drawn),
+            **{key: value for key, value in asdict(check).items() if key != "true_mean"},
+            "region_spearman": region.spearman,
+            "region_slope": region.slope,
+            "region_coverage": region.coverage,
+        }
 
 
 def _draw_factors(path: Path, study: Study, true: Array, by_region: pd.DataFrame) -> None:
-    """True factors against those predicted by the training's own flow, set right, and by the paper."""
+    """True factors against those predicted by the best estimator, set right, with its intervals, and by the paper."""
     figure = Figure(figsize=(8, 7.8), layout="constrained")
-    factors = {one.name: one.factor for one in study.estimates}
+    by_tile = pd.DataFrame({"true_factor": true, **_predicted(study.estimates)})
     for row, name in zip(figure.subplots(2, 2), (study.best, PAPER), strict=True):
-        _scatter(row[0], factors[name], true, f"{name}\ntiles", 4)
-        _scatter(row[1], by_region[f"factor: {name}"], by_region["true_factor"], f"{name}\nregions", 18)
+        _scatter(row[0], by_tile, name, "tiles", 4)
+        _scatter(row[1], by_region, name, "regions", 18)
     write_figure(path, figure)
 
 
-def _scatter(axes: Axes, predicted: Array | pd.Series, true: Array | pd.Series, title: str, size: int) -> None:
+def _scatter(axes: Axes, table: pd.DataFrame, name: str, what: str, size: int) -> None:
+    predicted, true = table[f"factor: {name}"], table["true_factor"]
     most = 1.05 * float(max(np.nanmax(predicted), np.nanmax(true)))
     axes.plot([0, most], [0, most], color="tab:gray", linewidth=1)
     axes.scatter(predicted, true, s=size, alpha=0.6, linewidths=0)
+    if f"low: {name}" in table:
+        axes.hlines(true, table[f"low: {name}"], table[f"high: {name}"], linewidth=size / 18, alpha=0.4)
     axes.set(xlim=(0, most), ylim=(0, most), aspect="equal", xlabel="predicted factor", ylabel="true factor")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(f"{name}\n{what}", fontsize=9)
 
 
 def _draw_estimators(path: Path, table: pd.DataFrame) -> None:

@@ -7,14 +7,16 @@ transfer is in the manner of the linear datamodelling score (Park et al., TRAK, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regnet.denoising.operators import Array
 
 COVERAGE = 0.9
+_SPLITS = 100
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class FactorCheck:
     Attributes:
         spearman: rank correlation over tiles.
         slope: of true on predicted, through the origin: 1 is right, 3 is three times too small a prediction.
-        coverage: share of tiles whose true factor lies in the 90 % interval that the prediction and the number of
-            replicas imply.
+        coverage: share of tiles whose true factor lies in the 90 % interval that the estimator's stated error and the
+            number of replicas imply; NaN where it states none.
         predicted_mean: mean over tiles.
         true_mean: mean over tiles.
     """
@@ -57,24 +59,59 @@ def true_factor(predictions: Array, noise: Array) -> Array:
     return factor
 
 
-def check_factor(predicted: Array, true: Array, replicas: int, outputs: int = 2) -> FactorCheck:
+def check_factor(predicted: Array, true: Array, error: Array | None = None, scatter: float = 0.0) -> FactorCheck:
     """Compare factors of tiles or regions, (n,) each.
 
-    The true factor is itself an estimate: its square follows a chi-square law with (R - 1) d degrees of freedom over
-    them. The interval for the coverage takes the law's quantiles around the prediction.
+    Args:
+        predicted: factors.
+        true: those that replicas show.
+        error: (n,) standard deviation of the logarithm of the ratio of the two, as the estimator states it.
+        scatter: variance of the logarithm of the true factors that the number of replicas leaves; NaN: not known.
     """
-    low, high = chi_square_quantiles((replicas - 1) * outputs, COVERAGE)
-    ratio = (true / np.maximum(predicted, np.finfo(float).tiny)) ** 2
+    coverage = float("nan")
+    if error is not None and np.isfinite(scatter):
+        half_width = normal_quantile(COVERAGE) * np.sqrt(error**2 + scatter)
+        with np.errstate(divide="ignore"):
+            coverage = float((np.abs(np.log(true) - np.log(predicted)) <= half_width).mean())
     return FactorCheck(
         spearman=spearman(predicted, true),
         slope=float(predicted @ true / max(float(predicted @ predicted), np.finfo(float).tiny)),
-        coverage=float(((ratio >= low) & (ratio <= high)).mean()),
+        coverage=coverage,
         predicted_mean=float(predicted.mean()),
         true_mean=float(true.mean()),
     )
 
 
-def attainable_spearman(predictions: Array, noise: Array, seed: int = 0, splits: int = 100) -> float:
+def halvings(count: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Split so many trainings at random into two halves, again and again; of an odd number one half has one more."""
+    rng = np.random.default_rng(0)
+    for _ in range(_SPLITS):
+        order = rng.permutation(count)
+        yield order[: count // 2], order[count // 2 :]
+
+
+def true_scatter(predictions: Array, noise: Array, pool: Callable[[Array], Array] | None = None) -> float:
+    """Variance of the logarithm of a true factor that R replicas leave, mean over tiles or regions; NaN if R < 4.
+
+    No law of the predictions is assumed: they are far from normal, and a tile's two components differ in size. What
+    halves of the replicas differ by tells it.
+
+    Args:
+        predictions: (R, n, d) px.
+        noise: (R, n, d) px.
+        pool: makes factors of regions from those of tiles; None: by tile.
+    """
+    if len(predictions) < 4:
+        return float("nan")
+    found = []
+    for halves in halvings(len(predictions)):
+        factors = (true_factor(predictions[half], noise[half]) for half in halves)
+        first, second = (np.log(pool(factor) if pool else factor) for factor in factors)
+        found.append(np.mean((first - second) ** 2))
+    return float(np.mean(found) / 4)
+
+
+def attainable_spearman(predictions: Array, noise: Array) -> float:
     """Rank correlation that a perfect prediction of the factor would reach against R replicas.
 
     The true factor is known up to its own scatter. Its reliability follows from halves of the replicas by the formula
@@ -83,17 +120,13 @@ def attainable_spearman(predictions: Array, noise: Array, seed: int = 0, splits:
     Args:
         predictions: (R, n, d) px.
         noise: (R, n, d) px.
-        seed: of the halves.
-        splits: number of halvings that are averaged.
     """
-    rng, replicas = np.random.default_rng(seed), len(predictions)
-    if replicas < 4:
+    if len(predictions) < 4:
         return float("nan")
-    found = []
-    for _ in range(splits):
-        order = rng.permutation(replicas)
-        halves = (order[: replicas // 2], order[replicas // 2 :])
-        found.append(spearman(*(true_factor(predictions[half], noise[half]) for half in halves)))
+    found = [
+        spearman(*(true_factor(predictions[half], noise[half]) for half in halves))
+        for halves in halvings(len(predictions))
+    ]
     between = max(float(np.mean(found)), 0.0)
     return float(np.sqrt(2 * between / (1 + between)))
 
@@ -120,13 +153,6 @@ def correlation(a: Array, b: Array) -> float:
     a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / size if size > 0 else float("nan")
-
-
-def chi_square_quantiles(freedom: int, coverage: float) -> tuple[float, float]:
-    """Central quantiles of chi-square over its degrees of freedom (Wilson and Hilferty 1931)."""
-    spread, normal = 2 / (9 * freedom), normal_quantile(coverage)
-    low, high = (max(1 - spread + sign * normal * spread**0.5, 0.0) ** 3 for sign in (-1, 1))
-    return low, high
 
 
 def normal_quantile(coverage: float) -> float:

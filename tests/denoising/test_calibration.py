@@ -1,70 +1,105 @@
-"""Factors set right by retrainings: against variances that are known."""
+"""Factors set right by retrainings, and what is said of their error: against worlds that are known."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scipy.special import digamma, polygamma
 
-from regnet.denoising.calibration import Retrainings, _log_moments, calibrate
-from regnet.denoising.validation import spearman
-
-N = 3000
+from regnet.denoising.calibration import Calibration, Retrainings, with_odds
+from regnet.denoising.operators import Array
+from regnet.denoising.validation import check_factor, true_factor, true_scatter
 
 
-def world(more, power=1.0, scale=1.4, scatter=0.0, seed=0):
-    """True factors, those predicted (off by a scale, a power and scatter), and retrainings."""
+@dataclass(frozen=True)
+class World:
+    """Tiles whose true factors are those of a smoother but for a number and a scatter, and trainings of them."""
+
+    predicted: Array
+    true: Array
+    seed: int
+
+    def train(self, times, salt=0, follows=0.7):
+        """Noise, predictions and what the smoother makes of the noise; the predictions are far from normal."""
+        rng = np.random.default_rng((self.seed, salt))
+        noise = 2.0 * rng.normal(size=(times, len(self.true), 2))
+        other = 2.0 * rng.laplace(scale=0.5**0.5, size=noise.shape)
+        moved = self.true[:, None] * (follows * noise + (1 - follows**2) ** 0.5 * other)
+        return noise, 3 + moved, self.predicted[:, None] * noise
+
+
+def world(n=400, ratio=4.0, scatter=0.0, seed=0):
     rng = np.random.default_rng(seed)
-    predicted = np.exp(rng.normal(-1.5, 0.4, N))
-    true = scale * predicted**power * np.exp(scatter * rng.normal(size=N))
-    labels = rng.normal(0, 2.0, (1 + more, N, 2))
-    predictions = 3 + 2.0 * true[:, None] * rng.normal(size=(1 + more, N, 2))
-    return true, predicted, Retrainings(labels, predictions)
+    predicted = np.minimum(np.exp(rng.normal(-2.5, 0.6, n)), 0.9)
+    return World(predicted, with_odds(predicted, ratio) * np.exp(scatter * rng.normal(size=n)), seed)
 
 
-@pytest.mark.parametrize("more", [1, 2, 8])
-def test_a_wrong_scale_and_a_wrong_power_are_set_right(more):
-    true, predicted, seen = world(more, power=0.6)
-    found = calibrate(predicted, seen)
-    assert true @ found / (found @ found) == pytest.approx(1, abs=0.04)
-    np.testing.assert_allclose(found / true, 1, atol=0.15)
+def calibrated(where, times, **how):
+    noise, predictions, foretold = where.train(times, salt=1, **how)
+    return Calibration(where.predicted, Retrainings(noise, predictions), foretold)
 
 
-def test_what_the_prediction_does_not_know_is_learned_from_many_retrainings():
-    """Scatter around the trend: with many retrainings the variances seen count, and better than either alone."""
-    ranks = {}
-    for more in (1, 4, 16):
-        true, predicted, seen = world(more, scatter=0.5)
-        found = calibrate(predicted, seen)
-        ranks[more] = spearman(found, true)
-        assert ranks[more] > max(spearman(predicted, true), spearman(seen.spread(), true)) - 0.01
-    assert ranks[1] < ranks[4] < ranks[16]
-    assert ranks[16] > spearman(predicted, true) + 0.1
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 4.0])
+def test_the_odds_are_found(ratio):
+    where = world(ratio=ratio)
+    found = calibrated(where, 16)
+    assert found.odds_ratio == pytest.approx(ratio, rel=0.15)
+    np.testing.assert_allclose(found.factor, where.true, rtol=0.1)
 
 
-def test_without_scatter_the_trend_alone_counts():
-    true, predicted, seen = world(4)
-    found = calibrate(predicted, seen)
-    assert spearman(found, true) > 0.995
-    assert spearman(seen.spread(), true) < 0.95
+def test_what_is_particular_to_the_draws_counts_on_both_sides():
+    """Where the trainings do just what the smoother says, only more of it, four of them tell by how much."""
+    where = World(np.full(30, 1e-3), np.full(30, 2.5e-3), 0)
+    assert calibrated(where, 4, follows=1.0).odds_ratio == pytest.approx(2.5**2, rel=1e-4)
 
 
-def test_tiles_that_nothing_moves_keep_what_was_predicted():
-    _, predicted, seen = world(2)
-    predicted[0] = 0
-    seen.predictions[:, 1] = 5
-    found = calibrate(predicted, seen)
-    assert found[0] == 0
-    assert found[1] == predicted[1]
+def test_no_prediction_keeps_more_noise_than_its_label_has():
+    factor = np.array([0, 1e-3, 0.5, 1, 1.2])
+    np.testing.assert_allclose(with_odds(factor, 9.0), [0, 3e-3, 0.75**0.5, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose(with_odds(factor, 1.0), np.minimum(factor, 1))
+    np.testing.assert_allclose(with_odds(with_odds(factor, 7.0), 1 / 7), np.minimum(factor, 1))
 
 
-def test_the_first_of_the_retrainings():
-    _, _, seen = world(4)
-    assert seen.more == 4
-    assert seen.first(2).more == 2
-    np.testing.assert_array_equal(seen.first(1).labels, seen.labels[:2])
+@pytest.mark.parametrize("scatter", [0.0, 0.2])
+def test_nine_of_ten_true_factors_lie_in_the_intervals(scatter):
+    """Four retrainings, sixteen replicas, no law known of either: by tile and by region, on average over worlds."""
+    regions = np.arange(400) // 20
+
+    def pool(factor):
+        return np.sqrt(np.bincount(regions, factor**2) / np.bincount(regions))
+
+    shares = []
+    for seed in range(12):
+        where = world(scatter=scatter, seed=seed)
+        found = calibrated(where, 4)
+        noise, predictions, _ = where.train(16)
+        true = true_factor(predictions, noise)
+        tiles = check_factor(found.factor, true, found.error(), true_scatter(predictions, noise))
+        by_region = check_factor(
+            pool(found.factor), pool(true), found.error(pool), true_scatter(predictions, noise, pool)
+        )
+        shares.append((tiles.coverage, by_region.coverage))
+    np.testing.assert_allclose(np.mean(shares, axis=0), 0.9, atol=0.06)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 7.5, 300])
-def test_moments_of_the_logarithm_agree_with_scipy(freedom):
-    mean, variance = _log_moments(freedom)
-    assert mean == pytest.approx(digamma(freedom / 2) - np.log(freedom / 2))
-    assert variance == pytest.approx(polygamma(1, freedom / 2))
+def test_the_error_knows_how_wrong_the_smoother_is_about_single_tiles():
+    for scatter in (0.2, 0.5):
+        error = calibrated(world(n=2000, scatter=scatter), 8).error()
+        np.testing.assert_allclose(error, scatter, rtol=0.15)
+
+
+def test_tiles_that_nothing_moves():
+    where = world(n=40)
+    where.predicted[0] = where.true[0] = 0
+    found = calibrated(where, 4)
+    assert found.factor[0] == 0
+    assert np.isnan(found.error()[0])
+    assert np.isfinite(found.error()[1:]).all()
+
+
+def test_some_of_the_retrainings():
+    noise, predictions, _ = world(n=5).train(4)
+    seen = Retrainings(noise, predictions)
+    assert len(seen) == 4
+    assert len(seen.take(slice(2))) == 2
+    np.testing.assert_array_equal(seen.take(np.array([3, 1])).predictions, predictions[[3, 1]])
+    np.testing.assert_array_equal(seen.spread(), true_factor(predictions, noise))

@@ -12,7 +12,7 @@ from scipy.linalg import expm
 from regnet.denoising import replicas as replicas_module
 from regnet.denoising.along import kernels_along
 from regnet.denoising.calibration import Retrainings
-from regnet.denoising.estimators import CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
+from regnet.denoising.estimators import BEST, CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
@@ -108,7 +108,7 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     along = kernels_along(trail, tiles.batches, plain=True)
     np.testing.assert_allclose(along.values[-1], predict(model, tiles), atol=1e-5)
     moved = (along.values[-1] - along.values[0]).ravel()
-    seen = Retrainings(*RNG.normal(size=(2, 4, 12, 2)))
+    seen = Retrainings(*RNG.normal(size=(2, 6, 12, 2)))
     kernels = kernels_of(along)
     estimates = {one.name: one for one in all_estimates(along, kernels, labels.double().numpy(), seen)}
     foretold = estimates[TRAINING].apply(labels.double().numpy() - along.values[0]).ravel()
@@ -118,8 +118,12 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     noise = RNG.normal(size=(12, 2))
     np.testing.assert_allclose(estimates[CONSTANT].apply(noise), np.tile(noise.mean(0), (12, 1)))
     np.testing.assert_allclose(estimates[PAPER].apply(noise), kernel_mean(kernels["last checkpoint"], noise))
-    steps = {estimates[calibrated_name(k)].trainings for k in (0, 1, 2, 3)}
-    assert steps == {1, 2, 3, 4}
+    assert {estimates[calibrated_name(k)].trainings for k in (4, 6)} == {5, 7}
+    calibration = estimates[calibrated_name(4)].calibration
+    np.testing.assert_array_equal(calibration.seen.noise, seen.noise[:4])
+    np.testing.assert_allclose(calibration.foretold[3], estimates[BEST].apply(seen.noise[3]))
+    assert estimates[BEST].error() is None
+    assert estimates[calibrated_name(6)].error().shape == (12,)
 
 
 def test_the_trail_knows_the_way(tmp_path):
@@ -154,17 +158,15 @@ def test_retrainings_are_on_labels_around_the_first_predictions(tmp_path, monkey
     tiles, options = shifted(), replace(OPTIONS, epochs=1, batch=6, retrainings=2)
     replicas = train_replicas(tiles, SMALL, options, tmp_path / "replicas")
     first = retrain(tiles, replicas, SMALL, options, tmp_path / "replicas")
-    np.testing.assert_array_equal(first.predictions[0], replicas.predictions[0])
-    np.testing.assert_allclose(first.labels[0], tiles.offset.double().numpy() + replicas.noise[0])
-    drawn = first.labels[1:] - replicas.predictions[0]
-    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.7
-    assert drawn.std() == pytest.approx(options.noise_sigma_px, rel=0.4)
+    assert abs(np.corrcoef(first.noise[0].ravel(), first.noise[1].ravel())[0, 1]) < 0.7
+    assert first.noise.std() == pytest.approx(options.noise_sigma_px, rel=0.4)
     trained = []
     monkeypatch.setattr(replicas_module, "fit_readout", lambda *parts: trained.append(parts))
     train_replicas(tiles, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
     again = retrain(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
     assert len(trained) == 1
-    np.testing.assert_array_equal(again.first(2).predictions, first.predictions)
+    np.testing.assert_allclose(trained[0][2], replicas.predictions[0] + again.noise[2], atol=1e-6)
+    np.testing.assert_array_equal(again.take(slice(2)).predictions, first.predictions)
 
 
 def test_the_attainable_correlation_is_what_a_perfect_prediction_reaches():
