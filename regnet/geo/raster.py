@@ -109,6 +109,11 @@ def raster_grid(path: str) -> Grid:
         return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
 
 
+def block_cache(megabytes: int) -> rasterio.Env:
+    """An environment in which GDAL keeps so many MB of decoded blocks; rasterio asks for bytes."""
+    return rasterio.Env(GDAL_CACHEMAX=megabytes * 2**20)
+
+
 class GridRaster:
     """A raster, or several stacked as bands, seen on a grid: reads any box of the grid with its validity.
 

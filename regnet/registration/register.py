@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 
 from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
-from regnet.geo.raster import complex_files, is_vector, raster_sources
+from regnet.geo.raster import block_cache, complex_files, is_vector, raster_sources
 from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
@@ -72,7 +71,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     refuse_own_inputs(options, output_dir)
     start = time.perf_counter()
     pair = pair_options(options)
-    with rasterio.Env(GDAL_CACHEMAX=options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
+    with block_cache(options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         settings = {**asdict(options), "inputs": input_marks(_inputs(options))}
         with Progress(output_dir / UNFINISHED, settings) as progress:

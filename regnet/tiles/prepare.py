@@ -10,7 +10,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import rasterio
 import shapely
 import zarr
 from affine import Affine
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
 from regnet.geo.grid import Box
+from regnet.geo.raster import block_cache
 from regnet.options import check_options
 from regnet.tiles.chunks import Chunks
 from regnet.tiles.index import Block, Cell, lattice, split_blocks, split_columns, tile_boxes
@@ -45,7 +45,7 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
         OutputError: the folder cannot be written.
     """
     _check(options)
-    with whole_path(Path(folder)) as partial, rasterio.Env(GDAL_CACHEMAX=max(32, options.memory_mb // 4)):
+    with whole_path(Path(folder)) as partial, block_cache(max(32, options.memory_mb // 4)):
         partial.mkdir()
         arrays = zarr.open_group(partial / ARRAYS, mode="w")
         scenes: dict[str, Scene] = {}

@@ -7,11 +7,12 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from rasterio.env import getenv
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from regnet import files
-from regnet.errors import ConfigError, OutputError, RegnetError
+from regnet.errors import ConfigError, InputError, OutputError, RegnetError
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
 from regnet.registration import register as module
@@ -46,6 +47,19 @@ def test_abstaining_is_zero_and_infinite(done):
     assert not dx[np.isinf(error)].any()
     assert not dy[np.isinf(error)].any()
     assert not np.isnan(error).any()
+
+
+def test_decoded_blocks_are_kept_within_the_memory(monkeypatch, shifted, tmp_path):
+    seen = []
+
+    def look(*_):
+        seen.append(getenv()["GDAL_CACHEMAX"])
+        raise InputError("enough")
+
+    monkeypatch.setattr(module, "look_overall", look)
+    with pytest.raises(InputError, match="enough"):
+        register(RegisterOptions(*shifted, memory_mb=1200), tmp_path / "out")
+    assert seen == [100 * 2**20]
 
 
 def test_the_registered_raster_shows_fixed(done, shifted):
