@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regnet import models
+from regnet.denoising.operators import DenseKernel
 from regnet.similarity.exact import FunctionRows, Rows, gram
 from regnet.similarity.gradients import Jacobians
 from regnet.training.trail import Trail, Waypoint
@@ -68,6 +69,12 @@ def kernels_along(
                 found.plain.append(_gram(rows, memory_mb))
         found.values.append(values.double().numpy())
     return found
+
+
+def mean_kernel(kernels: Sequence[NDArray[np.float32]], outputs: int) -> DenseKernel:
+    """Mean of kernels (n d, n d) of n tiles with d outputs, each counting by its trace alike."""
+    mean = sum(kernel.astype(np.float64) / np.trace(kernel) for kernel in kernels) / len(kernels)
+    return DenseKernel(mean.reshape(-1, outputs, len(mean) // outputs, outputs))
 
 
 def _jacobians_on_disk(engine: Jacobians, batches: Iterable[Sequence[Tensor]], path: Path) -> tuple[Tensor, Tensor]:

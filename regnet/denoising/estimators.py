@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from regnet.denoising.along import Along
+from regnet.denoising.along import Along, mean_kernel
 from regnet.denoising.calibration import LEAST_RETRAININGS, Calibration, Pool, Retrainings
 from regnet.denoising.factor import denoising_factor, mean_weights
 from regnet.denoising.operators import Array, DenseKernel
@@ -16,10 +16,10 @@ from regnet.denoising.trajectory import choose_scale, follow, stretches
 
 TRAINING = "training's own flow"
 TRAINING_SCALED = "training's own flow, time from the residuals"
-BEST = "ridge, mean kernel, Adam's metric"
-"""What `denoise` takes if nothing else is asked for, and what retrainings set right."""
 CONSTANT = "constant, 1 / sqrt(n)"
 PAPER = "kernel mean (paper), last checkpoint"
+BEST = "ridge, mean kernel, Adam's metric"
+"""What `denoise` takes if nothing else is asked for, and what retrainings set right."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def kernels_of(along: Along) -> dict[str, DenseKernel]:
     n, d = along.values[0].shape
     found = {}
     for metric, kernels in (("", along.plain), (", Adam's metric", along.adam)):
-        mean = sum(kernel.astype(np.float64) / np.trace(kernel) for kernel in kernels) / len(kernels)
-        for which, matrix in (("last checkpoint", kernels[-1].astype(np.float64)), ("mean kernel", mean)):
-            found[f"{which}{metric}"] = DenseKernel(matrix.reshape(n, d, n, d))
+        found[f"last checkpoint{metric}"] = DenseKernel(kernels[-1].reshape(n, d, n, d))
+        found[f"mean kernel{metric}"] = mean_kernel(kernels, d)
     return found
 
 

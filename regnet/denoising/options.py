@@ -25,14 +25,14 @@ class DenoiseOptions:
         low=0,
     )
     smoothing: str = option(
-        "training",
-        "the linearised smoother: the kernels along the training, each for as long as it held, or ridge or gradient "
-        "flow with the kernel of the similarity stage",
-        choices=["training", "ridge", "flow"],
+        "mean",
+        "the linearised smoother: ridge with the mean of the kernels along the training, in Adam's metric, or ridge or "
+        "gradient flow with the kernel of the similarity stage",
+        choices=["mean", "ridge", "flow"],
     )
     choose: str = option(
         "residuals",
-        "how the amount of smoothing is found (ridge, flow)",
+        "how the amount of smoothing is found",
         choices=["residuals", "likelihood", "gcv"],
     )
     region_px: int = option(

@@ -9,7 +9,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 
-from regnet.denoising.along import kernels_along
+from regnet.denoising.along import kernels_along, mean_kernel
 from regnet.denoising.audit import Audit, audit
 from regnet.denoising.consistency import neighbour_shift, stationarity_residual
 from regnet.denoising.factor import denoising_factor, kernel_mean
@@ -27,7 +27,6 @@ from regnet.denoising.operators import Array, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_audit, draw_factors
 from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
-from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.errors import StoreError
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
@@ -122,7 +121,7 @@ def _smoother(
 ) -> Smoother:
     """The network as a smoother of its labels, its amount of smoothing found without the truth."""
     predictions = stored.values.astype(np.float64)
-    if options.smoothing != "training":
+    if options.smoothing != "mean":
         return choose_smoother(operator_of(stored), labels, predictions, options.smoothing, options.choose)
     places = {tile: place for place, tile in enumerate(store.index["tile_id"].tolist())}
     positions = np.array([places[tile] for tile in stored.tile_id.tolist()])
@@ -131,9 +130,8 @@ def _smoother(
         lambda: (batch for _, batch in batches(store, positions, _BATCH)),
         memory_mb=options.memory_mb,
     )
-    way = stretches(along.adam, [2 / len(labels) * rate for rate in along.rates])
-    start = along.values[0]
-    return follow(way, labels.shape[1], choose_scale(way, labels - start, predictions - start))
+    kernel, start = mean_kernel(along.adam, labels.shape[1]), along.values[0]
+    return choose_smoother(kernel, labels - start, predictions - start, rule=options.choose)
 
 
 def _rows_of(store: TileStore, stored: StoredKernel, similarity_folder: Path) -> gpd.GeoDataFrame:
@@ -212,9 +210,7 @@ def _summary(
         "factor_mean": float(np.nanmean(estimates.factor)),
         "smoother_factor_mean": float(estimates.smoother_factor.mean()),
         "smoother_strength": estimates.found.strength,
-        "smoother_rule": "kernels along the training, time from the residuals"
-        if options.smoothing == "training"
-        else f"{options.smoothing}, {options.choose}",
+        "smoother_rule": f"{options.smoothing}, {options.choose}",
         "effective_parameters": estimates.found.effective_parameters,
         "shift_mean_px": float(np.nanmean(estimates.shift)),
         "stationarity_residual_px": float(np.nanmean(estimates.residual)),

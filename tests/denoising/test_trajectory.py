@@ -10,14 +10,14 @@ import torch
 from scipy.linalg import expm
 
 from regnet.denoising import replicas as replicas_module
-from regnet.denoising.along import kernels_along
+from regnet.denoising.along import kernels_along, mean_kernel
 from regnet.denoising.calibration import Retrainings
 from regnet.denoising.estimators import BEST, CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, retrain, train_replicas
-from regnet.denoising.smoother import DenseSmoother, leave_one_out, leave_one_out_covariance, smoother
+from regnet.denoising.smoother import DenseSmoother, choose_smoother, leave_one_out, leave_one_out_covariance, smoother
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.denoising.validation import attainable_spearman, spearman, true_factor
 from regnet.errors import InputError
@@ -123,6 +123,13 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     np.testing.assert_array_equal(calibration.seen.noise, seen.noise[:4])
     np.testing.assert_allclose(calibration.foretold[3], estimates[BEST].apply(seen.noise[3]))
     assert estimates[BEST].error() is None
+    mean = mean_kernel(along.adam, 2).blocks()
+    assert np.einsum("iaia->", mean) == pytest.approx(1)
+    scaled = [3 * along.adam[0], *along.adam[1:]]  # how large a kernel is makes no difference, only its shape does
+    np.testing.assert_allclose(mean_kernel(scaled, 2).blocks(), mean, rtol=1e-5)
+    start = along.values[0]
+    found = choose_smoother(mean_kernel(along.adam, 2), labels.double().numpy() - start, along.values[-1] - start)
+    np.testing.assert_allclose(estimates[BEST].weights, found.weights())
     assert estimates[calibrated_name(6)].error().shape == (12,)
 
 
