@@ -8,6 +8,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along, mean_kernel
 from regnet.denoising.audit import Audit, audit
@@ -27,7 +28,6 @@ from regnet.denoising.operators import Array, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_audit, draw_factors
 from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
-from regnet.errors import StoreError
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
 from regnet.similarity.tiles import batches
@@ -73,9 +73,10 @@ def denoise_stage(
         InputError: `regions` cannot be used, or the way of the training is not known.
     """
     stored = load_kernel(similarity_folder / "kernel.zarr")
-    rows = _rows_of(store, stored, similarity_folder)
+    positions = store.positions(stored.tile_id)
+    rows = store.index.iloc[positions].reset_index(drop=True)
     labels = rows[["label_dx_px", "label_dy_px"]].to_numpy(dtype=np.float64)
-    found = _smoother(store, model_path, stored, labels, options)
+    found = _smoother(store, positions, model_path, stored, labels, options)
     noise = label_noise(store, rows, options)
     estimates = estimate(stored, labels, found, noise.correlation, options.noise_sigma_px)
     tiles = _tile_table(rows, labels, stored, estimates, options)
@@ -117,14 +118,17 @@ def estimate(
 
 
 def _smoother(
-    store: TileStore, model_path: Path, stored: StoredKernel, labels: Array, options: DenoiseOptions
+    store: TileStore,
+    positions: NDArray[np.int64],
+    model_path: Path,
+    stored: StoredKernel,
+    labels: Array,
+    options: DenoiseOptions,
 ) -> Smoother:
     """The network as a smoother of its labels, its amount of smoothing found without the truth."""
     predictions = stored.values.astype(np.float64)
     if options.smoothing != "mean":
         return choose_smoother(operator_of(stored), labels, predictions, options.smoothing, options.choose)
-    places = {tile: place for place, tile in enumerate(store.index["tile_id"].tolist())}
-    positions = np.array([places[tile] for tile in stored.tile_id.tolist()])
     along = kernels_along(
         Trail(model_path.parent / CHECKPOINTS),
         lambda: (batch for _, batch in batches(store, positions, _BATCH)),
@@ -132,13 +136,6 @@ def _smoother(
     )
     kernel, start = mean_kernel(along.adam, labels.shape[1]), along.values[0]
     return choose_smoother(kernel, labels - start, predictions - start, rule=options.choose)
-
-
-def _rows_of(store: TileStore, stored: StoredKernel, similarity_folder: Path) -> gpd.GeoDataFrame:
-    index = store.index.set_index("tile_id", drop=False)
-    if not set(stored.tile_id.tolist()) <= set(index.index.tolist()):
-        raise StoreError(f"{similarity_folder}: was made from other tiles than these; run `regnet similarity` again")
-    return index.loc[stored.tile_id].reset_index(drop=True)
 
 
 def _tile_table(

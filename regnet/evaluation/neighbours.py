@@ -97,8 +97,7 @@ def compare_neighbours(
         StoreError: the similarity stage left no kernel.
     """
     stored = load_kernel(similarity_folder / "kernel.zarr")
-    places = pd.Series(np.arange(len(store)), index=store.index["tile_id"].to_numpy())
-    positions = places[stored.tile_id].to_numpy(dtype=np.int64)
+    positions = store.positions(stored.tile_id)
     rows = store.index.iloc[positions]
     n, outputs = len(positions), stored.values.astype(np.float64)
     labels, truth = (rows[[f"{of}_dx_px", f"{of}_dy_px"]].to_numpy(dtype=np.float64) for of in ("label", "true"))

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,8 +26,7 @@ def run_neighbours_figure(run: RunFolder, options: ReportOptions) -> Figure:
     shown = [place for place, name in enumerate(names) if name.endswith(_SHOWN)]
     near = nearest[shown][:, queries, : options.nearest]
     ids, place_of = np.unique(np.concatenate([tile_id[queries], near.ravel()]), return_inverse=True)
-    positions = pd.Series(np.arange(len(run.store)), index=run.store.index["tile_id"].to_numpy())
-    images = np.stack([run.store.tile(int(positions[one])).fixed for one in ids])
+    images = np.stack([run.store.tile(position).fixed for position in run.store.positions(ids).tolist()])
     outputs = run.table("similarity", "neighbours.parquet").set_index("tile_id")
     said = offsets(outputs.loc[ids, ["predicted_dx_px", "predicted_dy_px"]].to_numpy())
     asked, listed = place_of[: len(queries)], place_of[len(queries) :].reshape(near.shape)

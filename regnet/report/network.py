@@ -38,11 +38,11 @@ def nearest_figure(run: RunFolder, options: ReportOptions) -> Figure:
     count = min(options.nearest, nearest.shape[1])
     figure = new_figure(7.5, 7.5 / (count + 1) * 2.15 * len(rows))
     grid = figure.subplots(2 * len(rows), count + 1, squeeze=False)
-    positions = pd.Series(np.arange(len(run.store)), index=run.store.index["tile_id"].to_numpy())
     for place, row in enumerate(rows):
-        shown = [(tile_id[row], "query"), *zip(nearest[row, :count], _labels(similarity[row, :count]), strict=True)]
-        for column, (name, title) in enumerate(shown):
-            tile = run.store.tile(int(positions[name]))
+        shown = run.store.positions([tile_id[row], *nearest[row, :count]]).tolist()
+        titles = ["query", *_labels(similarity[row, :count])]
+        for column, (position, title) in enumerate(zip(shown, titles, strict=True)):
+            tile = run.store.tile(position)
             fixed = display(tile.fixed, tile.fixed_valid, options.rgb)
             picture(grid[2 * place, column], fixed, title)
             if run.store.moving_channels == VECTOR_CHANNELS:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import zarr
 from affine import Affine
 from numpy.typing import NDArray
@@ -187,6 +189,20 @@ class TileStore:
     def tiles(self, part: str) -> NDArray[np.int64]:
         """Positions in the index of the tiles of one part."""
         return np.flatnonzero((self.index["part"] == part).to_numpy())
+
+    def positions(self, tile_id: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in the index of tiles by their ids.
+
+        Raises:
+            StoreError: no such tile.
+        """
+        found: NDArray[np.int64] = pd.Index(self.index["tile_id"]).get_indexer(pd.Index(tile_id)).astype(np.int64)
+        if (found < 0).any():
+            raise StoreError(
+                f"{self.folder}: has not all the tiles that are asked for; what was made from other tiles does not fit "
+                "it: run the stage that made it again"
+            )
+        return found
 
     def tile(self, position: int) -> Tile:
         """Read the tile at a position of the index."""

@@ -100,6 +100,13 @@ def test_index_tells_what_the_tiles_hold(store: TileStore) -> None:
     assert index.crs.to_epsg() == 32618
 
 
+def test_tiles_are_found_by_their_ids(store: TileStore) -> None:
+    ids = store.index["tile_id"].to_numpy()
+    np.testing.assert_array_equal(store.positions(ids[[5, 0, 5]]), [5, 0, 5])
+    with pytest.raises(StoreError, match="has not all the tiles"):
+        store.positions([int(ids.max()) + 1])
+
+
 def test_no_tile_of_another_part_is_nearer_than_the_gap(store: TileStore) -> None:
     rows = store.index[["row", "col", "part"]].to_numpy()
     for (row, col, part), (other_row, other_col, other) in product(rows, rows):
