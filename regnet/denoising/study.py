@@ -205,7 +205,7 @@ def _scatter(axes: Axes, table: pd.DataFrame, name: str, what: str, size: int) -
     if f"low: {name}" in table:
         axes.hlines(true, table[f"low: {name}"], table[f"high: {name}"], linewidth=size / 18, alpha=0.4)
     axes.set(xlim=(0, most), ylim=(0, most), aspect="equal", xlabel="predicted factor", ylabel="true factor")
-    axes.set_title(f"{name}\n{what}", fontsize=9)
+    axes.set_title(f"{name}\n{what}", fontsize=8)
 
 
 def _draw_estimators(path: Path, table: pd.DataFrame) -> None:
