@@ -6,6 +6,8 @@ in pixels of the working grid. It pulls: `warped(x) = moving(x + displacement(x)
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -18,8 +20,10 @@ from torch import Tensor
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 CONVENTION = "pull: warped(x) = moving(x + displacement(x)); band 1 dx_px to the right, band 2 dy_px down"
-_DENSE_SIDE = 128
-"""Up to this side a Gaussian runs quicker as a product with a full matrix than as a convolution, px."""
+_BLOCK = 32
+"""A Gaussian runs along an axis as products of so many pixels and those around them with a matrix, px."""
+_PIXELS_AT_ONCE = 2**14
+"""Bicubic interpolation takes as many rows at a time as have so many pixels, which stay in a processor's cache."""
 
 
 def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear") -> Tensor:
@@ -49,25 +53,34 @@ def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear")
 
 
 def _warp_bicubic(moving: Tensor, displacement: Tensor) -> Tensor:
+    rows = torch.arange(displacement.shape[-2], device=displacement.device, dtype=displacement.dtype)
+    columns = torch.arange(displacement.shape[-1], device=displacement.device, dtype=displacement.dtype)
+    few = max(1, _PIXELS_AT_ONCE // (displacement.shape[0] * displacement.shape[-1]))
+    strips = zip(torch.split(displacement, few, 2), torch.split(rows, few), strict=True)
+    return torch.cat([_bicubic(moving, strip[:, 0] + columns, strip[:, 1] + row[:, None]) for strip, row in strips], 2)
+
+
+def _bicubic(moving: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Interpolate (B, C, H', W') at columns and rows (B, H, W)."""
     batch, channels, height, width = moving.shape
-    index, weight = [], []
-    for axis, side in ((0, width), (1, height)):
-        pixel = torch.arange(displacement.shape[3 - axis], device=displacement.device, dtype=displacement.dtype)
-        place = displacement[:, axis] + (pixel if axis == 0 else pixel[:, None])
-        whole = place.floor()
-        taps = whole[:, None] + torch.arange(-1, 3, device=place.device, dtype=place.dtype).view(1, 4, 1, 1)
-        index.append(taps.clamp(0, side - 1).long())
-        weight.append(_keys((place[:, None] - taps).abs()))
-    flat = (index[1][:, :, None] * width + index[0][:, None]).reshape(batch, 1, -1).expand(-1, channels, -1)
-    values = moving.reshape(batch, channels, -1).gather(2, flat)
-    values = values.reshape(batch, channels, 4, 4, *displacement.shape[-2:])
-    return torch.einsum("bcijhw,bihw,bjhw->bchw", values, weight[1].to(moving.dtype), weight[0].to(moving.dtype))
+    columns, across = _taps(x, width)
+    rows, down = _taps(y, height)
+    flat, result = moving.reshape(batch, channels, -1), moving.new_zeros(())
+    for row, weight in zip(rows.unbind(1), down.unbind(1), strict=True):
+        index = (columns + width * row[:, None]).reshape(batch, 1, -1).expand(-1, channels, -1)
+        values = flat.gather(2, index).reshape(batch, channels, *columns.shape[1:])
+        result = result + (values * across[:, None]).sum(2) * weight[:, None]
+    return result
 
 
-def _keys(distance: Tensor) -> Tensor:
-    near = (1.5 * distance - 2.5) * distance.square() + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return torch.where(distance <= 1, near, far)
+def _taps(place: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The four pixels of an axis around places (B, H, W), the border's repeated, and Keys' weights: (B, 4, H, W)."""
+    whole = place.floor()
+    t = place - whole
+    weights = ((-0.5 * t + 1) * t - 0.5) * t, (1.5 * t - 2.5) * t * t + 1, ((-1.5 * t + 2) * t + 0.5) * t
+    near = whole.clamp(-3, side + 1).long()
+    pixels = torch.stack([(near + step).clamp(0, side - 1) for step in (-1, 0, 1, 2)], 1)
+    return pixels, torch.stack((*weights, (0.5 * t - 0.5) * t * t), 1)
 
 
 def warp_valid(valid: Tensor, displacement: Tensor) -> Tensor:
@@ -149,31 +162,32 @@ def gaussian(values: Tensor, sigma_px: float) -> Tensor:
         coarse = gaussian(coarse, (sigma_px**2 - (step**2 - 1) / 6) ** 0.5 / step)
         fine = F.interpolate(coarse, scale_factor=step, mode="bilinear", align_corners=False)
         return fine[..., :height, :width]
-    if max(height, width) <= _DENSE_SIDE:
-        along_y, along_x = (
-            torch.from_numpy(_gaussian_matrix(side, sigma_px)).to(values.device, values.dtype)
-            for side in (height, width)
-        )
-        return along_y @ (values @ along_x)
-    taps = torch.from_numpy(_gaussian_taps(sigma_px)).to(values.device, values.dtype)
-    channels, radius = values.shape[1], len(taps) // 2
-    kernels = taps.expand(channels, 1, -1).contiguous()
-    along = F.conv2d(values, kernels[:, :, None, :], padding=(0, radius), groups=channels)
-    return F.conv2d(along, kernels[:, :, :, None], padding=(radius, 0), groups=channels)
+    columns = [values[..., near] @ matrix for near, matrix in _bands(width, sigma_px, values)]
+    along = torch.cat(columns, -1) if len(columns) > 1 else columns[0]
+    rows = [matrix.T @ along[..., near, :] for near, matrix in _bands(height, sigma_px, values)]
+    return torch.cat(rows, -2) if len(rows) > 1 else rows[0]
 
 
-def _gaussian_taps(sigma_px: float) -> NDArray[np.float64]:
-    radius = int(np.ceil(3.5 * sigma_px))
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
-    return np.asarray(taps / taps.sum())
+def _bands(side: int, sigma_px: float, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Cut an axis into blocks; for each, the pixels that it depends on, and the matrix that takes them to it."""
+    radius = _radius(sigma_px)
+    for start in range(0, side, _BLOCK):
+        first, last = max(start - radius, 0), min(start + _BLOCK + radius, side)
+        matrix = _gaussian_matrix(last - first, start - first, min(_BLOCK, side - start), sigma_px)
+        yield slice(first, last), torch.from_numpy(matrix).to(like.device, like.dtype)
+
+
+def _radius(sigma_px: float) -> int:
+    return math.ceil(3.5 * sigma_px)
 
 
 @lru_cache(maxsize=256)
-def _gaussian_matrix(side: int, sigma_px: float) -> NDArray[np.float64]:
-    """The convolution of a row of `side` px as a symmetric (side, side) matrix."""
-    taps = _gaussian_taps(sigma_px)
-    steps = np.abs(np.arange(side)[:, None] - np.arange(side)) + len(taps) // 2
-    matrix: NDArray[np.float64] = np.append(taps, 0.0)[np.minimum(steps, len(taps))]
+def _gaussian_matrix(inputs: int, before: int, outputs: int, sigma_px: float) -> NDArray[np.float64]:
+    """A Gaussian from a row of `inputs` px to `outputs` of them, the first `before` px from its start, as a matrix."""
+    radius = _radius(sigma_px)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
+    steps = np.abs(np.arange(inputs)[:, None] - np.arange(before, before + outputs)) + radius
+    matrix: NDArray[np.float64] = np.append(taps / taps.sum(), 0.0)[np.minimum(steps, len(taps))]
     return matrix
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from regnet.displacement import compose, gaussian, invert, random_field, smooth, warp, warp_valid
 
@@ -101,3 +102,20 @@ def test_random_field_has_its_peak_and_its_smoothness(sigma):
 def test_random_field_repeats_with_its_seed():
     first, second = (random_field((50, 50), 5, 10, np.random.default_rng(9)) for _ in range(2))
     assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (31, 33), (64, 100)])
+def test_gaussian_is_the_convolution_whatever_the_size(shape):
+    """Sides below, at and beyond those of the blocks that it runs by."""
+    image = np.random.default_rng(0).normal(size=shape)
+    wanted = gaussian_filter(image, 2.0, mode="constant", truncate=3.5)
+    found = gaussian(torch.from_numpy(image)[None, None], 2.0)[0, 0].numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_bicubic_of_an_image_is_that_of_its_parts():
+    """More pixels than are interpolated at once, and places far beyond the border."""
+    image, field = torch.rand(2, 3, 40, 1000, dtype=torch.float64), 300 * torch.randn(2, 2, 40, 1000)
+    from_there = field[..., 500:600] + torch.tensor([500.0, 0.0]).view(2, 1, 1)
+    part = warp(image, from_there.double(), "bicubic")
+    assert torch.allclose(warp(image, field.double(), "bicubic")[..., 500:600], part, atol=1e-4)

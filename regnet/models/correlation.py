@@ -37,13 +37,39 @@ def correlation_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     some = max(1, _FLOATS_AT_ONCE // (batch * columns * (CELL * CELL + channels) * reach * reach))
     sums = []
     for few, near in zip(torch.split(cells, some), torch.split(around, some), strict=True):
-        products = torch.bmm(few.flatten(0, 1), near.reshape(-1, channels, reach * reach))
-        diagonals = products.as_strided(
-            (products.shape[0], CELL, CELL, offsets, offsets),
-            (CELL * CELL * reach * reach, CELL * reach * reach + reach, reach * reach + 1, reach, 1),
-        )
-        sums.append(diagonals.sum((1, 2)))
+        sums.append(_sums(few.flatten(0, 1), near.reshape(-1, channels, reach, reach), radius))
     return torch.cat(sums).reshape(rows, batch, columns, offsets * offsets).permute(1, 3, 0, 2)
+
+
+def _sums(cells: Tensor, around: Tensor, radius: int) -> Tensor:
+    """Sums (n, K * K) over each cell's pixels (n, CELL * CELL, C) times those around them (n, C, reach, reach)."""
+    reach, offsets = CELL + 2 * radius, 2 * radius + 1
+    products = torch.bmm(cells, around.flatten(2))
+    diagonals = products.as_strided(
+        (products.shape[0], CELL, CELL, offsets, offsets),
+        (CELL * CELL * reach * reach, CELL * reach * reach + reach, reach * reach + 1, reach, 1),
+    )
+    return diagonals.sum((1, 2)).flatten(1)
+
+
+def count_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
+    """`correlation_volume` of the shares of valid pixels, (B, 1, H, W) each, quicker where no gradient is asked for.
+
+    Where all that a cell can see is valid, each sum is the number of its pixels, and only the other cells are summed
+    over. How many these are depends on the values, which `torch.func.vmap` cannot follow.
+    """
+    if torch.is_grad_enabled():
+        return correlation_volume(fixed, moving, radius)
+    reach, offsets = CELL + 2 * radius, 2 * radius + 1
+    padded = F.pad(moving, (radius,) * 4)
+    least = torch.minimum(-F.max_pool2d(-fixed, CELL), -F.max_pool2d(-padded, reach, CELL))
+    batch, rows, columns = torch.nonzero(least[:, 0] < 1 - 1e-5, as_tuple=True)
+    counts = fixed.new_full((len(fixed), offsets * offsets, *least.shape[-2:]), CELL * CELL)
+    if len(batch):
+        cells = fixed.unfold(2, CELL, CELL).unfold(3, CELL, CELL)[batch, 0, rows, columns]
+        around = padded.unfold(2, reach, CELL).unfold(3, reach, CELL)[batch, 0, rows, columns]
+        counts[batch, :, rows, columns] = _sums(cells.flatten(1)[..., None], around[:, None], radius)
+    return counts
 
 
 def offset_grid(radius: int, device: torch.device | None = None) -> Tensor:

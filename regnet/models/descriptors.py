@@ -13,6 +13,8 @@ from regnet.displacement import gaussian
 MIND_STEPS_PX = (1, 2)
 _HALF = ((0, 1), (1, -1), (1, 0), (1, 1))
 """One of each two opposite neighbours."""
+_PIXELS_AT_ONCE = 2**15
+"""An image is described by as many rows at a time as have so many pixels, which stay in a processor's cache."""
 
 
 def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_px: float = 0.5) -> Tensor:
@@ -29,15 +31,30 @@ def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_p
     Returns:
         (B, 8 * len(steps_px), H, W), each pixel's vector centred and of unit length (zero where the image is flat).
     """
-    channels = [_normalise(_self_similarity(image, step, patch_sigma_px)) for step in steps_px]
-    return torch.cat(channels, 1) / math.sqrt(len(steps_px))
+    margin = max(_reach(step, patch_sigma_px) + 2 * step for step in steps_px)
+    padded = F.pad(image, (margin,) * 4, mode="replicate")
+    few = max(16, _PIXELS_AT_ONCE // (image.shape[0] * image.shape[3]))
+    strips = [padded[:, :, row : row + few + 2 * margin] for row in range(0, image.shape[2], few)]
+    return torch.cat([_mind(strip, margin, steps_px, patch_sigma_px) for strip in strips], 2)
 
 
-def _self_similarity(image: Tensor, step: int, sigma: float) -> Tensor:
+def _reach(step: int, sigma: float) -> int:
+    return math.ceil(3.5 * sigma * step)
+
+
+def _mind(strip: Tensor, margin: int, steps_px: tuple[int, ...], sigma: float) -> Tensor:
+    """The descriptor of a strip of an image, without the margin around it."""
+    channels = []
+    for step in steps_px:
+        cut = margin - _reach(step, sigma) - 2 * step
+        similar = _self_similarity(strip[..., cut : strip.shape[2] - cut, cut : strip.shape[3] - cut], step, sigma)
+        channels.append(unit_length(similar - similar.mean(1, keepdim=True), len(steps_px)))
+    return torch.cat(channels, 1)
+
+
+def _self_similarity(padded: Tensor, step: int, sigma: float) -> Tensor:
     """(B, 8, H, W). The distance to the neighbour on one side is the one that the neighbour on the other side sees."""
-    reach = math.ceil(3.5 * sigma * step)
-    margin = step + reach
-    padded = F.pad(image, (margin + step,) * 4, mode="replicate")
+    reach = _reach(step, sigma)
 
     def moved(values: Tensor, dy: int, dx: int) -> Tensor:
         return values[..., step + dy : values.shape[-2] - step + dy, step + dx : values.shape[-1] - step + dx]
@@ -48,17 +65,15 @@ def _self_similarity(image: Tensor, step: int, sigma: float) -> Tensor:
     behind = [moved(ahead[:, i : i + 1], -step * dy, -step * dx) for i, (dy, dx) in enumerate(_HALF)]
     distance = torch.cat((moved(ahead, 0, 0), *behind), 1)
     spread = distance.mean(1, keepdim=True)
-    return torch.exp(-distance / spread.clamp_min(1e-6))
+    return torch.exp(distance * (-1 / spread.clamp_min(1e-6)))
 
 
-def _normalise(channels: Tensor) -> Tensor:
-    centred = channels - channels.mean(1, keepdim=True)
-    return unit_length(centred)
+def unit_length(channels: Tensor, parts: int = 1) -> Tensor:
+    """Scale each pixel's vector (B, C, H, W) to unit length, or as one of so many equal parts of such a vector.
 
-
-def unit_length(channels: Tensor) -> Tensor:
-    """Scale each pixel's vector (B, C, H, W) to unit length; vectors shorter than 1e-3 fade to zero."""
-    return channels * torch.rsqrt(channels.square().sum(1, keepdim=True) + 1e-6)
+    Vectors shorter than 1e-3 fade to zero.
+    """
+    return channels * torch.rsqrt(parts * (channels.square().sum(1, keepdim=True) + 1e-6))
 
 
 def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:

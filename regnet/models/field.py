@@ -112,26 +112,26 @@ def statistics(logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     share = torch.softmax(logits, 1)
     powers = torch.cat((offsets, offsets.square().sum(0, keepdim=True)))
     moments = torch.matmul(powers, share.flatten(2)).reshape(-1, 3, *share.shape[2:])
-    mean = moments[:, :2] + torch.stack([(share * top).sum(1) for top in _tops(logits)], 1)
+    mean = moments[:, :2] + _tops(logits, share)
     return mean, (moments[:, 2:] - mean.square().sum(1, keepdim=True)).clamp_min(0) + LEAST_VARIANCE
 
 
-def _tops(logits: Tensor) -> list[Tensor]:
-    """How far, along x and along y, the top of a peak at each offset is from it: in -0.5..0.5 px.
+def _tops(logits: Tensor, share: Tensor) -> Tensor:
+    """How far, along x and along y, the tops of the peaks at the offsets are from them, in the mean (B, 2, h, w), px.
 
     Two lines of equal and opposite slope through the logit and its neighbours (equiangular fit: Shimizu and Okutomi,
-    ICCV 2001), since unit descriptors fit with a peak that is pointed rather than round.
+    ICCV 2001), since unit descriptors fit with a peak that is pointed rather than round; -0.5..0.5 px at each offset,
+    and none at those on the border.
     """
     side = round(logits.shape[1] ** 0.5)
-    grid = logits.reshape(-1, side, side, *logits.shape[2:])
+    grid, shares = (values.reshape(-1, side, side, *values.shape[2:]) for values in (logits, share))
     tops = []
     for axis in (2, 1):
-        before, here, after = (grid.narrow(axis, start, side - 2) for start in (0, 1, 2))
-        drop = (here - torch.minimum(before, after)).clamp_min(1e-3)
-        top = ((after - before) / (2 * drop)).clamp(-0.5, 0.5)
-        edge = torch.zeros_like(grid.narrow(axis, 0, 1))
-        tops.append(torch.cat((edge, top, edge), axis).reshape(logits.shape))
-    return tops
+        rise = grid.diff(dim=axis)
+        here, onward = rise.narrow(axis, 0, side - 2), rise.narrow(axis, 1, side - 2)
+        twice = ((here + onward) / torch.maximum(here, -onward).clamp_min(1e-3)).clamp(-1, 1)
+        tops.append((shares.narrow(axis, 1, side - 2) * twice).sum((1, 2)))
+    return torch.stack(tops, 1) / 2
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ class _View:
     Attributes:
         stage: one of those stages.
         seen: the evidence on the stage's squares.
-        parts: the windowed evidence: all of it and, where evidence is held out, of each half of the ground.
+        parts: logits of the windowed evidence: of all and, where evidence is held out, of each half of the ground.
         board: (1, 1, h, w), one on the squares of the first half.
     """
 
     stage: Stage
     seen: Evidence
-    parts: list[Evidence]
+    parts: list[Tensor]
     board: Tensor
 
     @classmethod
@@ -157,7 +157,7 @@ class _View:
         if held_out:
             parts.append(seen.part(board).window(stage.window_px))
             parts.append(parts[0].rest(parts[1]))
-        return cls(stage, seen, parts, board)
+        return cls(stage, seen, [part.logits() for part in parts], board)
 
     def serves(self, stage: Stage) -> bool:
         return (stage.window_px, stage.step) == (self.stage.window_px, self.stage.step)
@@ -175,7 +175,7 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
         stages = 1  # A single block holds nothing out.
     view = _View.of(evidence.coarser(first.step), first, stages is None)
     still = torch.zeros_like(view.seen.base)
-    fields = [_smoothed(part, first, still, still[:, :1]) for part in view.parts]
+    fields = [_smoothed(view, first, still, still[:, :1])] * len(view.parts)
     for stage in STAGES[:stages]:
         if not view.serves(stage):
             ratio = view.stage.step // stage.step
@@ -183,7 +183,7 @@ def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
             view = _View.of(seen, stage, stages is None)
             fields = [_finer(field, ratio, view.seen.base) for field in fields]
         around = [None if stage is first else field for field in fields]
-        found = [_found(part, stage, near) for part, near in zip(view.parts, around, strict=True)]
+        found = [_found(view, part, stage, near) for part, near in zip(view.parts, around, strict=True)]
         steps = [new - field for new, field in zip(found, fields, strict=True)]
         if stages is None:
             taken = _real_share(view, stage, fields[1:], steps[1:])
@@ -200,26 +200,26 @@ def _finer(field: Tensor, ratio: int, like: Tensor) -> Tensor:
     return fine[..., : like.shape[-2], : like.shape[-1]]
 
 
-def _found(windowed: Evidence, stage: Stage, near: Tensor | None) -> Tensor:
+def _found(view: _View, logits: Tensor, stage: Stage, near: Tensor | None) -> Tensor:
     """Offsets at one smoothness, looked for around `near`; the first stage finds its own place to look around."""
-    logits = windowed.logits()
+    offsets = view.seen.offsets
     if near is None:
-        near = _smoothed(windowed, stage, *statistics(logits, windowed.offsets))
-    # The Gaussian around `near`, less what is the same for all offsets.
-    towards = torch.matmul(windowed.offsets.T, near.flatten(2)).reshape(logits.shape)
-    far = windowed.offsets.square().sum(0)[:, None, None] / 2
-    logits = logits + (towards - far) / stage.near_px**2
-    return _smoothed(windowed, stage, *statistics(logits, windowed.offsets))
+        near = _smoothed(view, stage, *statistics(logits, offsets))
+    # The Gaussian around `near`, less what is the same for all offsets: <o, near> - <o, o> / 2.
+    sides = torch.cat((offsets, -offsets.square().sum(0, keepdim=True) / 2)).T / stage.near_px**2
+    place = torch.cat((near, torch.ones_like(near[:, :1])), 1).flatten(2)
+    likely = torch.baddbmm(logits.flatten(2), sides.expand(len(near), -1, -1), place).reshape(logits.shape)
+    return _smoothed(view, stage, *statistics(likely, offsets))
 
 
-def _smoothed(evidence: Evidence, stage: Stage, offset: Tensor, variance: Tensor) -> Tensor:
+def _smoothed(view: _View, stage: Stage, offset: Tensor, variance: Tensor) -> Tensor:
     """Smooth the whole field by how sure each cell is, and take the base off again."""
-    weight, sigma = (1 + variance) ** -2, stage.field_px / evidence.side_px
-    target = offset + evidence.base
+    base, sigma = view.seen.base, stage.field_px / view.seen.side_px
+    weight, target = (1 + variance) ** -2, offset + base
     field = smooth(target, sigma, weight)
     for _ in range(stage.passes - 1):
         field = field + smooth(target - field, sigma, weight)
-    return field - evidence.base
+    return field - base
 
 
 @torch.no_grad()
@@ -229,11 +229,10 @@ def _real_share(view: _View, stage: Stage, fields: list[Tensor], steps: list[Ten
     The parabola through the evidence at the field less the step, at the field and at the field plus the step has its
     top at this share of the step.
     """
-    slope, bend = (fields[0].new_zeros(len(fields[0]), 1, 1, 1) for _ in range(2))
-    for field, step, cells in zip(fields, steps, (1 - view.board, view.board), strict=True):
-        behind, here, ahead = (_look_up(view.seen, field + share * step) for share in (-1, 0, 1))
-        slope += ((ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
-        bend += 2 * ((2 * here - ahead - behind) * cells).mean((1, 2, 3), keepdim=True)
+    # Each square has one field that it was not made from, so one look at each is enough.
+    field, step = (one * (1 - view.board) + other * view.board for one, other in (fields, steps))
+    behind, here, ahead = (_look_up(view.seen, field + share * step) for share in (-1, 0, 1))
+    slope, bend = (part.mean((1, 2, 3), keepdim=True) for part in (ahead - behind, 2 * (2 * here - ahead - behind)))
     # Where the halves know nothing of each other, what is left of the sums is rounding.
     least = 1e-5 * view.seen.volume.abs().mean((1, 2, 3), keepdim=True)
     share = torch.where(bend > least, slope / bend.clamp_min(1e-12), (slope > least).to(slope.dtype))

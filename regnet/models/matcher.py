@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regnet.displacement import pooled, warp, warp_valid
 from regnet.models.base import LevelOutput, Prediction, all_valid
-from regnet.models.correlation import CELL, correlation_volume, offset_grid
+from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
 from regnet.models.field import STAGES, Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
@@ -175,7 +175,7 @@ class Matcher(nn.Module):
         offsets = self.finest_offsets if refines else self.offsets
         radius = self.options.finest_radius_px if refines else self.options.radius_px
         assert isinstance(offsets, Tensor)
-        count = correlation_volume(fixed[1], moving[1], radius)
+        count = count_volume(fixed[1], moving[1], radius)
         kinds = [
             Evidence(correlation_volume(f * fixed[1], m * moving[1], radius), count, offsets, base)
             for f, m in self._describe(fixed[0], moving[0])

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regnet.models.correlation import CELL, correlation_volume, offset_grid
+from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 
 
 def slow_volume(fixed, moving, radius):
@@ -21,6 +21,20 @@ def test_volume_is_that_of_the_loop_over_offsets(radius):
     torch.manual_seed(0)
     fixed, moving = torch.rand(2, 2, 5, 24, 16, dtype=torch.float64)
     assert torch.allclose(correlation_volume(fixed, moving, radius), slow_volume(fixed, moving, radius), atol=1e-10)
+
+
+@pytest.mark.parametrize("radius", [2, 4])
+def test_counts_are_those_of_the_volume_of_the_masks(radius):
+    """Shares of one and of nearly one, holes in either image, a partly valid pixel, and the border."""
+    fixed, moving = torch.ones(2, 2, 1, 48, 32)
+    fixed[0, :, 20:23, 5:9] = 0
+    moving[1, :, 30, 30] = 0.5
+    moving[1, :, :8] = 0
+    moving[0] -= 1e-7
+    with torch.inference_mode():
+        counts = count_volume(fixed, moving, radius)
+    assert torch.allclose(counts, slow_volume(fixed, moving, radius), atol=1e-4)
+    assert counts[0, :, 5, 1].max() == pytest.approx(7)  # pixels that the hole leaves
 
 
 def test_gradients_are_those_of_the_loop():

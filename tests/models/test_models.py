@@ -108,6 +108,13 @@ def test_other_bands_than_the_model_was_made_for_are_refused():
         check_channels(build_model(TRAINED[0], 3, 1), 4, 1)
 
 
+def test_mind_of_an_image_is_that_of_its_parts():
+    """The image has more rows than are described at once; a part must not see its own border."""
+    image = torch.rand(1, 2, 300, 400)
+    part = mind(image[..., 60:260, 100:300])
+    assert torch.allclose(mind(image)[..., 80:240, 120:280], part[..., 20:-20, 20:-20], atol=1e-6)
+
+
 @pytest.mark.parametrize("gain", [3.0, 0.2])
 def test_mind_does_not_see_gain_and_offset(gain):
     image = texture(64)
