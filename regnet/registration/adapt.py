@@ -199,7 +199,7 @@ def sample_tiles(
         if is_held_out and len(judges) < MOST_JUDGES:
             judges.append(read(*_around(block, shape)))
         useful += 1
-        if len(tiles) >= min(MOST_TILES, most_mb / _megabytes(tiles[0])):
+        if len(tiles) >= min(MOST_TILES, most_mb * 2**20 / tiles[0].nbytes):
             break
     return tiles, held_out, judges
 
@@ -243,11 +243,6 @@ def _blocks(shape: tuple[int, int]) -> tuple[int, list[Box]]:
     ]
     enough = (layout for layout in layouts if len(layout[1]) >= MIN_BLOCKS and min(shape) >= layout[0])
     return next(enough, layouts[-1])
-
-
-def _megabytes(tile: Tile) -> float:
-    sizes: list[int] = [array.nbytes for array in vars(tile).values() if array is not None]
-    return sum(sizes) / 2**20
 
 
 def disagreement(model: Matcher | UNet, windows: list[Patch]) -> float:

@@ -72,13 +72,26 @@ def _overview(summary: Mapping[str, Any]) -> Section:
     """The summary in words and numbers."""
     share, stage = summary["share_registered"], summary["global_stage"]
     said = [f"{share:.0%} of the ground with data in both is registered; elsewhere nothing was moved."]
-    said += [f"Global stage: {stage['reason']}.", *(f"{note}." for note in summary["notes"])]
+    said += [f"Global stage: {stage['reason']}.", *_common(summary["common_shift"])]
+    said += [f"{note}." for note in summary["notes"]]
     names: tuple[str, ...] = ("status", "shift_median_px", "shift_median_m", "shift_p95_px", "expected_error_median_px")
     names += ("expected_error_median_m", "share_with_data", "gsd_m", "width_px", "height_px", "seconds")
     facts = {name: _text(summary[name]) for name in names}
     for status, count in (summary["polygons"] or {}).items():
         facts[f"features {status}"] = str(count)
     return Section("Overview", " ".join(said), facts=facts)
+
+
+def _common(shift: Mapping[str, Any]) -> list[str]:
+    """What was made of the shift of the whole pair, unless it was all believed."""
+    if shift["share_taken"] >= 1 or shift["doubt_px"] == 0:
+        return []
+    dx, dy = shift["found_px"]
+    return [
+        f"The whole pair is found shifted by ({dx:.2f}, {dy:.2f}) px; images that agree as badly are found shifted by "
+        f"{shift['doubt_px']:.2f} px (rms) when in place, so {shift['share_taken']:.0%} of it was "
+        "taken. Errors are stated beside that shift."
+    ]
 
 
 def _before_after(folder: Path, before: PairReader, after: PairReader | None, field: NDArray[np.float32]) -> Section:

@@ -29,6 +29,11 @@ class Patch:
     moving_valid: NDArray[np.bool_]
     structure: NDArray[np.bool_]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that its arrays take."""
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
 
 @dataclass(frozen=True)
 class Tile(Patch):

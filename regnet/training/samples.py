@@ -55,9 +55,8 @@ class TileCache:
         tile = self._kept.get(position)
         if tile is None:
             tile = self._store.tile(position)
-            size = sum(array.nbytes for array in vars(tile).values() if isinstance(array, np.ndarray))
-            if self._room >= size:
-                self._room -= size
+            if self._room >= tile.nbytes:
+                self._room -= tile.nbytes
                 self._kept[position] = tile
         return tile
 

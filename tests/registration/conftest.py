@@ -63,6 +63,8 @@ def done(tmp_path_factory, shifted):
 class Still(torch.nn.Module):
     """Answers that nothing moves, at once."""
 
+    pair_spread_px = 0.0
+
     def forward(self, fixed, moving, fixed_valid, moving_valid):
         return Prediction(torch.zeros(1, 2, *fixed.shape[-2:]), torch.ones(1, 1, *fixed.shape[-2:]))
 
