@@ -21,12 +21,12 @@ from regnet.registration.judgement import (
     VALID,
     taken_share,
 )
-from regnet.registration.options import RegisterOptions
+from regnet.registration.options import RegisterOptions, WindowOptions
 from regnet.registration.overall import FINEST_PX, Overall, find_overall
 from regnet.registration.progress import Progress
 from regnet.registration.tally import Tally
 from regnet.registration.ties import MATCHED, NO_DATA, OUTLIER, OVERALL, UNCLEAR, UNSURE, TiePoints
-from regnet.registration.windows import Matcher, Strip, bounded, predict_strips
+from regnet.registration.windows import Matcher, Strip, predict_strips
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 
@@ -59,25 +59,24 @@ def look_overall(pair: PairOptions, reader: PairReader) -> Overall:
     """Find the similarity by which a pair is off, from a read at a low resolution."""
     pixel = max(reader.shape) / FINEST_PX
     if pixel <= 1:
-        return find_overall(reader.read(0, 0, *reader.shape), 1.0, KEEP_PX)
+        return find_overall(reader.read_images(0, 0, *reader.shape), 1.0, KEEP_PX)
     with PairReader(pair, reader.gsd_m * pixel) as coarse:
         ratio = math.sqrt(abs(coarse.transform.determinant / reader.transform.determinant))
-        return find_overall(coarse.read(0, 0, *coarse.shape), ratio, KEEP_PX)
+        return find_overall(coarse.read_images(0, 0, *coarse.shape), ratio, KEEP_PX)
 
 
 def write_field(
-    reader: PairReader,
+    aligned: PairReader,
     matcher: Matcher,
+    windows: WindowOptions,
     options: RegisterOptions,
     overall: Overall,
     target: DatasetWriter,
     progress: Progress,
 ) -> tuple[Tally, TiePoints]:
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
-    tally, ties = Tally(), TiePoints(reader.grid, options.tie_spacing_px)
-    aligned = reader.pulled(overall.affine) if overall.found else reader
-    windows = bounded(options.windows, reader.shape[1], options.memory_mb)
-    strips = predict_strips(matcher, aligned.read, reader.shape, windows, "register", CHANNELS, progress)
+    tally, ties = Tally(), TiePoints(aligned.grid, options.tie_spacing_px)
+    strips = predict_strips(matcher, aligned.read_images, aligned.shape, windows, "register", CHANNELS, progress)
     for strip in strips:
         found = compose(strip, overall.matrix)
         beliefs = believe(strip, found, overall, options.max_error_px)

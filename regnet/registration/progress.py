@@ -45,24 +45,21 @@ class Progress:
         if self._folder is not None and (kind is None or issubclass(kind, Exception)):
             files.remove(self._folder)
 
-    def load(self, place: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    def load(self, place: int) -> NDArray[np.float32] | None:
         """What `save` was given for a row of windows; None if it has not been finished."""
         if self._folder is None:
             return None
-        paths = self._folder / f"done-{place}.npy", self._folder / f"rest-{place}.npy"
-        return (np.load(paths[0]), np.load(paths[1])) if all(path.is_file() for path in paths) else None
+        path = self._folder / f"row-{place}.npy"
+        return np.asarray(np.load(path)) if path.is_file() else None
 
-    def save(self, place: int, done: NDArray[np.float32], rest: NDArray[np.float32]) -> None:
-        """Keep a row of windows: its finished pixels, and what it adds to the next row's."""
+    def save(self, place: int, sums: NDArray[np.float32]) -> None:
+        """Keep a row of windows: the sums over those that are done."""
         if self._folder is None:
             return
-        for name, values in (("done", done), ("rest", rest)):
-            with files.whole_path(self._folder / f"{name}-{place}.npy") as partial, partial.open("wb") as stream:
-                # numpy's own way of writing the values tells nothing of why it failed.
-                np.lib.format.write_array_header_1_0(
-                    stream, np.lib.format.header_data_from_array_1_0(np.empty_like(values))
-                )
-                stream.write(np.ascontiguousarray(values).data)
+        with files.whole_path(self._folder / f"row-{place}.npy") as partial, partial.open("wb") as stream:
+            # numpy's own way of writing the values tells nothing of why it failed.
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(sums))
+            stream.write(np.ascontiguousarray(sums).data)
 
 
 def input_marks(names: list[str]) -> dict[str, list[int] | None]:

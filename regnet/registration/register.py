@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from regnet.geo.raster import block_cache, complex_files, is_vector, raster_sour
 from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
-from regnet.registration.check import Check, check_errors
+from regnet.registration.check import check_errors
 from regnet.registration.common_shift import NO_SHIFT, CommonShift, find_common_shift
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
@@ -44,6 +44,8 @@ ADAPTED = "adapt"
 TIES, SUMMARY, REPORT = "tie_points.gpkg", "summary.json", "report.html"
 WHOLE, UNFINISHED = ".registering", ".unfinished"
 """Folders inside the output folder: of outputs until all are whole, and of what a killed registration left."""
+SAMPLE_PX = 512
+"""Longest side of the windows by which a pair is sampled: for its common shift, and to check the expected error."""
 NOT_SOUGHT = Overall(np.eye(2, 3), False, "not asked for")
 
 
@@ -76,18 +78,25 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
         settings = {**asdict(options), "inputs": input_marks(_inputs(options))}
         with Progress(output_dir / UNFINISHED, settings) as progress:
             overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
+            aligned = reader.pulled(overall.affine) if overall.found else reader
             adapted, kept = None, output_dir / UNFINISHED / ADAPTED
             if options.adapt.enabled:
-                aligned = reader.pulled(overall.affine) if overall.found else reader
                 model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
             network = NetworkMatcher(model)
-            common = _look_common(reader, network, options, overall)
+            windows = bounded(options.windows, reader.shape[1], options.memory_mb)
+            samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
+            # What is left beside a similarity that was found is not in doubt.
+            common = (
+                NO_SHIFT
+                if overall.found
+                else find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
+            )
             matcher = JudgedMatcher(network, common)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
-                    tally, ties = write_field(reader, matcher, options, overall, target, progress)
-                check = _check(reader, matcher, options, overall)
+                    tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress)
+                check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
                 points = ties.frame()
                 summary = summarise(tally, overall, common, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
@@ -107,23 +116,6 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
-
-
-def _look_common(
-    reader: PairReader, network: NetworkMatcher, options: RegisterOptions, overall: Overall
-) -> CommonShift:
-    """Look for the shift of the whole pair; what is left beside a similarity that was found is not in doubt."""
-    if overall.found:
-        return NO_SHIFT
-    windows = bounded(options.windows, reader.shape[1], options.memory_mb)
-    return find_common_shift(network, reader.read, reader.shape, windows, network.pair_spread_px)
-
-
-def _check(reader: PairReader, matcher: JudgedMatcher, options: RegisterOptions, overall: Overall) -> Check | None:
-    """Hold the errors that are stated against errors that are made, in a few windows."""
-    aligned = reader.pulled(overall.affine) if overall.found else reader
-    windows = bounded(options.windows, reader.shape[1], options.memory_mb)
-    return check_errors(matcher, aligned.read, reader.shape, windows, options.check_windows)
 
 
 def _move(options: RegisterOptions, folder: Path) -> dict[str, int] | None:

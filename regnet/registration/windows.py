@@ -18,9 +18,11 @@ from regnet.tiles.patch import Patch
 
 # Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
 ALIGN_PX = 16
-# Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a window and
-# of a strip of windows takes at the peak; measured with the training-free matcher.
-BASE_MB, WINDOW_BYTES, STRIP_BYTES = 600, 2400, 110
+# Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a window, of
+# a row of windows and of a strip takes at the peak; measured with the training-free matcher.
+BASE_MB, WINDOW_BYTES, ROW_BYTES, STRIP_BYTES = 600, 800, 40, 150
+STRIP_PX = 64
+"""Finished rows are given so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def predict_strips(
         for place, (row, following) in enumerate(zip(rows, [*rows[1:], shape[0]], strict=True)):
             count = following - row
             if (finished := kept.load(place)) is not None:
-                done, buffer[:, : height - count] = finished
+                buffer = finished
                 bar.update(len(cols))
             else:
                 reads = [partial(read, row, col, height, width) for col in cols]
@@ -98,12 +100,13 @@ def predict_strips(
                         target[2:-1] += match.quality * weight
                         target[-1] += weight
                     bar.update()
-                done = np.empty((2 + channels, count, shape[1]), np.float32)
-                np.divide(buffer[:-1, :count, : shape[1]], np.maximum(buffer[-1, :count, : shape[1]], 1e-12), out=done)
-                buffer[:, : height - count] = buffer[:, count:].copy()
-                kept.save(place, done, buffer[:, : height - count])
+                kept.save(place, buffer)
+            for start in range(0, count, STRIP_PX):
+                sums = buffer[:, start : min(start + STRIP_PX, count), : shape[1]]
+                means = sums[:-1] / np.maximum(sums[-1], 1e-12)
+                yield Strip(row + start, means[:2], means[2:])
+            buffer[:, : height - count] = buffer[:, count:].copy()
             buffer[:, height - count :] = 0
-            yield Strip(row, done[:2], done[2:])
     bar.close()
 
 
@@ -179,11 +182,16 @@ def bounded(options: WindowOptions, width: int, memory_mb: int) -> WindowOptions
     """
     side = _aligned(options.window_px)
     least = max(_aligned(options.overlap_px) + ALIGN_PX, 64)
-    while (needed := BASE_MB + (side**2 * WINDOW_BYTES + width * side * STRIP_BYTES) / 2**20) > memory_mb:
+    while (needed := BASE_MB + _peak_bytes(side, width) / 2**20) > memory_mb:
         if side - 4 * ALIGN_PX < least:
             raise ConfigError(f"memory_mb={memory_mb} is too little for a raster {width} px wide; give {needed:.0f}")
         side -= 4 * ALIGN_PX
     return replace(options, window_px=min(side, options.window_px))
+
+
+def _peak_bytes(side: int, width: int) -> int:
+    """What windows of a side and the rows and strips that they make of a raster of a width take."""
+    return side**2 * WINDOW_BYTES + width * (side * ROW_BYTES + STRIP_PX * STRIP_BYTES)
 
 
 class PatchReader:

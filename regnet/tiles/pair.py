@@ -233,14 +233,28 @@ class PairReader:
         around, around_valid = self._fixed.read(box.grown(margin))
         inner = (slice(margin, margin + height), slice(margin, margin + width))
         structure = self.rule.mask(self.fixed_scaling.brightness(around), around_valid)[inner]
-        fixed_valid = around_valid[inner]
+        return self._patch(box, around[:, *inner], around_valid[inner], structure)
+
+    def read_images(self, row: int, col: int, height: int, width: int) -> Patch:
+        """As `read`, but quicker, and without a word on structure: none is told anywhere.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        box = Box(row, col, height, width)
+        return self._patch(box, *self._fixed.read(box), np.zeros((height, width), np.bool_))
+
+    def _patch(
+        self, box: Box, fixed: NDArray[np.float32], fixed_valid: NDArray[np.bool_], structure: NDArray[np.bool_]
+    ) -> Patch:
+        """A window with what was read of fixed."""
         moving, moving_valid = self._moving.read(box)
-        outside = np.ones((height, width), np.bool_)
+        outside = np.ones((box.height, box.width), np.bool_)
         outside[box.slices_within(self.grid.shape)] = False
         moving[:, outside], moving_valid[outside] = 0, False
         if self.moving_scaling is not None:
             moving = self.moving_scaling.normalise(moving, moving_valid)
-        fixed = self.fixed_scaling.normalise(around[:, *inner], fixed_valid)
+        fixed = self.fixed_scaling.normalise(fixed, fixed_valid)
         return Patch(fixed, moving, fixed_valid, moving_valid, structure)
 
 

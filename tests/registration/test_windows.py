@@ -8,6 +8,7 @@ from scipy.ndimage import uniform_filter
 
 from regnet.registration.windows import (
     ALIGN_PX,
+    STRIP_PX,
     Match,
     PatchReader,
     WindowOptions,
@@ -72,6 +73,15 @@ def test_strips_come_in_order_and_keep_dx_and_dy_apart():
     for strip in strips:
         np.testing.assert_allclose(strip.displacement[0], 3, rtol=1e-5)
         np.testing.assert_allclose(strip.displacement[1], -2, rtol=1e-5)
+
+
+def test_strips_are_no_higher_than_is_put_up_with():
+    """However high the windows are: what is made of a strip takes several times its memory."""
+    image = np.random.default_rng(0).normal(size=(2, 250, 100)).astype(np.float32)
+    strips = list(predict_strips(local_mean(9), reader(image), (250, 100), WindowOptions(256, 16)))
+    assert max(strip.displacement.shape[1] for strip in strips) == STRIP_PX
+    joined = np.concatenate([strip.quality for strip in strips], 1)
+    np.testing.assert_allclose(joined, local_mean(9)(reader(image)(0, 0, 250, 100)).quality, atol=1e-5)
 
 
 def test_windows_without_a_valid_pixel_are_never_matched():

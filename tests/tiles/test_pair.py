@@ -48,6 +48,16 @@ def test_logarithm_makes_a_gain_fall_away_whatever_the_power(raster_file: Write,
     np.testing.assert_allclose(patch.moving, patch.fixed, atol=0.02)
 
 
+def test_images_alone_are_those_of_the_whole_patch(raster_file: Write, ground: np.ndarray) -> None:
+    fixed, moving = raster_file("f.tif", ground), raster_file("m.tif", ground[:1] * 7 + 100)
+    with PairReader(PairOptions("a", fixed, moving)) as reader:
+        patch, images = (read(-8, 100, 64, 120) for read in (reader.read, reader.read_images))
+    for name in ("fixed", "moving", "fixed_valid", "moving_valid"):
+        np.testing.assert_array_equal(getattr(images, name), getattr(patch, name))
+    assert patch.structure.any()
+    assert not images.structure.any()
+
+
 def test_structure_is_hills_but_not_waves_and_the_same_by_window(raster_file: Write, ground: np.ndarray) -> None:
     path = raster_file("f.tif", ground)
     with PairReader(PairOptions("a", path, path)) as reader:
