@@ -6,7 +6,8 @@ matched without training. What the expected error is told from, and the error th
 file that is there already is added to. Then the coefficients of `regnet.registration.calibration` are fitted, all pairs
 together, and tested: on each pair by coefficients that were fitted without it, and on each kind of pairs by
 coefficients fitted without that kind. Last, what `register`'s rule of abstention makes of the same windows, beside
-doing nothing; in windows whose two images show different places, doing nothing is right.
+doing nothing; in windows whose two images show different places, doing nothing is right. As in `register`, the shift
+that all windows of a pair have in common counts only where it stands out from what such images show in place.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from numpy.typing import NDArray
 from benchmarks.pairs import buildings_pair, naip_pair, radar_pair, sample_pair
 from regnet.config import default_data_root
 from regnet.displacement import random_field
-from regnet.registration.agreement import agreement
-from regnet.registration.calibration import CELL_PX, FEATURES, features
+from regnet.registration.agreement import agreement, mean_fit
+from regnet.registration.calibration import CELL_PX, FEATURES, features, shift_doubt_px
+from regnet.registration.common_shift import CommonShift
 from regnet.registration.judgement import NEIGHBOURHOOD_PX, neighbourhood, taken_share
 from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions
@@ -67,6 +69,7 @@ class Record:
     Attributes:
         source: name of the pair; a `~` at its end stands for added noise.
         kind: of the displacement, one of `KINDS`.
+        fit: mean agreement of the images at the fine resolution.
         told: (len(FEATURES), h, w).
         found: (2, h, w) px.
         true: (2, h, w) px; zero for another place.
@@ -75,6 +78,7 @@ class Record:
 
     source: str
     kind: str
+    fit: float
     told: NDArray[np.float32]
     found: NDArray[np.float32]
     true: NDArray[np.float32]
@@ -179,11 +183,12 @@ def _record(name: str, kind: str, patch: Patch, true: NDArray[np.float32]) -> Re
     model = load_network(None, "mind", ["band"] * len(patch.fixed), ["band"] * len(patch.moving))
     found = torch.from_numpy(NetworkMatcher(model)(patch).displacement)
     known = patch.fixed_valid & patch.moving_valid
-    told = features(*agreement(patch, found), found, torch.from_numpy(known)).numpy()
+    told = features(agreement(patch, found), found, torch.from_numpy(known)).numpy()
+    fit_found = mean_fit(patch, found)
     known[:MARGIN_PX] = known[-MARGIN_PX:] = known[:, :MARGIN_PX] = known[:, -MARGIN_PX:] = False
     at = np.s_[..., CELL_PX // 2 :: CELL_PX, CELL_PX // 2 :: CELL_PX]
     cells = known[at].shape
-    return Record(name, kind, told[:, : cells[0], : cells[1]], found.numpy()[at], true[at], known[at])
+    return Record(name, kind, fit_found, told[:, : cells[0], : cells[1]], found.numpy()[at], true[at], known[at])
 
 
 def save(path: Path, records: list[Record]) -> None:
@@ -196,7 +201,22 @@ def load(path: Path) -> list[Record]:
         count = sum(key.endswith("_told") for key in arrays.files)
         keys = Record.__dataclass_fields__
         rows = [{key: arrays[f"{i}_{key}"] for key in keys} for i in range(count)]
-    return [Record(**row | {"source": str(row["source"]), "kind": str(row["kind"])}) for row in rows]
+    plain = {"source": str, "kind": str, "fit": float}
+    return [Record(**row | {key: kind(row[key]) for key, kind in plain.items()}) for row in rows]
+
+
+def settle(records: list[Record]) -> list[Record]:
+    """Take the common shift of each pair off its windows as far as it is in doubt, and print what became of it."""
+    settled = [record for record in records if record.kind == "other place"]
+    print("pair: shift found of all windows, its doubt (px), share taken")
+    for name in sorted({record.pair for record in records}):
+        own = [record for record in records if record.pair == name and record.kind != "other place"]
+        beyond = np.concatenate([(record.found - record.true)[:, record.known] for record in own], 1).mean(1)
+        doubt_px = shift_doubt_px(float(np.mean([record.fit for record in own])))
+        shift = CommonShift((float(beyond[0]), float(beyond[1])), doubt_px)
+        print(f"  {name}: ({beyond[0]:.2f}, {beyond[1]:.2f}), {doubt_px:.2f}, {shift.taken:.2f}")
+        settled += [replace(record, found=shift.without_doubtful(record.found)) for record in own]
+    return settled
 
 
 @dataclass(frozen=True)
@@ -329,6 +349,7 @@ def main() -> None:
         records += list(gather(arguments.seconds, arguments.seed))
         save(arguments.file, records)
     kinds = {name: source.kind for name, source in sources().items()}
+    records = settle(records)
     print_coverage(records, kinds)
     print_abstention(records, kinds)
 

@@ -1,11 +1,16 @@
 """How well two images agree under a displacement that somebody found, told without the matcher that found it.
 
-The structure of both images (`mind`) is compared where the displacement brings them together. It is looked at at a fine
-and at a coarse resolution: detail speaks at the one, and a sensor's noise averages out at the other.
+The structure of both images (`mind`) is compared where the displacement brings them together, and where it would bring
+them a few pixels aside: images that agree little at the best of times, as those of different sensors do, still agree
+clearly less there. They are compared at several resolutions: a sensor's noise averages out at the coarse ones.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,21 +19,49 @@ from regnet.displacement import pooled, smooth, warp, warp_valid
 from regnet.models.descriptors import mind
 from regnet.tiles.patch import Patch
 
-FINE, COARSE = 2, 8
+FINE, MIDDLE, COARSE = 2, 4, 8
 """Resolutions, px of the full grid a pixel."""
 CELL = 4
 """Side of the cells that the fit is told for, px of the resolution."""
 WINDOW_PX = 8.0
 """Gaussian window over which the fit is averaged, px of the resolution."""
+RIVALS = tuple((round(2 * math.cos(turn * math.pi / 4)), round(2 * math.sin(turn * math.pi / 4))) for turn in range(8))
+"""Steps aside, dx and dy in px of the middle resolution."""
+
+Masked = tuple[Tensor, Tensor]
+"""An image (1, C, H, W) and the weight of its pixels (1, 1, H, W)."""
 
 
-def agreement(patch: Patch, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare fixed with moving as a displacement (2, H, W) px brings it.
+class Agreement(NamedTuple):
+    """How two images agree under a displacement, -1 to 1; 0 where nothing is known.
 
-    Returns:
-        The mean product of the unit descriptors, -1 to 1, at the fine and at the coarse resolution: (h, w), by cells of
-        `CELL * FINE` px, and by cells of `CELL * COARSE` px. Where nothing is known it is 0.
+    Attributes:
+        margin: (h, w), cells of `CELL * MIDDLE` px: how much more they agree than under the best step aside.
+        coarse: (h, w), cells of `CELL * COARSE` px: the mean product of their unit descriptors.
     """
+
+    margin: Tensor
+    coarse: Tensor
+
+
+def agreement(patch: Patch, displacement: Tensor) -> Agreement:
+    """Compare fixed with moving as a displacement (2, H, W) px brings it."""
+    fixed, moving = _together(patch, displacement)
+    fixed, moving = (pooled(*image, MIDDLE // FINE) for image in (fixed, moving))
+    ratio = COARSE // MIDDLE
+    return Agreement(_margin(fixed, moving), _fit(pooled(*fixed, ratio), pooled(*moving, ratio)))
+
+
+def mean_fit(patch: Patch, displacement: Tensor) -> float:
+    """Mean product of the unit descriptors at the fine resolution under a displacement (2, H, W) px, -1 to 1."""
+    fixed, moving = _together(patch, displacement)
+    weight = fixed[1] * moving[1]
+    product = (mind(fixed[0]) * mind(moving[0])).sum(1, keepdim=True)
+    return float((product * weight).sum() / weight.sum().clamp_min(1e-6))
+
+
+def _together(patch: Patch, displacement: Tensor) -> tuple[Masked, Masked]:
+    """Fixed, and moving brought onto it, at the fine resolution, filled up to whole cells of the coarse one."""
     height, width = patch.fixed_valid.shape
     side = CELL * COARSE
     pad = (0, -width % side, 0, -height % side)
@@ -39,15 +72,31 @@ def agreement(patch: Patch, displacement: Tensor) -> tuple[Tensor, Tensor]:
     )
     pull = F.avg_pool2d(F.pad(displacement[None], pad, mode="replicate"), FINE) / FINE
     known = warp_valid(moving[1] > 0.99, pull).float()
-    moving = (warp(moving[0], pull) * known, known)
-    ratio = COARSE // FINE
-    return _fit(fixed, moving), _fit(pooled(*fixed, ratio), pooled(*moving, ratio))
+    return fixed, (warp(moving[0], pull) * known, known)
 
 
-def _fit(fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor]) -> Tensor:
-    """Windowed mean of the product of two images' descriptors, both (1, C, H, W) with the weights of their pixels."""
-    weight = fixed[1] * moving[1]
-    product = (mind(fixed[0]) * mind(moving[0])).sum(1, keepdim=True) * weight
+def _fit(fixed: Masked, moving: Masked) -> Tensor:
+    """Windowed mean of the product of two images' descriptors, (h, w) by cells."""
+    return _windowed(mind(fixed[0]), fixed[1], mind(moving[0]), moving[1])
+
+
+def _margin(fixed: Masked, moving: Masked) -> Tensor:
+    """What the fit is above that of the best rival, (h, w) by cells."""
+    still, moves = mind(fixed[0]), mind(moving[0])
+    reach = max(max(map(abs, step)) for step in RIVALS)
+    wide, weight = (F.pad(values, (reach,) * 4) for values in (moves, moving[1]))
+    height, width = still.shape[-2:]
+    rivals = []
+    for dx, dy in RIVALS:
+        there = np.s_[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+        rivals.append(_windowed(still, fixed[1], wide[there], weight[there]))
+    return _windowed(still, fixed[1], moves, moving[1]) - torch.stack(rivals).amax(0)
+
+
+def _windowed(still: Tensor, still_weight: Tensor, moves: Tensor, moves_weight: Tensor) -> Tensor:
+    """Windowed mean product of descriptors (1, C, H, W) where both have a weight: (h, w) by cells."""
+    weight = still_weight * moves_weight
+    product = (still * moves).sum(1, keepdim=True) * weight
     share = F.avg_pool2d(weight, CELL)
     mean = F.avg_pool2d(product, CELL) / share.clamp_min(1e-6)
     return smooth(mean, WINDOW_PX / CELL, share)[0, 0]

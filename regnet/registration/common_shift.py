@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regnet.registration.agreement import agreement
-from regnet.registration.calibration import features, shift_doubt_px
+from regnet.registration.agreement import mean_fit
+from regnet.registration.calibration import shift_doubt_px
 from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Match, Matcher, Reader, layout
 
@@ -27,8 +27,8 @@ MOST_WINDOWS, FEW_WINDOWS, SURE_PX = 12, 3, 0.5
 EVERY = np.s_[:, ::8, ::8]
 LEAST_VALID = 0.25
 """Windows with a smaller share of data than this are passed over."""
-CLEAR_RATIO = (2.0, 3.0)
-"""Nothing of a displacement is taken below the first multiple of its expected error, all of it above the second."""
+CLEAR_SHIFT = (2.0, 3.0)
+"""Nothing of a common shift is believed below the first multiple of its doubt, all of it above the second."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CommonShift:
     @property
     def taken(self) -> float:
         """The share that is believed, 0 to 1."""
-        return float(clear_share(np.hypot(*self.found_px), self.doubt_px))
+        return float(clear_share(np.hypot(*self.found_px), self.doubt_px, CLEAR_SHIFT))
 
     def without_doubtful(self, displacement: NDArray[np.float32]) -> NDArray[np.float32]:
         """A displacement (2, H, W) of the pair less the share of its common shift that is not believed."""
@@ -57,9 +57,15 @@ class CommonShift:
 NO_SHIFT = CommonShift()
 
 
-def clear_share(length: Lengths, doubt: Lengths) -> NDArray[np.floating]:
-    """How clearly lengths stand out from what they may be wrong by: 0 to 1 (firm shrinkage: Gao and Bruce 1997)."""
-    low, high = CLEAR_RATIO
+def clear_share(length: Lengths, doubt: Lengths, ratio: tuple[float, float]) -> NDArray[np.floating]:
+    """How clearly lengths stand out from what they may be wrong by, 0 to 1 (firm shrinkage: Gao and Bruce 1997).
+
+    Args:
+        length: that was found.
+        doubt: what it may be wrong by.
+        ratio: of the two, at which nothing is believed, and all.
+    """
+    low, high = ratio
     return np.asarray(np.clip((length / np.maximum(doubt, 1e-6) - low) / (high - low), 0, 1))
 
 
@@ -101,8 +107,7 @@ def find_common_shift(
         if known.mean() < LEAST_VALID:
             continue
         match = matcher(patch)
-        found = torch.from_numpy(match.displacement)
-        fits.append(float(features(*agreement(patch, found), found, torch.from_numpy(known))[1].mean()))
+        fits.append(mean_fit(patch, torch.from_numpy(match.displacement)))
         matches.append(Match(match.displacement[EVERY], (match.quality[:1] * known)[EVERY]))
         if not spread_px and len(matches) >= FEW_WINDOWS and shift_doubt_px(float(np.mean(fits))) < SURE_PX:
             break

@@ -26,6 +26,8 @@ error (px)."""
 CHANNELS = 6
 NEIGHBOURHOOD_PX = 128.0
 """Gaussian neighbourhood over which a displacement is weighed against its error."""
+CLEAR_RATIO = (1.25, 2.0)
+"""Nothing of a displacement is taken below the first multiple of its error, all of it above the second."""
 FADE = 0.2
 """Towards the greatest error that is taken, the displacement fades over this share of it."""
 AFFINE_SIGMA_PX, AFFINE_STEP_PX = 48.0, 8
@@ -50,7 +52,7 @@ class JudgedMatcher:
         taken = self._common.without_doubtful(match.displacement)
         known = patch.fixed_valid & patch.moving_valid
         found, weight = torch.from_numpy(match.displacement), torch.from_numpy(known)
-        told = features(*agreement(patch, found), found, weight)
+        told = features(agreement(patch, found), found, weight)
         error = expected_error(told, known.shape)
         apart = local_affine_residual(taken, known * match.quality[0])
         around = neighbourhood(torch.from_numpy(taken), error, weight.float(), NEIGHBOURHOOD_PX)
@@ -75,7 +77,7 @@ def taken_share(misalignment: Values, doubt: Values, max_error_px: float) -> Val
         doubt: rms of its expected error there, px.
         max_error_px: greatest error at which anything is taken.
     """
-    worth = clear_share(misalignment, doubt)
+    worth = clear_share(misalignment, doubt, CLEAR_RATIO)
     bearable = np.clip((max_error_px - doubt) / (FADE * max_error_px), 0, 1)
     return np.asarray(worth * bearable, np.float32)
 

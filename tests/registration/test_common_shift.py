@@ -4,7 +4,7 @@ import pytest
 from regnet.registration import common_shift as module
 from regnet.registration.common_shift import CommonShift, clear_share, common_shift, find_common_shift
 from regnet.registration.options import WindowOptions
-from regnet.registration.windows import Match, PatchReader
+from regnet.registration.windows import Match, PatchReader, layout
 from regnet.tiles.patch import Patch
 
 SHAPE = (96, 160)
@@ -36,7 +36,9 @@ def test_without_doubt_nothing_is_taken_off():
 
 
 def test_lengths_and_doubts_of_a_map():
-    assert np.allclose(clear_share(np.array([1.0, 5.0, 9.0]), np.array([1.0, 2.0, 3.0])), [0, 0.5, 1])
+    lengths, doubts = np.array([1.0, 5.0, 9.0]), np.array([1.0, 2.0, 3.0])
+    assert np.allclose(clear_share(lengths, doubts, (2.0, 3.0)), [0, 0.5, 1])
+    assert np.allclose(clear_share(lengths, doubts, (1.0, 5.0)), [0, 0.375, 0.5])
 
 
 def test_the_mean_is_by_confidence():
@@ -63,8 +65,12 @@ def test_windows_all_over_the_pair_are_looked_at_where_the_images_agree_badly():
         return Match(field(row, col, window.structure.shape), np.ones((1, *window.structure.shape), np.float32))
 
     found = find_common_shift(matcher, read, SHAPE, OPTIONS)
-    assert sorted(asked) == [(row, col) for row in (0, 32) for col in (0, 48, 96)]
-    assert np.allclose(found.found_px, (16, 48))
+    rows, cols = (layout(side, OPTIONS)[0] for side in SHAPE)
+    assert sorted(asked) == [(row, col) for row in rows for col in cols]
+    inside = [np.minimum(64, side - np.array(starts)) for side, starts in zip(SHAPE, (rows, cols), strict=True)]
+    assert np.allclose(
+        found.found_px, [np.average(starts, weights=w) for starts, w in zip((rows, cols), inside, strict=True)]
+    )
     assert found.doubt_px > 2
 
 
