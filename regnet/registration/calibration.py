@@ -23,7 +23,7 @@ ROUGHNESS_SIGMA_PX = 32.0
 LEAST_FIT, LEAST_ROUGHNESS = 0.02, 0.01
 FEATURES = ("one", "margin of the window", "margin", "log fit at 1/8", "log roughness")
 COEFFICIENTS = (1.44, -3.84, -2.65, -0.38, 0.45)
-"""Of the logarithm of the median error in px; the first is 0.08 above the fit, for pairs unlike those it was fitted on."""
+"""Of the logarithm of the median error in px; the first is 0.08 above the fit, for pairs unlike those of the fit."""
 BOUND_90 = 2.41
 """90 % of the errors are below the expected error times this."""
 LEAST_PX, MOST_PX = 0.05, 100.0

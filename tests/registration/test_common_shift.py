@@ -91,4 +91,4 @@ def test_few_windows_do_where_the_images_agree_well():
 
 def test_a_pair_without_common_ground_has_no_shift():
     nothing = pair(valid=np.zeros(SHAPE, bool))
-    assert find_common_shift(lambda _: pytest.fail(), PatchReader(nothing), SHAPE, OPTIONS) == module.NO_SHIFT
+    assert find_common_shift(lambda _: pytest.fail("matched"), PatchReader(nothing), SHAPE, OPTIONS) == module.NO_SHIFT
