@@ -66,6 +66,7 @@ SOURCES = {
     "banepa_buildings": Source(buildings_pair, 0.26),
     "naip": Source(naip_pair),
     "s1s2": Source(radar_pair),
+    "sample_3000": Source(sample_pair, size_px=(3000, 3000)),
     "sample_10000_strip": Source(sample_pair, size_px=(1000, BIG_PX)),
     "sample_10000": Source(sample_pair, size_px=(BIG_PX, BIG_PX)),
 }

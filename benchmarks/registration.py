@@ -1,8 +1,9 @@
 """Accuracy, time and memory of registration, beside other tools: `python -m benchmarks.registration --json FILE`.
 
 Real pairs are displaced by a known smooth field (peak 8 px, sigma 80 px) and written as GeoTIFFs; polygons are drawn.
-The cases `sample_10000` and `sample_10000_strip`, which have to be asked for, are the sample scene repeated and
-mirrored to 10,000 x 10,000 px and to 1,000 rows of them, which takes the same memory in a tenth of the time.
+The cases `sample_3000`, `sample_10000` and `sample_10000_strip`, which have to be asked for, are the sample scene
+repeated and mirrored to 3000 x 3000 px, to 10,000 x 10,000 px and to 1,000 rows of these, which takes the same memory
+in a tenth of the time.
 Every tool gets the same files on one thread, and its time is that of reading, matching and writing the field; that of
 `regnet`, and of `regnet_adapt` (with adapt=true), is that of the whole command with all that it writes. Peak memory is
 that of the process (Linux).
