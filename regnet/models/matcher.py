@@ -181,8 +181,7 @@ class Matcher(nn.Module):
             for f, m in self._describe(fixed[0], moving[0])
         ]
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
-        # Training fits every smoothness in its turn, so that whichever a scene asks for is a good one.
-        stages = int(torch.randint(1, len(STAGES) + 1, ())) if self.training else None
+        stages = _drawn_stages() if self.training else None
         step = fit_field(evidence, stages)
         logits = [evidence.window(STAGES[(stages or SHOWN_STAGE) - 1].window_px).logits()]
         confidence = 1 / (1 + statistics(logits[0], offsets)[1])
@@ -216,6 +215,16 @@ class Matcher(nn.Module):
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs
+
+
+def _drawn_stages() -> int | None:
+    """How many stages to take whole in training; None, half of the time: as far as held-out evidence says.
+
+    Every smoothness has its turn, so that whichever a scene asks for is a good one; but where fine stages only add noise,
+    as in radar, a network that always had to take them whole would learn to trust no evidence at all.
+    """
+    drawn = int(torch.randint(1, 2 * len(STAGES) + 1, ()))
+    return drawn if drawn <= len(STAGES) else None
 
 
 def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:
