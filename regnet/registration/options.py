@@ -12,8 +12,8 @@ from regnet.options import option
 class WindowOptions:
     """How a raster is cut into windows for prediction."""
 
-    window_px: int = option(512, "side of a window", unit="px", low=32)
-    overlap_px: int = option(128, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
+    window_px: int = option(1024, "side of a window", unit="px", low=32)
+    overlap_px: int = option(64, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RegisterOptions:
     polygons: str = _polygons()
     global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
     max_error_px: float = option(
-        2.0,
+        3.0,
         "greatest expected error at which a place counts as registered; towards it displacements fade out",
         unit="px",
         low=0.05,

@@ -19,8 +19,8 @@ from regnet.tiles.patch import Patch
 # Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
 ALIGN_PX = 16
 # Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a window, of
-# a row of windows and of a strip takes at the peak; measured with the training-free matcher.
-BASE_MB, WINDOW_BYTES, ROW_BYTES, STRIP_BYTES = 600, 800, 40, 150
+# a row of windows and of a strip takes at the peak; measured with the U-Net, which takes more than any matcher.
+BASE_MB, WINDOW_BYTES, ROW_BYTES, STRIP_BYTES = 600, 1400, 40, 150
 STRIP_PX = 64
 """Finished rows are given so many at a time."""
 
@@ -141,19 +141,19 @@ def layout(length: int, options: WindowOptions) -> tuple[list[int], int]:
 
     Args:
         length: of the axis, px.
-        options: size and least overlap of the windows.
+        options: greatest size and least overlap of the windows.
 
     Returns:
-        The starts, evenly spaced multiples of `ALIGN_PX`, and the windows' common size; the last window may reach
-        beyond the axis.
+        The starts, evenly spaced multiples of `ALIGN_PX`, and the windows' common size: no larger than as many windows
+        need. The last one may reach beyond the axis.
     """
     size = min(_aligned(options.window_px), _aligned(length))
     if size >= length:
         return [0], size
-    longest = max(size - _aligned(options.overlap_px), ALIGN_PX)
-    count = 1 + -(-(length - size) // longest)
-    step = _aligned(-(-(length - size) // (count - 1)))
-    return [step * position for position in range(count)], size
+    overlap = min(_aligned(options.overlap_px), size - ALIGN_PX)
+    count = -(-(length - overlap) // (size - overlap))
+    step = _aligned(-(-(length - overlap) // count))
+    return [step * position for position in range(count)], step + overlap
 
 
 def _aligned(length: int) -> int:

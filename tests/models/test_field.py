@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from regnet.displacement import random_field
+from regnet.models import field as module
 from regnet.models.correlation import CELL, offset_grid
 from regnet.models.field import STAGES, Evidence, fit_field, statistics
 
@@ -89,3 +90,19 @@ def test_a_pointed_peak_is_found_between_whole_offsets(share):
 def test_cells_that_make_no_whole_squares_are_found_too(shape):
     true = torch.full((1, 2, *shape), 1.25)
     assert error_px(fit_field(evidence(true, 0.05)), true) < 0.1
+
+
+def test_finer_stages_are_left_out_where_nothing_is_left_for_them(monkeypatch):
+    """Of a smooth field the first stages find all; whether a gradient is asked for makes no difference to the field."""
+    known = evidence(field(100.0), 0.3)
+    stages = []
+    share = module._real_share
+    monkeypatch.setattr(
+        module, "_real_share", lambda view, stage, *rest: stages.append(stage) or share(view, stage, *rest)
+    )
+    whole = fit_field(known)
+    assert len(stages) == len(STAGES)
+    stages.clear()
+    with torch.no_grad():
+        assert torch.equal(fit_field(known), whole)
+    assert len(stages) < len(STAGES)

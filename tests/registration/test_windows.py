@@ -39,6 +39,7 @@ def test_windows_cover_the_axis_with_at_least_the_overlap(length, window_px, ove
     starts, size = layout(length, WindowOptions(window_px, overlap_px))
     assert starts[0] == 0
     assert starts[-1] < length <= starts[-1] + size
+    assert length > starts[-1] + size - ALIGN_PX * len(starts)  # no ground beyond the axis for nothing
     for one, two in pairwise(starts):
         assert two % ALIGN_PX == 0
         assert two - one <= max(size - overlap_px, ALIGN_PX)
