@@ -157,24 +157,23 @@ class Matcher(nn.Module):
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
-            step, confidence, logits = self._match(
+            step, logits = self._match(
                 _coarser(fixed, fixed_valid, scale), _moved(*_coarser(moving, moving_valid, scale), base), cells, scale
             )
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
             levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
+        # Of a level's evidence outside of training, only the finest's is asked for.
+        confidence = 1 / (1 + statistics(levels[-1].logits[0], self._reach(1)[1])[1])
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
     def _match(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Offsets (B, 2, h, w) beyond `base` in px of the level, confidence (B, 1, h, w) and logits of one level."""
-        refines = scale == 1 and self.options.levels > 1
-        offsets = self.finest_offsets if refines else self.offsets
-        radius = self.options.finest_radius_px if refines else self.options.radius_px
-        assert isinstance(offsets, Tensor)
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Offsets (B, 2, h, w) beyond `base` in px of the level, and logits of one level."""
+        radius, offsets = self._reach(scale)
         count = count_volume(fixed[1], moving[1], radius)
         kinds = [
             Evidence(correlation_volume(f * fixed[1], m * moving[1], radius), count, offsets, base)
@@ -183,12 +182,20 @@ class Matcher(nn.Module):
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
         stages = _drawn_stages() if self.training else None
         step = fit_field(evidence, stages)
+        if not self.training and scale > 1:
+            return step, ()
         logits = [evidence.window(STAGES[(stages or SHOWN_STAGE) - 1].window_px).logits()]
-        confidence = 1 / (1 + statistics(logits[0], offsets)[1])
         if self.training:
             # The learned descriptors answer for themselves too, or they would long hide behind the fixed ones.
             logits.append(kinds[-1].window(OWN_WINDOW_PX).logits(OWN_SHARPNESS))
-        return step, confidence, tuple(logits)
+        return step, tuple(logits)
+
+    def _reach(self, scale: int) -> tuple[int, Tensor]:
+        """How far a level looks, in its px, and the offsets within."""
+        refines = scale == 1 and self.options.levels > 1
+        offsets = self.finest_offsets if refines else self.offsets
+        assert isinstance(offsets, Tensor)
+        return self.options.finest_radius_px if refines else self.options.radius_px, offsets
 
     def _weighed(self, kinds: list[Evidence]) -> Evidence:
         """The sum of all kinds of evidence, each cell's by the trust in it."""
@@ -213,8 +220,8 @@ class Matcher(nn.Module):
         if self.trainable:
             extra = pairs[0] if pairs else (fixed[:, :0], moving[:, :0])
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
-            pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
-        return pairs
+    Every smoothness has its turn, so that whichever a scene asks for is a good one; but where fine stages only add
+    noise, as in radar, a network that always had to take them whole would learn to trust no evidence at all.
 
 
 def _drawn_stages() -> int | None:
