@@ -227,8 +227,8 @@ class Matcher(nn.Module):
 def _drawn_stages() -> int | None:
     """How many stages to take whole in training; None, half of the time: as far as held-out evidence says.
 
-    Every smoothness has its turn, so that whichever a scene asks for is a good one; but where fine stages only add noise,
-    as in radar, a network that always had to take them whole would learn to trust no evidence at all.
+    Every smoothness has its turn, so that whichever a scene asks for is a good one; but where fine stages only add
+    noise, as in radar, a network that always had to take them whole would learn to trust no evidence at all.
     """
     drawn = int(torch.randint(1, 2 * len(STAGES) + 1, ()))
     return drawn if drawn <= len(STAGES) else None
