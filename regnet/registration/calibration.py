@@ -27,7 +27,7 @@ COEFFICIENTS = (1.44, -3.84, -2.65, -0.38, 0.45)
 BOUND_90 = 2.41
 """90 % of the errors are below the expected error times this."""
 LEAST_PX, MOST_PX = 0.05, 100.0
-SHIFT_DOUBT, SHIFT_DOUBT_SLOPE, MOST_SHIFT_PX = 4.8, -19.7, 4.0
+SHIFT_DOUBT, SHIFT_DOUBT_SLOPE, LEAST_SHIFT_PX, MOST_SHIFT_PX = 6.9, -30.0, 0.25, 4.0
 """Of the logarithm of the shift (px) that whole pairs have beside their label, against the fit of their windows."""
 
 
@@ -61,12 +61,13 @@ def features(agreement: Agreement, displacement: Tensor, known: Tensor) -> Tenso
 
 
 def shift_doubt_px(fit: float) -> float:
-    """Shift that a whole pair is found to have though it is in place, root mean square, px.
+    """Shift that a whole pair is found to have though it is in place, root mean square, px; 0 if it is next to nothing.
 
     Args:
         fit: mean agreement of its windows at the fine resolution, -1 to 1.
     """
-    return min(math.exp(SHIFT_DOUBT + SHIFT_DOUBT_SLOPE * fit), MOST_SHIFT_PX)
+    doubt_px = min(math.exp(SHIFT_DOUBT + SHIFT_DOUBT_SLOPE * fit), MOST_SHIFT_PX)
+    return doubt_px if doubt_px > LEAST_SHIFT_PX else 0.0
 
 
 def expected_error(told: Tensor, shape: tuple[int, int]) -> Tensor:
