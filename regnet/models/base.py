@@ -15,7 +15,8 @@ class LevelOutput:
     Attributes:
         displacement: (B, 2, h, w) displacement up to and with this level, px of the full grid.
         base: (B, 2, h, w) what the coarser levels had given, px of the full grid.
-        logits: each (B, K * K, h, w) over the offsets of this level; none where the model regresses directly.
+        logits: each (B, K * K, h, w) over the offsets of this level. There are none where the model regresses directly
+            and, outside of training, on all levels but the finest.
         scale: side of this level's pixel in px of the full grid.
     """
 

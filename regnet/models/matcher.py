@@ -163,7 +163,6 @@ class Matcher(nn.Module):
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
             levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
-        # Of a level's evidence outside of training, only the finest's is asked for.
         confidence = 1 / (1 + statistics(levels[-1].logits[0], self._reach(1)[1])[1])
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         displacement = displacement + self.shift
@@ -220,8 +219,8 @@ class Matcher(nn.Module):
         if self.trainable:
             extra = pairs[0] if pairs else (fixed[:, :0], moving[:, :0])
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
-    Every smoothness has its turn, so that whichever a scene asks for is a good one; but where fine stages only add
-    noise, as in radar, a network that always had to take them whole would learn to trust no evidence at all.
+            pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
+        return pairs
 
 
 def _drawn_stages() -> int | None:
