@@ -19,7 +19,7 @@ TRAINING_SCALED = "training's own flow, time from the residuals"
 CONSTANT = "constant, 1 / sqrt(n)"
 PAPER = "kernel mean (paper), last checkpoint"
 BEST = "ridge, mean kernel, Adam's metric"
-"""What `denoise` takes if nothing else is asked for, and what retrainings set right."""
+"""Whose kernel `denoise` takes if nothing else is asked for, and what retrainings set right."""
 
 
 @dataclass(frozen=True)

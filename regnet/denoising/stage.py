@@ -125,7 +125,11 @@ def _smoother(
     labels: Array,
     options: DenoiseOptions,
 ) -> Smoother:
-    """The network as a smoother of its labels, its amount of smoothing found without the truth."""
+    """The network as a smoother of its labels, its amount of smoothing found without the truth.
+
+    What it predicted before training is not taken off, as theory asks where labels are all that is learned from
+    (`regnet.denoising.estimators`): here random displacements teach it to register, and labels are what is off.
+    """
     predictions = stored.values.astype(np.float64)
     if options.smoothing != "mean":
         return choose_smoother(operator_of(stored), labels, predictions, options.smoothing, options.choose)
@@ -134,8 +138,7 @@ def _smoother(
         lambda: (batch for _, batch in batches(store, positions, _BATCH)),
         memory_mb=options.memory_mb,
     )
-    kernel, start = mean_kernel(along.adam, labels.shape[1]), along.values[0]
-    return choose_smoother(kernel, labels - start, predictions - start, rule=options.choose)
+    return choose_smoother(mean_kernel(along.adam, labels.shape[1]), labels, predictions, rule=options.choose)
 
 
 def _tile_table(
