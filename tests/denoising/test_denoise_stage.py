@@ -13,13 +13,15 @@ from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import box
 
+from regnet.denoising.along import Along
 from regnet.denoising.maps import QUANTITIES, write_style
 from regnet.denoising.noise import label_noise
+from regnet.denoising.operators import operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import InputError, StoreError
 from regnet.files import read_json
-from regnet.similarity.result import StoredKernel, save_kernel
+from regnet.similarity.result import StoredKernel, load_kernel, save_kernel
 from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
@@ -252,3 +254,16 @@ def test_both_forms_of_the_smoother_run(store, similarity):
             summary = read_json(run(store, similarity, options) / "summary.json")
             assert summary["smoother_rule"] == f"{smoothing}, {choose}"
             assert 0 < summary["effective_parameters"] <= 12.001
+
+
+def test_the_kernels_along_the_training_are_taken_on_labels_as_they_are(store, similarity, monkeypatch):
+    """Kernels of one shape at every checkpoint are the kernel itself, whatever was predicted before training."""
+    stored = load_kernel(similarity / "kernel.zarr")
+    matrix = operator_of(stored).blocks().reshape(2 * len(stored.values), -1)
+    along = Along([matrix, 3 * matrix], [], [np.full(stored.values.shape, 5.0), stored.values], [1.0])
+    monkeypatch.setattr("regnet.denoising.stage.kernels_along", lambda *_, **__: along)
+    found, plain = (
+        gpd.read_parquet(run(store, similarity, options) / "tiles.parquet") for options in (DenoiseOptions(), PLAIN)
+    )
+    np.testing.assert_allclose(found["smoother_factor"], plain["smoother_factor"], rtol=1e-6)
+    np.testing.assert_allclose(found["suggested_dx_px"], plain["suggested_dx_px"], atol=1e-6)
