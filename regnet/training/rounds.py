@@ -7,6 +7,7 @@ than they are, since it averaged their noise away, so that it can correct them, 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,12 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
             Fit(store, model_options, options, place).run()
             model = load_checkpoint(place / MODEL)
             found = error_summary(held_out_errors(store, model, options), "model")
-            write_json(place / CORRECTION, {**correct(store, model, options, place / CORRECTED), **found})
+            shifts = read_json(place / SUMMARY)["pair_shifts_px"]
+            write_json(place / CORRECTION, {**correct(store, model, options, place / CORRECTED, shifts), **found})
             write_stamp(place, {**settings, "round": number})
-        rows.append({"round": number, **read_json(place / SUMMARY), **read_json(place / CORRECTION)})
+        trained = read_json(place / SUMMARY)
+        del trained["pair_shifts_px"]
+        rows.append({"round": number, **trained, **read_json(place / CORRECTION)})
         store = store.with_labels(place / CORRECTED)
         if rows[-1]["moved_px"] < options.settled_px:
             break
@@ -75,7 +79,9 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
 
 
 @torch.no_grad()
-def correct(store: TileStore, model: Matcher | UNet, options: TrainingOptions, path: Path) -> dict[str, float]:
+def correct(
+    store: TileStore, model: Matcher | UNet, options: TrainingOptions, path: Path, shifts: Mapping[str, list[float]]
+) -> dict[str, float]:
     """Replace the training tiles' labels by predictions, where these follow known shifts of the moving image.
 
     Args:
@@ -83,6 +89,8 @@ def correct(store: TileStore, model: Matcher | UNet, options: TrainingOptions, p
         model: predicts.
         options: `trust_px`, `shift_px` and `seed`.
         path: Zarr array that the labels of all tiles go to; tiles that are not trusted or not trained on keep theirs.
+        shifts: what the labels of each pair were found to be off by in common (dx, dy, px), which the labels keep: it
+            is the pair's own, and no averaging tells whether images or labels have it.
 
     Returns:
         moved_px (mean length of the change, over the pixels of the training tiles), trusted_share, and the
@@ -102,8 +110,9 @@ def correct(store: TileStore, model: Matcher | UNet, options: TrainingOptions, p
             labels[position] = tile.label_offset
             if position not in learned_from:
                 continue
-            shifts = generator.uniform(-options.shift_px, options.shift_px, (SHIFTS, 2)).astype(np.float32)
-            predicted = under_shifts(tile, model, torch.from_numpy(shifts))
+            known = generator.uniform(-options.shift_px, options.shift_px, (SHIFTS, 2)).astype(np.float32)
+            predicted = under_shifts(tile, model, torch.from_numpy(known))
+            predicted -= torch.tensor(shifts.get(tile.pair, (0.0, 0.0)))[:, None, None]
             mean = predicted.mean(0)
             corrected = tile.label_offset
             if float((predicted - mean).square().sum(1).mean().sqrt()) <= options.trust_px:

@@ -52,20 +52,30 @@ def test_known_shifts_come_off_again(store, model):
 def test_trusted_labels_become_predictions_and_the_others_stay(store, model, tmp_path):
     before = np.stack([store.tile(position).label_offset for position in range(len(store))])
     train = store.tiles("train")
-    found = correct(store, model, replace(BRIEF, trust_px=1e3), tmp_path / "all.zarr")
+    found = correct(store, model, replace(BRIEF, trust_px=1e3), tmp_path / "all.zarr", {})
     after = np.asarray(zarr.open_array(tmp_path / "all.zarr", mode="r"))
     assert found["trusted_share"] == 1
     assert found["corrected_epe_median_px"] < 0.5 * found["labels_epe_median_px"]
     others = np.setdiff1d(np.arange(len(store)), train)
     np.testing.assert_array_equal(after[others], before[others])
     assert found["moved_px"] == pytest.approx(np.linalg.norm(after[train] - before[train], axis=1).mean(), rel=1e-4)
-    none = correct(store, model, replace(BRIEF, trust_px=0), tmp_path / "none.zarr")
+    none = correct(store, model, replace(BRIEF, trust_px=0), tmp_path / "none.zarr", {})
     assert (none["trusted_share"], none["moved_px"]) == (0, 0)
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "none.zarr", mode="r")[:], before)
     np.testing.assert_array_equal(
         store.with_labels(tmp_path / "all.zarr").tile(int(train[0])).label_offset, after[train[0]]
     )
     np.testing.assert_array_equal(store.tile(int(train[0])).label_offset, before[train[0]])
+
+
+def test_a_pair_keeps_the_shift_that_its_labels_have_in_common(store, model, tmp_path):
+    options, shift = replace(BRIEF, trust_px=1e3), {store.pairs[0]: [2.0, -1.0]}
+    for name, shifts in (("plain", {}), ("shifted", shift)):
+        correct(store, model, options, tmp_path / name, shifts)
+    plain, shifted = (np.asarray(zarr.open_array(tmp_path / name, mode="r")) for name in ("plain", "shifted"))
+    train = store.tiles("train")
+    off = np.broadcast_to(np.array([2.0, -1.0])[:, None, None], plain[train].shape)
+    np.testing.assert_allclose(plain[train] - shifted[train], off, atol=1e-4)
 
 
 def test_every_round_is_kept_and_a_second_run_repeats_none(store, tmp_path, monkeypatch):
