@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet.denoising.along import kernels_along
+from regnet.denoising.along import kernels_along, mean_kernel
 from regnet.denoising.audit import audit
 from regnet.denoising.operators import Array
 from regnet.denoising.options import DenoiseOptions, DenoisingValidationOptions
 from regnet.denoising.replicas import ShiftedTiles, train_once
-from regnet.denoising.trajectory import follow, stretches
+from regnet.denoising.smoother import choose_smoother
 from regnet.models import ModelOptions
 from regnet.training.trail import Trail
 
@@ -42,11 +42,12 @@ def audit_blunders(
     direction = generator.uniform(0, 2 * np.pi, len(moved))
     noise[moved] += options.blunder_px * np.stack((np.cos(direction), np.sin(direction)), 1)
     truth = tiles.offset.double().numpy()
-    trail = Trail(folder)
-    predictions = train_once(tiles, truth + noise, model_options, options, trail)
+    labels, trail = truth + noise, Trail(folder)
+    predictions = train_once(tiles, labels, model_options, options, trail)
     along = kernels_along(trail, tiles.batches)
-    found = follow(stretches(along.adam, [2 / n * rate for rate in along.rates]), truth.shape[1])
-    result = audit(found, truth + noise, predictions)
+    start = along.values[0]
+    found = choose_smoother(mean_kernel(along.adam, truth.shape[1]), labels - start, predictions - start)
+    result = audit(found, labels, predictions)
     listed, wrong = result.score >= DenoiseOptions().audit_score, np.isin(np.arange(n), moved)
     return {
         "precision": float((listed & wrong).sum() / max(listed.sum(), 1)),
