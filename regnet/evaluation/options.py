@@ -54,4 +54,4 @@ class EvaluateOptions:
     draws: int = option(1, "random displacements of each family for each block", low=1, high=100)
     baselines: BaselineOptions = option(BaselineOptions(), "settings of perceptual and classical.<name>")
     neighbours: NeighbourOptions = option(NeighbourOptions(), "whom gradients and other eyes take for neighbours")
-    windows: WindowOptions = option(WindowOptions(512, 128), "windows of the networks' predictions, for large blocks")
+    windows: WindowOptions = option(WindowOptions(), "windows of the networks' predictions, for large blocks")
