@@ -83,7 +83,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             if options.adapt.enabled:
                 model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
             network = NetworkMatcher(model)
-            windows = bounded(options.windows, reader.shape[1], options.memory_mb)
+            windows = bounded(options.windows, reader.shape[1], options.memory_mb, network.pixel_bytes)
             samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
             # What is left beside a similarity that was found is not in doubt.
             common = (

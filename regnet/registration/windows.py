@@ -18,9 +18,9 @@ from regnet.tiles.patch import Patch
 
 # Windows start at multiples of this, so that every window is pooled on the same coarse grid by the pyramid.
 ALIGN_PX = 16
-# Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a window, of
-# a row of windows and of a strip takes at the peak; measured with the U-Net, which takes more than any matcher.
-BASE_MB, WINDOW_BYTES, ROW_BYTES, STRIP_BYTES = 600, 1400, 40, 150
+# Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a row of
+# windows and of a strip takes at the peak.
+BASE_MB, ROW_BYTES, STRIP_BYTES = 600, 40, 150
 STRIP_PX = 64
 """Finished rows are given so many at a time."""
 
@@ -169,29 +169,30 @@ def _ramp(size: int, overlap_px: int) -> NDArray[np.float64]:
     return np.asarray(np.maximum(0.5 - 0.5 * np.cos(np.pi * rise), 1e-6))
 
 
-def bounded(options: WindowOptions, width: int, memory_mb: int) -> WindowOptions:
+def bounded(options: WindowOptions, width: int, memory_mb: int, pixel_bytes: int) -> WindowOptions:
     """Make windows smaller, if need be, so that a prediction keeps to a memory.
 
     Args:
         options: the windows that are wanted.
         width: of the raster, px.
         memory_mb: for the whole process.
+        pixel_bytes: what a pixel of a window takes at the peak.
 
     Raises:
         ConfigError: even the smallest windows take more.
     """
     side = _aligned(options.window_px)
     least = max(_aligned(options.overlap_px) + ALIGN_PX, 64)
-    while (needed := BASE_MB + _peak_bytes(side, width) / 2**20) > memory_mb:
+    while (needed := BASE_MB + _peak_bytes(side, width, pixel_bytes) / 2**20) > memory_mb:
         if side - 4 * ALIGN_PX < least:
             raise ConfigError(f"memory_mb={memory_mb} is too little for a raster {width} px wide; give {needed:.0f}")
         side -= 4 * ALIGN_PX
     return replace(options, window_px=min(side, options.window_px))
 
 
-def _peak_bytes(side: int, width: int) -> int:
+def _peak_bytes(side: int, width: int, pixel_bytes: int) -> int:
     """What windows of a side and the rows and strips that they make of a raster of a width take."""
-    return side**2 * WINDOW_BYTES + width * (side * ROW_BYTES + STRIP_PX * STRIP_BYTES)
+    return side**2 * pixel_bytes + width * (side * ROW_BYTES + STRIP_PX * STRIP_BYTES)
 
 
 class PatchReader:

@@ -355,11 +355,12 @@ def test_a_prediction_in_two_goes_is_that_in_one(tmp_path):
 
 def test_windows_keep_to_the_memory():
     wanted = WindowOptions(1024, 128)
-    assert bounded(wanted, 10_000, 4000) == wanted
-    assert bounded(wanted, 10_000, 1500).window_px < 1024
-    assert bounded(wanted, 40_000, 1800).window_px < bounded(wanted, 10_000, 1800).window_px
+    assert bounded(wanted, 10_000, 4000, 1400) == wanted
+    assert bounded(wanted, 10_000, 1500, 1400).window_px < 1024
+    assert bounded(wanted, 40_000, 1800, 1400).window_px < bounded(wanted, 10_000, 1800, 1400).window_px
+    assert bounded(wanted, 10_000, 1500, 1400).window_px < bounded(wanted, 10_000, 1500, 900).window_px
     with pytest.raises(ConfigError, match=r"memory_mb=700 is too little for a raster 100000 px wide; give \d+"):
-        bounded(wanted, 100_000, 700)
+        bounded(wanted, 100_000, 700, 1400)
 
 
 def test_a_csv_of_pairs_is_registered_row_by_row(tmp_path, small, here):
