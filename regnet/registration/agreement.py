@@ -29,7 +29,7 @@ RIVALS = tuple((round(2 * math.cos(turn * math.pi / 4)), round(2 * math.sin(turn
 """Steps aside, dx and dy in px of the middle resolution."""
 
 Masked = tuple[Tensor, Tensor]
-"""An image (1, C, H, W) and the weight of its pixels (1, 1, H, W)."""
+"""An image, or its descriptors, (1, C, H, W) and the weight of its pixels (1, 1, H, W)."""
 
 
 class Agreement(NamedTuple):
@@ -46,17 +46,16 @@ class Agreement(NamedTuple):
 
 def agreement(patch: Patch, displacement: Tensor) -> Agreement:
     """Compare fixed with moving as a displacement (2, H, W) px brings it."""
-    fixed, moving = _together(patch, displacement)
-    fixed, moving = (pooled(*image, MIDDLE // FINE) for image in (fixed, moving))
-    ratio = COARSE // MIDDLE
-    return Agreement(_margin(fixed, moving), _fit(pooled(*fixed, ratio), pooled(*moving, ratio)))
+    middle = [pooled(*image, MIDDLE // FINE) for image in _together(patch, displacement)]
+    coarse = [pooled(*image, COARSE // MIDDLE) for image in middle]
+    return Agreement(_margin(*map(_described, middle)), _fit(*map(_described, coarse)))
 
 
 def mean_fit(patch: Patch, displacement: Tensor) -> float:
     """Mean product of the unit descriptors at the fine resolution under a displacement (2, H, W) px, -1 to 1."""
-    fixed, moving = _together(patch, displacement)
+    fixed, moving = map(_described, _together(patch, displacement))
     weight = fixed[1] * moving[1]
-    product = (mind(fixed[0]) * mind(moving[0])).sum(1, keepdim=True)
+    product = (fixed[0] * moving[0]).sum(1, keepdim=True)
     return float((product * weight).sum() / weight.sum().clamp_min(1e-6))
 
 
@@ -75,28 +74,27 @@ def _together(patch: Patch, displacement: Tensor) -> tuple[Masked, Masked]:
     return fixed, (warp(moving[0], pull) * known, known)
 
 
-def _fit(fixed: Masked, moving: Masked) -> Tensor:
-    """Windowed mean of the product of two images' descriptors, (h, w) by cells."""
-    return _windowed(mind(fixed[0]), fixed[1], mind(moving[0]), moving[1])
+def _described(image: Masked) -> Masked:
+    """The descriptors of an image, with its weights."""
+    return mind(image[0]), image[1]
 
 
 def _margin(fixed: Masked, moving: Masked) -> Tensor:
-    """What the fit is above that of the best rival, (h, w) by cells."""
-    still, moves = mind(fixed[0]), mind(moving[0])
+    """What the fit of two images' descriptors is above that of the best rival, (h, w) by cells."""
     reach = max(max(map(abs, step)) for step in RIVALS)
-    wide, weight = (F.pad(values, (reach,) * 4) for values in (moves, moving[1]))
-    height, width = still.shape[-2:]
+    wide = [F.pad(values, (reach,) * 4) for values in moving]
+    height, width = fixed[1].shape[-2:]
     rivals = []
     for dx, dy in RIVALS:
         there = np.s_[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
-        rivals.append(_windowed(still, fixed[1], wide[there], weight[there]))
-    return _windowed(still, fixed[1], moves, moving[1]) - torch.stack(rivals).amax(0)
+        rivals.append(_fit(fixed, (wide[0][there], wide[1][there])))
+    return _fit(fixed, moving) - torch.stack(rivals).amax(0)
 
 
-def _windowed(still: Tensor, still_weight: Tensor, moves: Tensor, moves_weight: Tensor) -> Tensor:
-    """Windowed mean product of descriptors (1, C, H, W) where both have a weight: (h, w) by cells."""
-    weight = still_weight * moves_weight
-    product = (still * moves).sum(1, keepdim=True) * weight
+def _fit(fixed: Masked, moving: Masked) -> Tensor:
+    """Windowed mean of the product of two images' descriptors where both have a weight, (h, w) by cells."""
+    weight = fixed[1] * moving[1]
+    product = (fixed[0] * moving[0]).sum(1, keepdim=True) * weight
     share = F.avg_pool2d(weight, CELL)
     mean = F.avg_pool2d(product, CELL) / share.clamp_min(1e-6)
     return smooth(mean, WINDOW_PX / CELL, share)[0, 0]

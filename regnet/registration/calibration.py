@@ -50,9 +50,7 @@ def features(agreement: Agreement, displacement: Tensor, known: Tensor) -> Tenso
     steep = sum((slope.square().sum(1, keepdim=True) for slope in slopes), torch.zeros_like(weight))
     rough = smooth(steep, ROUGHNESS_SIGMA_PX / CELL_PX, weight).clamp_min(0).sqrt()[0, 0]
     margin, coarse = (
-        F.interpolate(values[None, None], scale_factor=CELL * scale / CELL_PX, mode="bilinear", align_corners=False)[
-            0, 0, :height, :width
-        ]
+        finer(values, CELL * scale // CELL_PX, (height, width))
         for values, scale in zip(agreement, (MIDDLE, COARSE), strict=True)
     )
     window = (margin * weight[0, 0]).sum() / weight.sum().clamp_min(1e-6)
@@ -73,6 +71,10 @@ def shift_doubt_px(fit: float) -> float:
 def expected_error(told: Tensor, shape: tuple[int, int]) -> Tensor:
     """Expected error, the median of what it may be, of each pixel: features (n, h, w) to (H, W) px."""
     logs = torch.einsum("n,nhw->hw", told.new_tensor(COEFFICIENTS), told)
-    logs = logs.clamp(math.log(LEAST_PX), math.log(MOST_PX))
-    fine = F.interpolate(logs[None, None], scale_factor=CELL_PX, mode="bilinear", align_corners=False)[0, 0]
-    return fine[: shape[0], : shape[1]].exp()
+    return finer(logs.clamp(math.log(LEAST_PX), math.log(MOST_PX)), CELL_PX, shape).exp()
+
+
+def finer(values: Tensor, ratio: int, shape: tuple[int, int]) -> Tensor:
+    """Values (h, w) of squares of `ratio` px on these pixels, bilinear, cut to a shape (H, W)."""
+    fine: Tensor = F.interpolate(values[None, None], scale_factor=ratio, mode="bilinear", align_corners=False)[0, 0]
+    return fine[: shape[0], : shape[1]]

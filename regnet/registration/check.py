@@ -18,7 +18,7 @@ from regnet.displacement import compose, random_field
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.judgement import ERROR, VALID
 from regnet.registration.options import WindowOptions
-from regnet.registration.windows import Matcher, Reader, layout
+from regnet.registration.windows import Matcher, Reader, corners
 from regnet.tiles.patch import displaced
 
 PEAK_PX, SIGMA_PX = 4.0, 60.0
@@ -58,18 +58,17 @@ def check_errors(
     Returns:
         What was found; None if none of the windows has enough data.
     """
-    (rows, height), (cols, width) = (layout(side, options) for side in shape)
-    corners = [(row, col) for row in rows for col in cols]
-    chosen = np.unique(np.linspace(0, len(corners) - 1, count + 2)[1:-1].round().astype(int))
+    places, (height, width) = corners(shape, options)
+    chosen = np.unique(np.linspace(0, len(places) - 1, count + 2)[1:-1].round().astype(int))
     border = min(options.overlap_px, height // 2, width // 2) // 4
     at = np.s_[border : height - border or None : SPACING_PX, border : width - border or None : SPACING_PX]
     stated, made = [], []
-    for corner in chosen:
-        row, col = corners[corner]
+    for place in chosen:
+        row, col = places[place]
         patch = read(row, col, height, width)
         if (patch.fixed_valid & patch.moving_valid).mean() < LEAST_VALID:
             continue
-        added = random_field((height, width), PEAK_PX, SIGMA_PX, np.random.default_rng(int(corner)))
+        added = random_field((height, width), PEAK_PX, SIGMA_PX, np.random.default_rng(int(place)))
         first, second = matcher(patch), matcher(displaced(patch, added))
         wanted = compose(torch.from_numpy(added)[None], torch.from_numpy(first.displacement)[None])[0].numpy()
         known = second.quality[VALID][at] > 0.5

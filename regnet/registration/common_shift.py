@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from regnet.registration.agreement import mean_fit
 from regnet.registration.calibration import shift_doubt_px
 from regnet.registration.options import WindowOptions
-from regnet.registration.windows import Match, Matcher, Reader, layout
+from regnet.registration.windows import Match, Matcher, Reader, corners
 
 Lengths = NDArray[np.floating] | float
 
@@ -95,13 +95,12 @@ def find_common_shift(
         options: size and overlap of the windows.
         spread_px: doubt that a model learned from several pairs; 0: it is told from how well the images agree.
     """
-    (rows, height), (cols, width) = (layout(side, options) for side in shape)
-    corners = [(row, col) for row in rows for col in cols]
-    order = np.random.default_rng(0).permutation(len(corners))[:MOST_WINDOWS]
+    places, (height, width) = corners(shape, options)
+    order = np.random.default_rng(0).permutation(len(places))[:MOST_WINDOWS]
     matches: list[Match] = []
     fits: list[float] = []
-    for corner in order:
-        row, col = corners[corner]
+    for place in order:
+        row, col = places[place]
         patch = read(row, col, height, width)
         known = patch.fixed_valid & patch.moving_valid
         if known.mean() < LEAST_VALID:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regnet import displacement
 from regnet.registration.agreement import agreement
-from regnet.registration.calibration import expected_error, features
+from regnet.registration.calibration import expected_error, features, finer
 from regnet.registration.common_shift import NO_SHIFT, CommonShift, clear_share
 from regnet.registration.windows import Match, Matcher
 from regnet.tiles.patch import Patch
@@ -110,5 +110,4 @@ def local_affine_residual(field: NDArray[np.float32], weight: NDArray[np.float32
     normal = moments[..., :3] + 1e-6 * torch.eye(3, dtype=torch.float64)
     fitted = torch.einsum("hwkd,khw->dhw", torch.linalg.solve(normal, moments[..., 3:]), basis)
     apart = (fitted - coarse[0]).square().sum(0).sqrt() * (share[0, 0] > 1e-6)
-    fine = F.interpolate(apart[None, None], scale_factor=step, mode="bilinear", align_corners=False)[0, 0]
-    return np.asarray(fine[: shape[0], : shape[1]].numpy(), np.float32)
+    return np.asarray(finer(apart, step, (shape[0], shape[1])).numpy(), np.float32)

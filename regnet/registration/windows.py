@@ -156,6 +156,12 @@ def layout(length: int, options: WindowOptions) -> tuple[list[int], int]:
     return [step * position for position in range(count)], step + overlap
 
 
+def corners(shape: tuple[int, int], options: WindowOptions) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Row and column of the first pixel of every window on a raster (H, W), and the windows' height and width."""
+    (rows, height), (cols, width) = (layout(side, options) for side in shape)
+    return [(row, col) for row in rows for col in cols], (height, width)
+
+
 def _aligned(length: int) -> int:
     return -(-length // ALIGN_PX) * ALIGN_PX
 
