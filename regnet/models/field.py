@@ -1,14 +1,13 @@
 """From a volume of evidence to a smooth field, as rough as held-out evidence says and no rougher.
 
-The field is found by stages, the smoothest first, from no step at all. Each stage looks at a narrower window near what
-the stages before it found and smooths less. How much of its step is taken is decided by cross-validation: the ground is
-cut into a checkerboard, the step found on one half is tried on the other, forwards and backwards, and the parabola
-through the three values of the evidence says how much of it is real. A step that only follows noise is as good
-backwards as forwards, and nothing of it is taken.
+The field is the posterior mean of a Gaussian process given the most likely offset of every cell. How rough the process
+is, and how noisy the offsets, is found by cross-validation: the ground is cut into a checkerboard, the field found on
+one half is looked up in the evidence of the other, and the roughness and noise that predict best are taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,47 +15,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regnet.displacement import gaussian, smooth
+from regnet.displacement import gaussian
 from regnet.models.correlation import CELL
+from regnet.models.kriging import krige
 
 
-class Stage(NamedTuple):
-    """One smoothness of the field.
+class View(NamedTuple):
+    """One way to look at the evidence, and how rough the fields are that it is good for.
 
     Attributes:
         window_px: Gaussian window over which the evidence is summed, px of the level.
-        field_px: Gaussian by which the field is smoothed, px of the level.
-        passes: how often the smoothing runs on what it left over (twicing, Tukey 1977), which keeps slopes and bends.
-        near_px: spread of the Gaussian prior around the field so far, px of the level.
         step: side of the squares, in cells, for each of which one offset is found: no wider than the window's sigma, so
             that the squares miss nothing the window shows.
-        doubt: a share of the stage's step up to this is put down to noise that both halves have in common.
+        sigmas_px: of the Gaussians that make such fields out of white noise, px of the level.
     """
 
     window_px: float
-    field_px: float
-    passes: int
-    near_px: float
     step: int
-    doubt: float
+    sigmas_px: tuple[float, ...]
 
 
-STAGES = (
-    Stage(32.0, 96.0, 8, 2.0, 4, 0.0),
-    Stage(12.0, 64.0, 8, 2.0, 2, 0.5),
-    Stage(12.0, 32.0, 4, 2.0, 2, 0.5),
-    Stage(8.0, 16.0, 2, 2.0, 2, 0.5),
-    Stage(8.0, 8.0, 2, 2.0, 1, 0.5),
-    Stage(5.0, 5.0, 2, 2.0, 1, 0.5),
-)
+VIEWS = (View(32.0, 4, (160.0,)), View(12.0, 2, (80.0,)), View(8.0, 1, (40.0, 20.0)), View(5.0, 1, (20.0, 10.0)))
+NOISES = tuple(0.05 * 2**power for power in range(10))
+"""Variances of a cell's offset that are tried, in units of the field's variance."""
+ALONE = 2
+"""Noise taken, of the smoothest field, where a single block holds nothing out."""
+NEAR_PX = 2.0
+"""Spread of the Gaussian prior around what coarser levels found, px of the level."""
 BLOCK_CELLS = 12
 """Side of the checkerboard's blocks, cells: farther than a change of the ground fools the evidence alike."""
 SHARPNESS = 100.0
 """Inverse temperature of the windowed evidence of unit descriptors."""
 LEAST_VARIANCE = 0.02
 """Variance of the offset that the discretisation leaves, px^2."""
-MOSTLY, IDLE_STAGES = 0.5, 2
-"""After a stage whose step was mostly real, so many stages in a row with nothing real leave nothing to finer ones."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Evidence:
         volume: (B, K * K, h, w), sums over each cell of how well the pixels fit at every offset.
         count: (B, K * K, h, w), how many pixels each sum has.
         offsets: (2, K * K) px of the level.
-        base: (B, 2, h, w) px of the level, the displacement that the offsets add to; the sum of both is smoothed.
+        base: (B, 2, h, w) px of the level, the displacement that the offsets add to; the sum of both is smooth.
         side_px: side of a cell, px of the level.
     """
 
@@ -136,138 +127,114 @@ def _tops(logits: Tensor, share: Tensor) -> Tensor:
     return torch.stack(tops, 1) / 2
 
 
-@dataclass(frozen=True)
-class _View:
-    """The evidence as stages of one window and one step see it.
-
-    Attributes:
-        stage: one of those stages.
-        seen: the evidence on the stage's squares.
-        parts: logits of the windowed evidence: of all and, where evidence is held out, of each half of the ground.
-        board: (1, 1, h, w), one on the squares of the first half.
-    """
-
-    stage: Stage
-    seen: Evidence
-    parts: list[Tensor]
-    board: Tensor
-
-    @classmethod
-    def of(cls, seen: Evidence, stage: Stage, held_out: bool) -> _View:
-        """What a stage sees of the evidence on its squares, with or without halves held out."""
-        parts, board = [seen.window(stage.window_px)], _checkerboard(seen.base, BLOCK_CELLS // stage.step)
-        if held_out:
-            parts.append(seen.part(board).window(stage.window_px))
-            parts.append(parts[0].rest(parts[1]))
-        return cls(stage, seen, [part.logits() for part in parts], board)
-
-    def serves(self, stage: Stage) -> bool:
-        return (stage.window_px, stage.step) == (self.stage.window_px, self.stage.step)
-
-
-def fit_field(evidence: Evidence, stages: int | None = None) -> Tensor:
+def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool) -> Tensor:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
     Args:
         evidence: of one level.
-        stages: take that many stages whole, as training does; None to let held-out evidence decide on each.
+        caution: so many times the noise that predicts best is taken, since what fools the evidence on one half of the
+            ground partly fools it on the other.
+        begun: whether coarser levels have found the base; if not, offsets are looked for everywhere in reach, and none
+            may be found.
     """
-    first = STAGES[0]
-    if stages is None and max(evidence.base.shape[-2:]) <= BLOCK_CELLS:
-        stages = 1  # A single block holds nothing out.
-    view = _View.of(evidence.coarser(first.step), first, stages is None)
-    still = torch.zeros_like(view.seen.base)
-    fields = [_smoothed(view, first, still, still[:, :1])] * len(view.parts)
-    begun = torch.zeros_like(still[:, :1, :1, :1], dtype=torch.bool)
-    idle, going = begun.int(), ~begun
-    for stage in STAGES[:stages]:
-        if not view.serves(stage):
-            ratio = view.stage.step // stage.step
-            seen = view.seen if ratio == 1 else evidence.coarser(stage.step)
-            fields = [_finer(field, ratio, view.seen.base, seen.base) for field in fields]
-            view = _View.of(seen, stage, stages is None)
-        around = [None if stage is first else field for field in fields]
-        found = [_found(view, part, stage, near) for part, near in zip(view.parts, around, strict=True)]
-        steps = [new - field for new, field in zip(found, fields, strict=True)]
-        if stages is None:
-            taken = _real_share(view, stage, fields[1:], steps[1:]) * going
-            steps = [taken * step for step in steps]
-        fields = [field + step for field, step in zip(fields, steps, strict=True)]
-        if stages is None:
-            begun |= taken > MOSTLY
-            idle = torch.where(taken > 0, 0, idle + 1)
-            going = ~(begun & (idle >= IDLE_STAGES))
-            # `torch.func.vmap` cannot follow a loop that ends where the values say so.
-            if not torch.is_grad_enabled() and not going.any():
-                break
-    return _finer(fields[0], view.stage.step, view.seen.base, evidence.base)
+    shape = (evidence.base.shape[-2], evidence.base.shape[-1])
+    looks = [_Look.at(evidence, view, begun) for view in VIEWS]
+    kinds = [(look, sigma_px / evidence.side_px) for look in looks for sigma_px in look.view.sigmas_px]
+    if max(shape) > BLOCK_CELLS:
+        best = _best_predicting(evidence, looks, begun)
+    else:
+        best = torch.full_like(evidence.base[:, 0, 0, 0], ALONE, dtype=torch.long)
+    found = torch.zeros_like(evidence.base)
+    noises = evidence.volume.new_tensor(NOISES)
+    for index, (look, sigma) in enumerate(kinds):
+        mine = (best >= index * len(NOISES)) & (best < (index + 1) * len(NOISES))
+        # `torch.func.vmap` cannot follow a choice that the values make.
+        if torch.is_grad_enabled() or bool(mine.any()):
+            noise = noises[best % len(NOISES)][:, None, None, None] * caution
+            field = krige(look.target, look.weight, sigma, noise, look.view.step, shape) - evidence.base
+            found = torch.where(mine[:, None, None, None], field, found)
+    return found
 
 
-def _finer(field: Tensor, ratio: int, base: Tensor, finer_base: Tensor) -> Tensor:
-    """Offsets from `base` on squares of `ratio` cells as offsets from the base of these cells.
+@dataclass(frozen=True)
+class _Look:
+    """What a view shows.
 
-    The sum of both is interpolated: it is smooth, whatever the base is. What was filled up is cut off.
+    Attributes:
+        view: that view.
+        seen: the evidence on its squares.
+        windowed: the same, summed over its window.
+        target: (B, 2, h, w), the most likely displacement of each square, px of the level.
+        weight: (B, 1, h, w), how sure it is; one in the mean.
+        scale: (B, 1, 1, 1), what the weights were divided by.
     """
-    if ratio == 1:
-        return field
-    whole = field + base
-    near = F.pad(whole, (1, 1, 1, 1), mode="replicate")
-    across, down = near[..., 1:-1, :-2] + near[..., 1:-1, 2:], near[..., :-2, 1:-1] + near[..., 2:, 1:-1]
-    # Lines between the squares cut off a parabola's bend: between two, by t (1 - t) / 2 of the second difference, which
-    # is 3/32 at a quarter and at three quarters.
-    fine = F.interpolate(
-        whole - 3 / 32 * (across + down - 4 * whole), scale_factor=ratio, mode="bilinear", align_corners=False
-    )
-    return fine[..., : finer_base.shape[-2], : finer_base.shape[-1]] - finer_base
+
+    view: View
+    seen: Evidence
+    windowed: Evidence
+    target: Tensor
+    weight: Tensor
+    scale: Tensor
+
+    @classmethod
+    def at(cls, evidence: Evidence, view: View, begun: bool) -> _Look:
+        seen = evidence.coarser(view.step)
+        windowed = seen.window(view.window_px)
+        target, sure = _most_likely(windowed, begun)
+        scale = sure.mean((-2, -1), keepdim=True)
+        return cls(view, seen, windowed, target, sure / scale, scale)
+
+    def halves(self, board: Tensor, begun: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Target and weight by the evidence of the board's ones alone, and by that of its zeros alone."""
+        part = self.seen.part(board).window(self.view.window_px)
+        for windowed, own in ((part, board), (self.windowed.rest(part), 1 - board)):
+            target, sure = _most_likely(windowed, begun)
+            yield target, sure / self.scale * own
 
 
-def _found(view: _View, logits: Tensor, stage: Stage, near: Tensor | None) -> Tensor:
-    """Offsets at one smoothness, looked for around `near`; the first stage finds its own place to look around."""
-    offsets = view.seen.offsets
-    if near is None:
-        near = _smoothed(view, stage, *statistics(logits, offsets))
-    # The Gaussian around `near`, less what is the same for all offsets: <o, near> - <o, o> / 2.
-    sides = torch.cat((offsets, -offsets.square().sum(0, keepdim=True) / 2)).T / stage.near_px**2
-    place = torch.cat((near, torch.ones_like(near[:, :1])), 1).flatten(2)
-    likely = torch.baddbmm(logits.flatten(2), sides.expand(len(near), -1, -1), place).reshape(logits.shape)
-    return _smoothed(view, stage, *statistics(likely, offsets))
-
-
-def _smoothed(view: _View, stage: Stage, offset: Tensor, variance: Tensor) -> Tensor:
-    """Smooth the whole field by how sure each cell is, and take the base off again."""
-    base, sigma = view.seen.base, stage.field_px / view.seen.side_px
-    weight, target = (1 + variance) ** -2, offset + base
-    field = smooth(target, sigma, weight)
-    for _ in range(stage.passes - 1):
-        field = field + smooth(target - field, sigma, weight)
-    return field - base
+def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
+    """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 1, h, w), 0..1."""
+    logits = windowed.logits()
+    if begun:
+        near = windowed.offsets.square().sum(0) / (2 * NEAR_PX**2)
+        logits = logits - near[:, None, None]
+    offset, variance = statistics(logits, windowed.offsets)
+    return offset + windowed.base, (1 + variance) ** -2
 
 
 @torch.no_grad()
-def _real_share(view: _View, stage: Stage, fields: list[Tensor], steps: list[Tensor]) -> Tensor:
-    """How much of a step (B, 1, 1, 1) in 0..1 the half of the ground that it was not made from supports.
+def _best_predicting(evidence: Evidence, looks: list[_Look], begun: bool) -> Tensor:
+    """Which smoothness and noise (B) predicts best: their place in the order of views, sigmas and noises.
 
-    The parabola through the evidence at the field less the step, at the field and at the field plus the step has its
-    top at this share of the step.
+    It is beyond the last of them where no offset at all predicts best.
     """
-    # Each square has one field that it was not made from, so one look at each is enough.
-    field, step = (one * (1 - view.board) + other * view.board for one, other in (fields, steps))
-    behind, here, ahead = (_look_up(view.seen, field + share * step) for share in (-1, 0, 1))
-    slope, bend = (part.mean((1, 2, 3), keepdim=True) for part in (ahead - behind, 2 * (2 * here - ahead - behind)))
-    # Where the halves know nothing of each other, what is left of the sums is rounding.
-    least = 1e-5 * view.seen.volume.abs().mean((1, 2, 3), keepdim=True)
-    share = torch.where(bend > least, slope / bend.clamp_min(1e-12), (slope > least).to(slope.dtype))
-    doubt = stage.doubt
-    return ((share - doubt) / (1 - doubt)).clamp(0, 1)
+    shape = (evidence.base.shape[-2], evidence.base.shape[-1])
+    board = _checkerboard(evidence.base, BLOCK_CELLS)
+    noise = evidence.volume.new_tensor(NOISES).reshape(-1, 1, 1, 1)
+    scores = []
+    for look in looks:
+        halves = list(look.halves(_checkerboard(look.seen.base, BLOCK_CELLS // look.view.step), begun))
+        for sigma_px in look.view.sigmas_px:
+            sigma = sigma_px / evidence.side_px
+            one, other = (
+                krige(target[:, None], weight[:, None], sigma, noise, look.view.step, shape)
+                for target, weight in halves
+            )
+            # Each cell has one field that it was not made from, so one look at each is enough.
+            field = one * (1 - board) + other * board - evidence.base[:, None]
+            scores.append(_look_up(evidence, field).mean((2, 3)))
+    if not begun:
+        scores.append(_look_up(evidence, torch.zeros_like(evidence.base[:, None])).mean((2, 3)))
+    return torch.cat(scores, 1).argmax(1)
 
 
-def _look_up(evidence: Evidence, field: Tensor) -> Tensor:
-    """The volume (B, 1, h, w) at a field of offsets, bilinear between whole offsets."""
+def _look_up(evidence: Evidence, fields: Tensor) -> Tensor:
+    """The volume (B, A, h, w) at fields (B, A, 2, h, w) of offsets, bilinear between whole offsets."""
     side = round(evidence.offsets.shape[1] ** 0.5)
-    place = (field + side // 2).clamp(0, side - 1)
+    place = (fields + side // 2).clamp(0, side - 1)
     whole = place.floor().clamp(max=side - 2)
-    x, y = (place - whole).split(1, 1)
-    index = (whole[:, 1:] * side + whole[:, :1]).long()
+    x, y = (place - whole).unbind(2)
+    index = (whole[:, :, 1] * side + whole[:, :, 0]).long()
     near = [evidence.volume.gather(1, index + step) for step in (0, 1, side, side + 1)]
     upper, lower = near[0] * (1 - x) + near[1] * x, near[2] * (1 - x) + near[3] * x
     found: Tensor = upper * (1 - y) + lower * y

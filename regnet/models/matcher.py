@@ -15,15 +15,19 @@ from regnet.displacement import pooled, warp, warp_valid
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
-from regnet.models.field import STAGES, Evidence, fit_field, statistics
+from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
 TRUST_WINDOW_PX = (8.0, 32.0)
 """Gaussian windows through which the trust in each kind of evidence is judged."""
-SHOWN_STAGE = 4
-"""Stage whose matching distribution a trained or training-free matcher shows: its window is 8 px."""
+SHOWN_WINDOW_PX = 8.0
+"""Gaussian window of the matching distribution that is shown and trained."""
+CAUTION = (1.5, 12.0)
+"""So many times the noise that predicts best is taken on the finest level, and on coarser ones, before training."""
+CAUTION_PACE = 10.0
+"""A parameter's change changes the logarithm of the caution by so much, or training would be over before it moved."""
 
 
 def _residual(width: int, dilation: int, border: Literal["zeros", "replicate"]) -> nn.Sequential:
@@ -105,8 +109,9 @@ class Matcher(nn.Module):
     """Correlates descriptors of fixed and moving within reach at each pyramid level; see `ModelOptions`.
 
     With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality, a network
-    that says how far to trust each kind of evidence where, both shared by all levels, and a shift. How smooth the field
-    is to be is not learned but found from the pair itself (`regnet.models.field`), with and without training alike.
+    that says how far to trust each kind of evidence where, both shared by all levels, a shift, and how much more noise
+    to reckon with than predicts best. How smooth the field is to be is found from the pair itself
+    (`regnet.models.field`), with and without training alike.
 
     Attributes:
         pair_spread_px: root mean square length of the shift that the pairs it was trained on had beside their labels.
@@ -127,6 +132,7 @@ class Matcher(nn.Module):
             self.trust = Trust(2 if self.kind else 1, options)
         # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
         self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
+        self.caution = nn.Parameter(torch.zeros(len(CAUTION)), self.trainable)
         self.register_buffer("pair_spread_px", torch.zeros(()))
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
         self.register_buffer("finest_offsets", offset_grid(options.finest_radius_px), persistent=False)
@@ -158,7 +164,11 @@ class Matcher(nn.Module):
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
             step, logits = self._match(
-                _coarser(fixed, fixed_valid, scale), _moved(*_coarser(moving, moving_valid, scale), base), cells, scale
+                _coarser(fixed, fixed_valid, scale),
+                _moved(*_coarser(moving, moving_valid, scale), base),
+                cells,
+                scale,
+                bool(levels),
             )
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
@@ -169,7 +179,7 @@ class Matcher(nn.Module):
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
     def _match(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int, begun: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Offsets (B, 2, h, w) beyond `base` in px of the level, and logits of one level."""
         radius, offsets = self._reach(scale)
@@ -179,11 +189,11 @@ class Matcher(nn.Module):
             for f, m in self._describe(fixed[0], moving[0])
         ]
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
-        stages = _drawn_stages() if self.training else None
-        step = fit_field(evidence, stages)
+        kind = min(scale - 1, 1)
+        step = fit_field(evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun)
         if not self.training and scale > 1:
             return step, ()
-        logits = [evidence.window(STAGES[(stages or SHOWN_STAGE) - 1].window_px).logits()]
+        logits = [evidence.window(SHOWN_WINDOW_PX).logits()]
         if self.training:
             # The learned descriptors answer for themselves too, or they would long hide behind the fixed ones.
             logits.append(kinds[-1].window(OWN_WINDOW_PX).logits(OWN_SHARPNESS))
@@ -221,16 +231,6 @@ class Matcher(nn.Module):
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs
-
-
-def _drawn_stages() -> int | None:
-    """How many stages to take whole in training; None, half of the time: as far as held-out evidence says.
-
-    Every smoothness has its turn, so that whichever a scene asks for is a good one; but where fine stages only add
-    noise, as in radar, a network that always had to take them whole would learn to trust no evidence at all.
-    """
-    drawn = int(torch.randint(1, 2 * len(STAGES) + 1, ()))
-    return drawn if drawn <= len(STAGES) else None
 
 
 def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:

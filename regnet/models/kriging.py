@@ -1,0 +1,104 @@
+"""Smooth fields through uncertain values: the posterior mean of a Gaussian process (kriging), on a grid."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SPACING = 1.0
+"""Distance of the process's basis functions, sigmas: their sum of squares is level to 0.01 %."""
+BEYOND = 2
+"""So many basis functions lie beyond each end of the grid."""
+ITERATIONS = 16
+"""Steps of the preconditioned conjugate gradients."""
+LEAST_SHARE = 1e-5
+"""Combinations of basis functions with a smaller share of the largest one's power are left out."""
+
+
+class _Axis(NamedTuple):
+    """The basis along one axis, turned so that its columns are orthogonal on the squares.
+
+    Attributes:
+        squares: (n, m) at the centres of the squares.
+        cells: (n * step, m) at the centres of the cells.
+        power: (m), the squared lengths of the columns of `squares`.
+    """
+
+    squares: Tensor
+    cells: Tensor
+    power: Tensor
+
+
+def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int, shape: tuple[int, int]) -> Tensor:
+    """Find the field most likely to have given uncertain values, whatever their mean.
+
+    The field is white noise smoothed by a Gaussian, of unit variance, on top of an unknown constant; the values are the
+    field and independent noise: `argmin_u sum over cells of weight (target - u)^2 / noise + |u|^2 in the process's
+    norm` (Rasmussen and Williams, 2006, chapter 2). The process is a sum of Gaussians on a grid as wide as it allows,
+    so that what is solved is small; where there is no weight the field returns to its mean.
+
+    Args:
+        target: (..., h, w), on squares of `step` x `step` cells.
+        weight: what broadcasts to it, zero or greater.
+        sigma: of the smoothing Gaussian, cells.
+        noise: what broadcasts to it: variance of a cell's value of weight one, in units of the field's variance.
+        step: side of a square, cells.
+        shape: (rows, columns) of the cells; the last squares may reach beyond them.
+
+    Returns:
+        The field (..., *shape) at the cells.
+    """
+    rows, columns = (
+        _axis(count, step, sigma, target.device, target.dtype) for count in (target.shape[-2], target.shape[-1])
+    )
+    mean = _sum(weight * target) / _sum(weight.expand_as(target)).clamp_min(1e-9)
+    precision = weight * (step**2 / noise)
+    values = (target - mean) * precision
+
+    def onto(coefficients: Tensor) -> Tensor:
+        return rows.squares @ coefficients @ columns.squares.T
+
+    def back(field: Tensor) -> Tensor:
+        return rows.squares.T @ field @ columns.squares
+
+    # As if the weights were alike everywhere, which is solved at once in the turned basis.
+    likely = 1 + precision.mean((-2, -1), keepdim=True) * rows.power[:, None] * columns.power
+    rest = back(values)
+    found, guess = torch.zeros_like(rest), rest / likely
+    way, size = guess, _sum(rest * guess)
+    for _ in range(ITERATIONS):
+        ahead = way + back(precision * onto(way))
+        length = size / _sum(way * ahead).clamp_min(1e-30)
+        found, rest = found + length * way, rest - length * ahead
+        guess = rest / likely
+        before, size = size, _sum(rest * guess)
+        way = guess + size / before.clamp_min(1e-30) * way
+    return rows.cells[: shape[0]] @ found @ columns.cells[: shape[1]].T + mean
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum((-2, -1), keepdim=True)
+
+
+@lru_cache(maxsize=64)
+def _axis(count: int, step: int, sigma: float, device: torch.device, dtype: torch.dtype) -> _Axis:
+    spacing = max(1.0, SPACING * sigma)
+    inside = math.ceil((count * step - 1) / spacing) + 1
+    centres = (count * step - 1) / 2 + (np.arange(inside + 2 * BEYOND) - (inside - 1) / 2 - BEYOND) * spacing
+
+    def basis(places: NDArray[np.float64]) -> NDArray[np.float64]:
+        height = (spacing / (math.sqrt(math.pi) * sigma)) ** 0.5
+        return np.asarray(height * np.exp(-0.5 * ((places[:, None] - centres) / sigma) ** 2))
+
+    squares = basis(np.arange((step - 1) / 2, count * step, step))
+    cells = basis(np.arange(count * step, dtype=np.float64))
+    power, turn = np.linalg.eigh(squares.T @ squares)
+    kept = power > LEAST_SHARE * power.max()
+    turn = turn[:, kept]
+    return _Axis(*(torch.from_numpy(part).to(device, dtype) for part in (squares @ turn, cells @ turn, power[kept])))

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+
+from regnet.displacement import random_field
+from regnet.models.kriging import _axis, krige
+
+SHAPE = (20, 28)
+
+
+def uncertain(shape=SHAPE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(1, 2, *shape, generator=generator, dtype=torch.float64)
+    weight = torch.rand(1, 1, *shape, generator=generator, dtype=torch.float64) + 0.2
+    return target, weight
+
+
+def covariance(sigma, shape=SHAPE):
+    """Of white noise of unit variance after a Gaussian: `exp(-d^2 / (4 sigma^2))` at a distance d."""
+    rows, columns = (np.arange(count)[:, None] - np.arange(count) for count in shape)
+    along = [torch.from_numpy(np.exp(-((steps / sigma) ** 2) / 4)) for steps in (rows, columns)]
+    return torch.kron(*along)
+
+
+def slow(target, weight, sigma, noise):
+    """Kriging with an unknown mean, by the matrices of the textbook."""
+    covariances = covariance(sigma) + torch.diag(noise / weight.flatten())
+    mean = (weight * target).sum((2, 3)) / weight.sum((2, 3))
+    rest = target.flatten(2)[0] - mean[0][:, None]
+    found = covariance(sigma) @ torch.linalg.solve(covariances, rest.T)
+    return (found.T + mean[0][:, None]).reshape(target.shape)
+
+
+@pytest.mark.parametrize(("sigma", "noise"), [(2.5, 1.0), (2.5, 10.0), (5.0, 3.0), (10.0, 1.0)])
+def test_the_field_is_the_posterior_mean_of_the_textbook(sigma, noise):
+    target, weight = uncertain()
+    expected = slow(target, weight, sigma, noise)
+    found = krige(target, weight, sigma, torch.tensor(noise, dtype=torch.float64), 1, SHAPE)
+    assert float((expected - target.mean()).abs().max()) > 0.2
+    assert torch.allclose(found, expected, atol=0.02 * float(expected.std()))
+
+
+def test_the_process_has_unit_variance_and_its_covariance():
+    axis = _axis(40, 1, 4.0, torch.device("cpu"), torch.float64)
+    # Turned, the basis is the same: its products are the covariance along one axis.
+    near = axis.squares @ axis.squares.T
+    steps = np.arange(40)[:, None] - np.arange(40)
+    assert torch.allclose(near, torch.from_numpy(np.exp(-((steps / 4.0) ** 2) / 4)), atol=2e-3)
+
+
+def test_a_constant_is_found_and_goes_on_where_there_is_no_weight():
+    weight = torch.zeros(1, 1, *SHAPE)
+    weight[..., :6] = 1.0
+    found = krige(torch.full((1, 2, *SHAPE), 1.5), weight, 4.0, torch.tensor(0.5), 1, SHAPE)
+    assert torch.allclose(found, torch.full_like(found, 1.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_squares_of_a_smooth_field_give_it_at_the_cells(step):
+    """Squares that reach beyond the cells included; a square of `step` cells counts as that many."""
+    shape = (37, 50)
+    true = torch.from_numpy(random_field((40, 52), 3.0, 12.0, np.random.default_rng(0)))[None]
+    squares = torch.nn.functional.avg_pool2d(true, step)
+    found = krige(squares, torch.ones_like(squares[:, :1]), 10.0, torch.tensor(0.05), step, shape)
+    assert found.shape == (1, 2, *shape)
+    assert float((found - true[..., : shape[0], : shape[1]]).norm(dim=1).mean()) < 0.05
+
+
+def test_more_noise_is_a_smoother_field():
+    target, weight = uncertain()
+    rough, smooth = (
+        krige(target, weight, 2.5, torch.tensor(noise, dtype=torch.float64), 1, SHAPE).std() for noise in (0.1, 30.0)
+    )
+    assert float(smooth) < 0.5 * float(rough)
