@@ -127,7 +127,7 @@ def _tops(logits: Tensor, share: Tensor) -> Tensor:
     return torch.stack(tops, 1) / 2
 
 
-def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool) -> Tensor:
+def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False) -> Tensor:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
     Args:
@@ -136,11 +136,14 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool) -> Tenso
             ground partly fools it on the other.
         begun: whether coarser levels have found the base; if not, offsets are looked for everywhere in reach, and none
             may be found.
+        drawn: take a smoothness and noise at random, whatever predicts best, as training does now and then.
     """
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     looks = [_Look.at(evidence, view, begun) for view in VIEWS]
     kinds = [(look, sigma_px / evidence.side_px) for look in looks for sigma_px in look.view.sigmas_px]
-    if max(shape) > BLOCK_CELLS:
+    if drawn:
+        best = torch.randint(len(kinds) * len(NOISES), (len(evidence.base),), device=evidence.base.device)
+    elif max(shape) > BLOCK_CELLS:
         best = _best_predicting(evidence, looks, begun)
     else:
         best = torch.full_like(evidence.base[:, 0, 0, 0], ALONE, dtype=torch.long)

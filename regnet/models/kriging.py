@@ -17,6 +17,8 @@ BEYOND = 2
 """So many basis functions lie beyond each end of the grid."""
 ITERATIONS = 16
 """Steps of the preconditioned conjugate gradients."""
+CONVERGED = 1e-12
+"""Steps are no longer divided by less, whose square is a number still: gradients stay finite."""
 LEAST_SHARE = 1e-5
 """Combinations of basis functions with a smaller share of the largest one's power are left out."""
 
@@ -74,11 +76,11 @@ def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int
     way, size = guess, _sum(rest * guess)
     for _ in range(ITERATIONS):
         ahead = way + back(precision * onto(way))
-        length = size / _sum(way * ahead).clamp_min(1e-30)
+        length = size / _sum(way * ahead).clamp_min(CONVERGED)
         found, rest = found + length * way, rest - length * ahead
         guess = rest / likely
         before, size = size, _sum(rest * guess)
-        way = guess + size / before.clamp_min(1e-30) * way
+        way = guess + size / before.clamp_min(CONVERGED) * way
     return rows.cells[: shape[0]] @ found @ columns.cells[: shape[1]].T + mean
 
 

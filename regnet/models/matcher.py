@@ -190,7 +190,10 @@ class Matcher(nn.Module):
         ]
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
         kind = min(scale - 1, 1)
-        step = fit_field(evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun)
+        # Where fine fields only add noise, as in radar, what predicts best is so smooth that little is learned from it;
+        # were smoothness always drawn, no evidence would be trusted there at all.
+        drawn = self.training and bool(torch.rand(()) < 0.5)
+        step = fit_field(evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun, drawn)
         if not self.training and scale > 1:
             return step, ()
         logits = [evidence.window(SHOWN_WINDOW_PX).logits()]

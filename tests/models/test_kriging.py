@@ -72,3 +72,19 @@ def test_more_noise_is_a_smoother_field():
         krige(target, weight, 2.5, torch.tensor(noise, dtype=torch.float64), 1, SHAPE).std() for noise in (0.1, 30.0)
     )
     assert float(smooth) < 0.5 * float(rough)
+
+
+@pytest.mark.parametrize("varied", [0.0, 1e-4, 1.0])
+def test_gradients_are_finite_and_those_of_differences(varied):
+    """Of values without variation too, where the solver has nothing to do."""
+    target, weight = uncertain((6, 7))
+    target = (2.0 + varied * target).requires_grad_()
+    noise = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def norm(target, weight, noise):
+        return krige(target, weight, 2.0, noise, 1, (6, 7)).square().mean()
+
+    single = [value.detach().float().requires_grad_() for value in (target, weight, noise)]
+    assert all(bool(slope.isfinite().all()) for slope in torch.autograd.grad(norm(*single), single))
+    if varied == 1.0:
+        assert torch.autograd.gradcheck(norm, (target, weight.requires_grad_(), noise), atol=1e-5)
