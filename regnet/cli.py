@@ -101,6 +101,7 @@ def _hydra(command: Command, arguments: list[str]) -> int:
     codes = []
 
     def job(config: DictConfig) -> None:
+        """Do the command for one configuration and keep its exit code; a failed run ends a multirun."""
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several and "output_dir" in config:
             config.output_dir = HydraConfig.get().runtime.output_dir

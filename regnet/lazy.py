@@ -19,6 +19,7 @@ def on_demand(
     """
 
     def load(name: str) -> Any:
+        """Give the object of a name from the first module that holds it."""
         if name in names:
             for module in modules:
                 home = import_module(f"{package}.{module}")

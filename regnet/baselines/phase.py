@@ -40,6 +40,7 @@ def phase_correlation(
     both = patch.fixed_valid & patch.moving_valid
 
     def match(rows: slice, cols: slice) -> tuple[float, float] | None:
+        """Shift dx, dy of one tile, px; None if it holds too little data or none that varies."""
         valid = both[rows, cols]
         tiles = [_windowed(band[rows, cols], valid) for band in (one, two)]
         if valid.mean() < min_valid or not all(tile.any() for tile in tiles):

@@ -157,6 +157,7 @@ def _whole(images: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def _perceptual(read: Reader, side: int, network: Network, stretch: Stretch) -> Vectors:
     def vectors(part: slice) -> Array:
+        """What the network sees of a run of tiles, (n, q), so that squared differences are perceptual distances."""
         rows = []
         for image in read(part)[side].numpy()[:, None]:
             with torch.inference_mode():
@@ -170,6 +171,7 @@ def _perceptual(read: Reader, side: int, network: Network, stretch: Stretch) -> 
 
 def _pixels(read: Reader, side: int) -> Vectors:
     def vectors(part: slice) -> Array:
+        """Pixels of a run of tiles, (n, q), over the root of how many they are."""
         flat = read(part)[side].flatten(1).numpy()
         return np.asarray(flat / np.sqrt(flat.shape[1], dtype=np.float32))
 
