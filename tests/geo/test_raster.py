@@ -198,28 +198,31 @@ def test_averaging_starts_where_the_source_is_clearly_finer(
     assert values.std() == pytest.approx(0.25, rel=0.05)
 
 
-def refuse(path: str, says: str) -> None:
-    with pytest.raises(InputError, match=says) as caught:
+def refusal(path: str) -> str:
+    """The one line by which a path is refused, less the path, which stands first."""
+    with pytest.raises(InputError) as caught:
         open_raster(path)
-    assert path in str(caught.value)
-    assert "\n" not in str(caught.value)
+    name, _, reason = str(caught.value).partition(": ")
+    assert name == path
+    assert "\n" not in reason
+    return reason
 
 
 def test_missing_file() -> None:
-    refuse("nowhere/fixed.tif", "no such file")
+    assert refusal("nowhere/fixed.tif").startswith("no such file")
 
 
 def test_not_a_raster(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_text("hello")
-    refuse(str(tmp_path / "text.tif"), "not a raster")
-    refuse(str(tmp_path), "not a raster")
+    assert refusal(str(tmp_path / "text.tif")).startswith("not a raster")
+    assert refusal(str(tmp_path)).startswith("not a raster")
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_no_crs_and_no_geotransform(raster_file: Write) -> None:
     image = ramp(8, 8, 10)
-    refuse(raster_file("a.tif", image, crs=None), "has no CRS")
-    refuse(raster_file("b.tif", image, transform=None), "has no geotransform")
+    assert refusal(raster_file("a.tif", image, crs=None)).startswith("has no CRS")
+    assert refusal(raster_file("b.tif", image, transform=None)).startswith("has no geotransform")
 
 
 def test_bands_by_description_or_number(raster_file: Write, grid: Grid, rng: np.random.Generator) -> None:
