@@ -58,15 +58,16 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
     for number in range(1, options.rounds + 1):
         place = folder / f"round_{number}"
         if not is_stamped(place, {**settings, "round": number}):
-            Fit(store, model_options, options, place).run()
+            fit = Fit(store, model_options, options, place)
+            fit.run()
             model = load_checkpoint(place / MODEL)
             found = error_summary(held_out_errors(store, model, options), "model")
-            shifts = read_json(place / SUMMARY)["pair_shifts_px"]
+            shifts = fit.shifts.shifts_px()
             write_json(place / CORRECTION, {**correct(store, model, options, place / CORRECTED, shifts), **found})
             write_stamp(place, {**settings, "round": number})
         trained = read_json(place / SUMMARY)
-        del trained["pair_shifts_px"]
-        rows.append({"round": number, **trained, **read_json(place / CORRECTION)})
+        told = {name: value for name, value in trained.items() if name != "pair_shifts_px"}
+        rows.append({"round": number, **told, **read_json(place / CORRECTION)})
         store = store.with_labels(place / CORRECTED)
         if rows[-1]["moved_px"] < options.settled_px:
             break
@@ -75,7 +76,7 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
         _copy(folder / f"round_{len(rows)}" / name, folder / name)
     with whole_path(folder / ROUNDS) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False)
-    write_json(folder / SUMMARY, {**read_json(folder / f"round_{len(rows)}" / SUMMARY), "rounds": rows})
+    write_json(folder / SUMMARY, {**trained, "rounds": rows})
 
 
 @torch.no_grad()
