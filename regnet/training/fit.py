@@ -258,6 +258,9 @@ def validation_epe(
     """Mean end-point error against the labels, px, under one fixed draw of displacements and no augmentation.
 
     With `beside_shifts` the labels of a pair may all be off alike: its median error is not counted.
+
+    Raises:
+        InputError: no pixel of the tiles is valid in both images.
     """
     plain = replace(options, flips=False, photometric=0.0)
     model.eval()
@@ -268,9 +271,14 @@ def validation_epe(
         for pair, error, known in zip(batch.pairs, predicted - batch.target, batch.target_valid[:, 0], strict=True):
             every = np.s_[..., ::VALIDATION_STEP_PX, ::VALIDATION_STEP_PX]
             errors.setdefault(pair, []).append(error[every][:, known[every]])
-    of_pairs = [torch.cat(parts, 1) for parts in errors.values()]
+    of_pairs = [error for error in (torch.cat(parts, 1) for parts in errors.values()) if error.numel()]
+    if not of_pairs:
+        raise InputError(
+            f"validation: none of {len(positions)} tiles has a pixel that is valid in both images once moving is "
+            "displaced; raise prepare.min_valid, or lower training.shift_px and training.peak_px"
+        )
     if beside_shifts:
-        of_pairs = [error - error.median(1, keepdim=True).values for error in of_pairs if error.numel()]
+        of_pairs = [error - error.median(1, keepdim=True).values for error in of_pairs]
     return float(torch.cat(of_pairs, 1).norm(dim=0).mean())
 
 

@@ -1,16 +1,18 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from regnet.errors import InputError
-from regnet.models import ModelOptions, load_checkpoint
+from regnet.models import ModelOptions, build_model, load_checkpoint
 from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
 from regnet.training import fit
-from regnet.training.fit import Fit, train
+from regnet.training.fit import Fit, train, validation_epe
 from regnet.training.options import TrainingOptions
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, blocks=1, levels=2, descriptor_channels=4)
@@ -87,3 +89,12 @@ def test_a_loss_that_is_not_finite_is_refused(store, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the loss is not finite"):
         train(store, SMALL, BRIEF, tmp_path)
     assert not (Path(tmp_path) / "model.safetensors").exists()
+
+
+def test_validation_tiles_without_data_are_refused(store):
+    positions = store.tiles("validation")
+    blank = {position: np.zeros_like(store.tile(position).moving_valid) for position in positions}
+    cache = {position: replace(store.tile(position), moving_valid=blank[position]) for position in positions}
+    model = build_model(SMALL, len(store.fixed_channels), len(store.moving_channels))
+    with pytest.raises(InputError, match=r"validation: none of \d+ tiles has a pixel that is valid.*min_valid"):
+        validation_epe(model, cache, positions, BRIEF)
