@@ -136,7 +136,12 @@ def _train(
     steps = min(STEPS, options.steps)
     batch = next(batch for tile_px, _, batch in LAYOUTS if tile_px == source.tile_px)
     settings = TrainingOptions(
-        epochs=-(-options.steps // steps), steps=steps, batch=batch, patience=options.steps, seed=options.seed
+        epochs=-(-options.steps // steps),
+        steps=steps,
+        batch=batch,
+        patience=options.steps,
+        familiarity_tiles=0,
+        seed=options.seed,
     )
     if not (folder / SUMMARY).is_file():
         model = learner(start, (source.fixed_channels, source.moving_channels), options.seed)

@@ -21,6 +21,7 @@ from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import check_errors
 from regnet.registration.common_shift import NO_SHIFT, CommonShift, find_common_shift
+from regnet.registration.familiar import UNKNOWN, look_familiar
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
@@ -92,18 +93,24 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 else find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
             )
             matcher = JudgedMatcher(network, common)
+            # A model that was trained on the pair itself is at home there.
+            brought = Path(options.model) if options.model and not (adapted and adapted["used"]) else None
+            familiar = look_familiar(model, brought, aligned.read_images, aligned.shape) if brought else None
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
                     tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress)
                 check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
                 points = ties.frame()
+                if familiar:
+                    points["familiarity"] = familiar.at(points["row"].to_numpy(), points["col"].to_numpy())
                 summary = summarise(tally, overall, common, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
                     "polygons": _move(options, folder),
                     "adapt": adapted,
+                    "familiarity": familiar.summary() if familiar else None,
                     "check": check.summary() if check else None,
-                    "notes": notes(options),
+                    "notes": [*notes(options), *([UNKNOWN.format(brought)] if brought and not familiar else [])],
                     "seconds": time.perf_counter() - start,
                     "settings": asdict(options),
                 }

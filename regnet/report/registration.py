@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import rasterio
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
@@ -61,6 +62,7 @@ def report_registration(
             _displacement(folder, before, ties),
             _error(folder, field, summary["bound_90_over_expected_error"]),
             _calibration(folder, errors, summary),
+            *_familiarity(folder, before, ties, summary["familiarity"]),
             _ties(ties),
         ]
     settings = {"register": yaml.safe_dump(dict(summary["settings"]), sort_keys=False)}
@@ -152,24 +154,18 @@ def _windows(field: NDArray[np.float32], shape: tuple[int, int]) -> list[Box]:
 def _displacement(folder: Path, reader: PairReader, ties: Any) -> Section:
     """Arrows at the tie points that were believed, dots at the others, over fixed."""
     step = _step(reader)
-    coarse = reader.grid.coarser(reader.gsd_m * step)
-    with GridRaster(reader.options.fixed, coarse, reader.options.fixed_bands) as raster:
-        image, valid = raster.read(Box(0, 0, coarse.height, coarse.width))
-    figure = draw.new_figure(7.5, 7.5 * max(coarse.height / coarse.width, 0.25) + 0.4)
-    axes = figure.subplots()
-    draw.picture(axes, draw.display(image, valid), "Arrows from where fixed shows a place to where moving does")
+    figure, axes = _over_fixed(reader, "Arrows from where fixed shows a place to where moving does")
     good = ties["status"].isin(["matched", "global stage only"]) & np.isfinite(ties["dx_px"])
     kept, lost = ties[good], ties[~good]
     axes.plot(lost["col"] / step, lost["row"] / step, ".", color=draw.VERMILION, markersize=2)
     if len(kept):
         longest = float(np.quantile(np.hypot(kept["dx_px"], kept["dy_px"]), 0.95))
-        spacing = max(coarse.height, coarse.width) / max(math.sqrt(len(ties)), 1)
+        spacing = max(reader.shape) / step / max(math.sqrt(len(ties)), 1)
         factor = max(spacing, 8) / max(longest, 1e-6)
         places = (kept["col"] / step, kept["row"] / step, kept["dx_px"] * factor, kept["dy_px"] * factor)
         options: Any = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.0025}
         axes.quiver(*places, color=draw.SKY, **options)
         axes.set_title(f"{axes.get_title()}; 95 % of them are shorter than {longest:.2f} px")
-    draw.scale_bar(axes, coarse.width, reader.gsd_m * step)
     text = "Blue arrows: tie points that were believed, not to scale. Red dots: those that were rejected."
     return Section("Displacement", text, [_picture(figure, folder, "The displacement at the tie points.")])
 
@@ -223,6 +219,40 @@ def _calibration(folder: Path, errors: Errors | None, summary: Mapping[str, Any]
     caption = "Errors made against errors expected. Dots: 50 % and 90 % of the errors of places of like expectation."
     section.pictures.append(_picture(figure, folder, caption))
     return section
+
+
+def _familiarity(
+    folder: Path, reader: PairReader, ties: Any, familiarity: Mapping[str, Any] | None
+) -> Iterator[Section]:
+    """How familiar the ground is to the model, place by place; nothing where that is not known."""
+    if familiarity is None:
+        return
+    said = (
+        "Mean similarity kC of places of the pair to the tiles that the model was trained on, as its gradients tell it "
+    )
+    said += "(1: the same, 0: unrelated). It says where the model is at home, not how large its errors are."
+    section = Section("Familiarity", said, facts={name: _text(value) for name, value in familiarity.items()})
+    known = ties[np.isfinite(ties["familiarity"])]
+    if len(known):
+        figure, axes = _over_fixed(reader, "similarity to the training tiles")
+        cols, rows = (known[name] / _step(reader) for name in ("col", "row"))
+        shown = axes.scatter(cols, rows, s=12, c=known["familiarity"], cmap=draw.ERROR_COLOURS, vmin=0, vmax=1)
+        figure.colorbar(shown, ax=axes, shrink=0.8)
+        section.pictures.append(_picture(figure, folder, "Familiarity of the place nearest to each tie point."))
+    yield section
+
+
+def _over_fixed(reader: PairReader, title: str) -> tuple[Figure, Axes]:
+    """A figure with an overview of fixed, to draw on; one pixel of it stands for `_step(reader)`."""
+    step = _step(reader)
+    coarse = reader.grid.coarser(reader.gsd_m * step)
+    with GridRaster(reader.options.fixed, coarse, reader.options.fixed_bands) as raster:
+        image, valid = raster.read(Box(0, 0, coarse.height, coarse.width))
+    figure = draw.new_figure(7.5, 7.5 * max(coarse.height / coarse.width, 0.25) + 0.4)
+    axes = figure.subplots()
+    draw.picture(axes, draw.display(image, valid), title)
+    draw.scale_bar(axes, coarse.width, reader.gsd_m * step)
+    return figure, axes
 
 
 def _ties(ties: Any) -> Section:

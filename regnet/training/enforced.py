@@ -76,7 +76,8 @@ def run_enforced_similarity(
 
 def _settings(training: TrainingOptions, weight: float, seed: int) -> TrainingOptions:
     """One training of the registration network, which never stops early."""
-    return replace(training, seed=seed, patience=training.epochs, alike=replace(training.alike, weight=weight))
+    alike = replace(training.alike, weight=weight)
+    return replace(training, seed=seed, patience=training.epochs, alike=alike, familiarity_tiles=0)
 
 
 def _register(

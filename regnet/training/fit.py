@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from regnet.errors import InputError
 from regnet.files import digest, remove, whole_path, write_json, write_text
-from regnet.models import ModelOptions, model_for, save_checkpoint
+from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.similarity.familiarity import FAMILIARITY, remember
 from regnet.tiles.store import TileSource
 from regnet.training.alike import SimilarityTerm
 from regnet.training.curve import draw_curve
@@ -122,6 +123,8 @@ class Fit:
                 break
         epochs.close()
         draw_curve(self.progress.rows, self.folder / CURVE)
+        if self.options.familiarity_tiles:
+            self._remember()
         seconds = [row["seconds"] for row in self.progress.rows]
         summary = {
             "epochs": self.progress.epoch,
@@ -191,6 +194,16 @@ class Fit:
                 self.mean[key].lerp_(value, 1 - decay)
         return float(loss.detach())
 
+    def _remember(self) -> None:
+        """Keep what the model is to know its training tiles by, as training draws them."""
+        options, positions = self.options, self.train_tiles
+        steps = -(-min(options.familiarity_tiles, len(positions)) // options.batch)
+        drawn = draw_batches(self.cache, positions, options, steps, (options.seed, 1_000_006), self.shifts.corrected)
+        batches = tqdm(drawn, total=steps, desc="familiarity", unit="batch")
+        model = load_checkpoint(self.folder / MODEL)
+        known = remember(model, ((batch.fixed, batch.moving) for batch in batches), len(positions))
+        known.save(self.folder / FAMILIARITY)
+
     def _validate(self) -> float:
         """Mean end-point error against the labels of the validation tiles, under displacements that never change."""
         own = {key: value.clone() for key, value in self.model.state_dict().items()}
@@ -243,7 +256,7 @@ class Fit:
                 self.schedule.load_state_dict(state["schedule"])
                 self.shifts.load(state["shifts"])
                 return
-        for name in (MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS):
+        for name in (MODEL, FAMILIARITY, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS):
             remove(self.folder / name)
 
 
@@ -285,8 +298,9 @@ def validation_epe(
 def train(store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
     """Train a model on the labels of a tile store.
 
-    Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), checkpoints/ (weights
-    and Adam's second moments along the way), log.csv, loss.png, summary.json. A killed run goes on from its last epoch.
+    Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), familiarity.safetensors
+    (what `register` tells familiar ground by), checkpoints/ (weights and Adam's second moments along the way), log.csv,
+    loss.png, summary.json. A killed run goes on from its last epoch.
 
     Raises:
         InputError: no tiles to train or validate on, nothing to train, or a loss that is no longer finite.

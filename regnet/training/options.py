@@ -58,6 +58,13 @@ class TrainingOptions:
     sigma_high_px: float = option(120.0, "smoothest random displacement", unit="px", low=1)
     photometric: float = option(0.2, "spread of random gain and offset a band; 0: none", low=0, high=1)
     flips: bool = option(True, "draw flips and quarter turns")
+    familiarity_tiles: int = option(
+        48,
+        "training tiles whose gradients are summed up at the end, by which register tells how familiar a pair is to "
+        "the model; 0: none",
+        unit="tiles",
+        low=0,
+    )
     checkpoints: int = option(5, "checkpoints kept along the training, for the trajectory kernel", low=1, high=100)
     cache_mb: int = option(1024, "memory for tiles kept decoded; beyond it they are read again", unit="MB", low=16)
     seed: int = option(0, "seed of weights, order, displacements and augmentation", low=0)

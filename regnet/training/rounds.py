@@ -25,6 +25,7 @@ from regnet.metrics import epe
 from regnet.models import ModelOptions, load_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.similarity.familiarity import FAMILIARITY
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
 from regnet.training.fit import CHECKPOINTS, CURVE, LOG, MODEL, SUMMARY, Fit, train
@@ -72,8 +73,10 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
         if rows[-1]["moved_px"] < options.settled_px:
             break
     _forget(folder, len(rows) + 1)
-    for name in (MODEL, LOG, CURVE, CHECKPOINTS):
-        _copy(folder / f"round_{len(rows)}" / name, folder / name)
+    for name in (MODEL, FAMILIARITY, LOG, CURVE, CHECKPOINTS):
+        remove(folder / name)
+        if (made := folder / f"round_{len(rows)}" / name).exists():
+            _copy(made, folder / name)
     with whole_path(folder / ROUNDS) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False)
     write_json(folder / SUMMARY, {**trained, "rounds": rows})

@@ -8,6 +8,8 @@ import torch
 
 from regnet.errors import InputError
 from regnet.models import ModelOptions, build_model, load_checkpoint
+from regnet.similarity.familiarity import Familiarity
+from regnet.similarity.store import model_digest
 from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
@@ -42,13 +44,26 @@ def whole(store, tmp_path_factory):
 
 
 def test_training_writes_what_the_contract_names(whole):
-    assert {"model.safetensors", "log.csv", "loss.png", "summary.json", "checkpoints"} == {
-        path.name for path in whole.iterdir()
+    assert {path.name for path in whole.iterdir()} == {
+        "model.safetensors",
+        "familiarity.safetensors",
+        "log.csv",
+        "loss.png",
+        "summary.json",
+        "checkpoints",
     }
     rows = list(csv.DictReader((whole / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert len(list((whole / "checkpoints").glob("epoch_*.safetensors"))) >= 2
     assert not load_checkpoint(whole / "model.safetensors").training
+
+
+def test_it_remembers_tiles_as_they_were_drawn_for_the_model_that_is_kept(store, whole):
+    known = Familiarity.load(whole / "familiarity.safetensors")
+    assert known.trained == len(store.tiles("train"))
+    assert known.side_px == store.tile_px
+    assert len(known.own) >= min(BRIEF.familiarity_tiles, known.trained)
+    assert known.digest == model_digest(load_checkpoint(whole / "model.safetensors"))
 
 
 def test_a_killed_run_goes_on_to_the_same_model(store, whole, tmp_path, monkeypatch):

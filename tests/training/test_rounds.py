@@ -90,6 +90,8 @@ def test_every_round_is_kept_and_a_second_run_repeats_none(store, tmp_path, monk
     last, copied = (load_checkpoint(path / "model.safetensors") for path in (tmp_path / "round_2", tmp_path))
     assert all(torch.equal(one, two) for one, two in zip(last.parameters(), copied.parameters(), strict=True))
     assert (tmp_path / "checkpoints" / "trail.json").is_file()
+    kept = [path / "familiarity.safetensors" for path in (tmp_path / "round_2", tmp_path)]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
     assert 0 < summary["rounds"][1]["model_epe_median_px"] < summary["rounds"][1]["model_epe_mean_px"]
     monkeypatch.setattr(rounds, "Fit", None)
     train_rounds(store, SMALL, options, tmp_path)
