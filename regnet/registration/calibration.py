@@ -21,6 +21,9 @@ CELL_PX = 8
 ROUGHNESS_SIGMA_PX = 32.0
 """Gaussian window over which the displacement's gradient is averaged."""
 LEAST_FIT, LEAST_ROUGHNESS = 0.02, 0.01
+UNSEEN_ROUGHNESS, UNSEEN_MARGIN = 0.05, 0.05
+"""Roughness that there may be though an answer is smooth, where the margin of the window is 0, and the margin at which
+this is down to 1/e: from images that agree little a trained network learns to smooth rather than to guess."""
 FEATURES = ("one", "margin of the window", "margin", "log fit at 1/8", "log roughness")
 COEFFICIENTS = (1.61, -4.37, -2.72, -0.345, 0.485)
 """Of the logarithm of the median error in px; the first is 0.07 above the fit, for pairs unlike those of the fit."""
@@ -54,6 +57,7 @@ def features(agreement: Agreement, displacement: Tensor, known: Tensor) -> Tenso
         for values, scale in zip(agreement, (MIDDLE, COARSE), strict=True)
     )
     window = (margin * weight[0, 0]).sum() / weight.sum().clamp_min(1e-6)
+    rough = torch.hypot(rough, UNSEEN_ROUGHNESS * (-window.clamp_min(0) / UNSEEN_MARGIN).exp())
     logs = (coarse.clamp_min(0) + LEAST_FIT).log(), (rough + LEAST_ROUGHNESS).log()
     return torch.stack((torch.ones_like(margin), window.expand_as(margin), margin, *logs))
 

@@ -136,6 +136,16 @@ def test_features_of_a_steady_slope():
     torch.testing.assert_close(told[4], torch.full((8, 8), float(np.log(0.5 + LEAST_ROUGHNESS))), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("margin", "slope", "wanted"), [(0.0, 0.0, 0.05), (-0.2, 0.0, 0.05), (0.05, 0.0, 0.05 / np.e), (0.0, 0.5, 0.5025)]
+)
+def test_an_answer_is_no_smoother_than_the_images_can_show(margin, slope, wanted):
+    field = torch.from_numpy(np.stack([slope * np.mgrid[:64, :64][1], np.zeros((64, 64))]).astype(np.float32))
+    seen = Agreement(torch.full((4, 4), margin), torch.full((2, 2), 0.5))
+    told = features(seen, field, torch.ones(64, 64, dtype=torch.bool))
+    np.testing.assert_allclose(told[4], np.log(wanted + LEAST_ROUGHNESS), atol=1e-3)
+
+
 def test_the_margin_of_the_window_is_that_of_the_ground_with_data():
     margin = torch.cat((torch.full((4, 4), 0.2), torch.full((4, 4), 0.9)))
     known = torch.arange(128)[:, None].expand(128, 64) < 56
