@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -44,6 +45,10 @@ class Familiar:
             for places, count, side in zip((rows, cols), self.similarity.shape, self.shape, strict=True)
         )
         return np.asarray(self.similarity[tuple(parts)])
+
+    def onto(self, ties: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+        """Tie points with a column `familiarity`."""
+        return ties.assign(familiarity=self.at(ties["row"].to_numpy(), ties["col"].to_numpy()))
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says of it."""

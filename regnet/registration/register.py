@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,14 @@ from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
 from regnet.geo.raster import block_cache, complex_files, is_vector, raster_sources
+from regnet.models.matcher import Matcher
+from regnet.models.unet import UNet
 from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import check_errors
 from regnet.registration.common_shift import NO_SHIFT, CommonShift, find_common_shift
-from regnet.registration.familiar import UNKNOWN, look_familiar
+from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
@@ -93,24 +96,20 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 else find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
             )
             matcher = JudgedMatcher(network, common)
-            # A model that was trained on the pair itself is at home there.
-            brought = Path(options.model) if options.model and not (adapted and adapted["used"]) else None
-            familiar = look_familiar(model, brought, aligned.read_images, aligned.shape) if brought else None
+            familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
                     tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress)
                 check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
-                points = ties.frame()
-                if familiar:
-                    points["familiarity"] = familiar.at(points["row"].to_numpy(), points["col"].to_numpy())
+                points = familiar.onto(ties.frame()) if familiar else ties.frame()
                 summary = summarise(tally, overall, common, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
                     "polygons": _move(options, folder),
                     "adapt": adapted,
                     "familiarity": familiar.summary() if familiar else None,
                     "check": check.summary() if check else None,
-                    "notes": [*notes(options), *([UNKNOWN.format(brought)] if brought and not familiar else [])],
+                    "notes": [*notes(options), *unknown],
                     "seconds": time.perf_counter() - start,
                     "settings": asdict(options),
                 }
@@ -123,6 +122,19 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _familiarity(
+    options: RegisterOptions, model: Matcher | UNet, adapted: Mapping[str, Any] | None, aligned: PairReader
+) -> tuple[Familiar | None, list[str]]:
+    """How familiar the pair is to the model that was given, and a note if nobody knows.
+
+    A model that was trained on the pair itself is at home there.
+    """
+    if options.model is None or (adapted and adapted["used"]):
+        return None, []
+    found = look_familiar(model, Path(options.model), aligned.read_images, aligned.shape)
+    return found, [] if found else [UNKNOWN.format(options.model)]
 
 
 def _move(options: RegisterOptions, folder: Path) -> dict[str, int] | None:

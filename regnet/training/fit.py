@@ -114,13 +114,11 @@ class Fit:
         epochs = tqdm(range(self.progress.epoch, self.options.epochs), desc="train", unit="epoch")
         epochs.update(self.progress.epoch)
         for epoch in range(self.progress.epoch, self.options.epochs):
-            if self._late():
+            if self._late() or self._settled():
                 break
             row = self._epoch(epoch)
             epochs.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
             epochs.update(1)
-            if epoch - self.progress.best_epoch >= self.options.patience:
-                break
         epochs.close()
         draw_curve(self.progress.rows, self.folder / CURVE)
         if self.options.familiarity_tiles:
@@ -144,6 +142,10 @@ class Fit:
         """Tell whether another epoch as long as the last would take more time than is given."""
         seconds: list[float] = [row["seconds"] for row in self.progress.rows]
         return sum(seconds) + sum(seconds[-1:]) > self.most_seconds
+
+    def _settled(self) -> bool:
+        """Tell whether the last epochs, as many as `patience`, brought nothing better."""
+        return self.progress.epoch - 1 - self.progress.best_epoch >= self.options.patience
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         totals = {"loss": 0.0, "draw_seconds": 0.0, "step_seconds": 0.0}

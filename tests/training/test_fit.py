@@ -113,3 +113,21 @@ def test_validation_tiles_without_data_are_refused(store):
     model = build_model(SMALL, len(store.fixed_channels), len(store.moving_channels))
     with pytest.raises(InputError, match=r"validation: none of \d+ tiles has a pixel that is valid.*min_valid"):
         validation_epe(model, cache, positions, BRIEF)
+
+
+def test_a_run_that_was_killed_while_it_remembered_its_tiles_ends_where_it_had_stopped(store, tmp_path, monkeypatch):
+    options = replace(BRIEF, epochs=4, patience=1, tolerance=0.0)
+    errors = iter([1.0, 2.0, 0.5, 0.4])
+    monkeypatch.setattr(fit, "validation_epe", lambda *_: next(errors))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "remember", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, SMALL, options, tmp_path)
+    monkeypatch.undo()
+    train(store, SMALL, options, tmp_path)
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["0", "1"]
+    assert (tmp_path / "familiarity.safetensors").is_file()
+    assert not (tmp_path / fit.STATE).exists()
