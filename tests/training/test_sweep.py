@@ -76,7 +76,7 @@ def test_the_experiment_through_the_console(here, mini_settings, tmp_path):
         "prepare.min_structure=0.1",
         "prepare.stride_px=80",
         "prepare.noise={sigma_px: 0},{sigma_px: 2, shift_dx_px: 30}",
-        "training={rounds: 2, epochs: 1, steps: 1, batch: 2, learning_rate: 1e-5, settled_px: 0}",
+        "training={rounds: 2, epochs: 1, steps: 1, batch: 2, learning_rate: 1e-5, settled_px: 0, familiarity_tiles: 2}",
         "output_dir=sweep",
     )
     assert result.returncode == 0, result.stderr
