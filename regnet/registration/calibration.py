@@ -22,8 +22,8 @@ ROUGHNESS_SIGMA_PX = 32.0
 """Gaussian window over which the displacement's gradient is averaged."""
 LEAST_FIT, LEAST_ROUGHNESS = 0.02, 0.01
 UNSEEN_ROUGHNESS, UNSEEN_MARGIN = 0.05, 0.05
-"""Roughness that there may be though an answer is smooth, where the margin of the window is 0, and the margin at which
-this is down to 1/e: from images that agree little a trained network learns to smooth rather than to guess."""
+"""Roughness that there may be though a trained network's answer is smooth, where the margin of the window is 0, and the
+margin at which this is down to 1/e: from images that agree little it learned to smooth rather than to guess."""
 FEATURES = ("one", "margin of the window", "margin", "log fit at 1/8", "log roughness")
 COEFFICIENTS = (1.61, -4.37, -2.72, -0.345, 0.485)
 """Of the logarithm of the median error in px; the first is 0.07 above the fit, for pairs unlike those of the fit."""
@@ -34,13 +34,14 @@ SHIFT_DOUBT, SHIFT_DOUBT_SLOPE, LEAST_SHIFT_PX, MOST_SHIFT_PX = 6.9, -30.0, 0.25
 """Of the logarithm of the shift (px) that whole pairs have beside their label, against the fit of their windows."""
 
 
-def features(agreement: Agreement, displacement: Tensor, known: Tensor) -> Tensor:
+def features(agreement: Agreement, displacement: Tensor, known: Tensor, trained: bool = False) -> Tensor:
     """What the expected error is told from, cell by cell.
 
     Args:
         agreement: of the images under the displacement.
         displacement: (2, H, W) px.
         known: (H, W) bool, where both images have data.
+        trained: whether a trained network found the displacement.
 
     Returns:
         (len(FEATURES), h, w), cells of `CELL_PX` in rows and columns.
@@ -57,7 +58,8 @@ def features(agreement: Agreement, displacement: Tensor, known: Tensor) -> Tenso
         for values, scale in zip(agreement, (MIDDLE, COARSE), strict=True)
     )
     window = (margin * weight[0, 0]).sum() / weight.sum().clamp_min(1e-6)
-    rough = torch.hypot(rough, UNSEEN_ROUGHNESS * (-window.clamp_min(0) / UNSEEN_MARGIN).exp())
+    if trained:
+        rough = torch.hypot(rough, UNSEEN_ROUGHNESS * (-window.clamp_min(0) / UNSEEN_MARGIN).exp())
     logs = (coarse.clamp_min(0) + LEAST_FIT).log(), (rough + LEAST_ROUGHNESS).log()
     return torch.stack((torch.ones_like(margin), window.expand_as(margin), margin, *logs))
 

@@ -40,10 +40,11 @@ class JudgedMatcher:
     Args:
         matcher: of windows.
         common: the shift of the whole pair; what of it is not believed is taken off, and not judged.
+        trained: whether the matcher is a trained network.
     """
 
-    def __init__(self, matcher: Matcher, common: CommonShift = NO_SHIFT) -> None:
-        self._matcher, self._common = matcher, common
+    def __init__(self, matcher: Matcher, common: CommonShift = NO_SHIFT, trained: bool = False) -> None:
+        self._matcher, self._common, self._trained = matcher, common, trained
 
     @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:
@@ -52,7 +53,7 @@ class JudgedMatcher:
         taken = self._common.without_doubtful(match.displacement)
         known = patch.fixed_valid & patch.moving_valid
         found, weight = torch.from_numpy(match.displacement), torch.from_numpy(known)
-        told = features(agreement(patch, found), found, weight)
+        told = features(agreement(patch, found), found, weight, self._trained)
         error = expected_error(told, known.shape)
         apart = local_affine_residual(taken, known * match.quality[0])
         around = neighbourhood(torch.from_numpy(taken), error, weight.float(), NEIGHBOURHOOD_PX)

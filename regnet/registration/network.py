@@ -47,6 +47,7 @@ class NetworkMatcher:
     """Runs a network that maps (fixed, moving, fixed_valid, moving_valid) to a displacement and its confidence.
 
     Attributes:
+        trained: whether anything of it is learned.
         pixel_bytes: what a pixel of a window takes at the peak.
         pair_spread_px: what the network learned to expect of a shift that a whole pair has beside its labels, root mean
             square length; 0 where it was not trained on several pairs.
@@ -54,6 +55,7 @@ class NetworkMatcher:
 
     def __init__(self, model: Matcher | UNet) -> None:
         self._model = model.eval()
+        self.trained = any(parameter.requires_grad for parameter in model.parameters())
         self.pixel_bytes = UNET_BYTES if isinstance(model, UNet) else MATCHER_BYTES
         self.pair_spread_px = float(model.pair_spread_px)
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

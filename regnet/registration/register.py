@@ -95,7 +95,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 if overall.found
                 else find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
             )
-            matcher = JudgedMatcher(network, common)
+            matcher = JudgedMatcher(network, common, network.trained)
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()

@@ -139,11 +139,12 @@ def test_features_of_a_steady_slope():
 @pytest.mark.parametrize(
     ("margin", "slope", "wanted"), [(0.0, 0.0, 0.05), (-0.2, 0.0, 0.05), (0.05, 0.0, 0.05 / np.e), (0.0, 0.5, 0.5025)]
 )
-def test_an_answer_is_no_smoother_than_the_images_can_show(margin, slope, wanted):
+def test_the_answer_of_a_network_is_no_smoother_than_the_images_can_show(margin, slope, wanted):
     field = torch.from_numpy(np.stack([slope * np.mgrid[:64, :64][1], np.zeros((64, 64))]).astype(np.float32))
     seen = Agreement(torch.full((4, 4), margin), torch.full((2, 2), 0.5))
-    told = features(seen, field, torch.ones(64, 64, dtype=torch.bool))
-    np.testing.assert_allclose(told[4], np.log(wanted + LEAST_ROUGHNESS), atol=1e-3)
+    known = torch.ones(64, 64, dtype=torch.bool)
+    np.testing.assert_allclose(features(seen, field, known, True)[4], np.log(wanted + LEAST_ROUGHNESS), atol=1e-3)
+    np.testing.assert_allclose(features(seen, field, known)[4], np.log(slope + LEAST_ROUGHNESS), atol=1e-3)
 
 
 def test_the_margin_of_the_window_is_that_of_the_ground_with_data():
@@ -297,3 +298,16 @@ def test_windows_without_data_are_not_checked(displaced):
     assert (
         check_errors(constant_matcher(0, 0, 1), PatchReader(nothing), (SIDE, SIDE), WindowOptions(128, 32), 2) is None
     )
+
+
+def test_of_a_network_that_learned_an_answer_may_be_too_smooth(elsewhere):
+    """The same answer of a trained and of a training-free matcher, where the images do not agree."""
+
+    def error(trained):
+        still = JudgedMatcher(lambda p: Match(constant(0, 0), np.ones_like(p.fixed)), trained=trained)
+        return still(elsewhere).quality[ERROR]
+
+    assert (error(True) > 1.5 * error(False)).all()
+    for descriptor, learned in (("mind", False), ("mind+learned", True)):
+        network = build_model(ModelOptions(descriptor=descriptor, width=4, blocks=1, descriptor_channels=4), 1, 1)
+        assert NetworkMatcher(network).trained is learned
