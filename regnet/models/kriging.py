@@ -103,4 +103,8 @@ def _axis(count: int, step: int, sigma: float, device: torch.device, dtype: torc
     power, turn = np.linalg.eigh(squares.T @ squares)
     kept = power > LEAST_SHARE * power.max()
     turn = turn[:, kept]
-    return _Axis(*(torch.from_numpy(part).to(device, dtype) for part in (squares @ turn, cells @ turn, power[kept])))
+    # Kept from one call to the next, with gradients or without.
+    with torch.inference_mode(False):
+        return _Axis(
+            *(torch.from_numpy(part).to(device, dtype) for part in (squares @ turn, cells @ turn, power[kept]))
+        )

@@ -88,3 +88,14 @@ def test_gradients_are_finite_and_those_of_differences(varied):
     assert all(bool(slope.isfinite().all()) for slope in torch.autograd.grad(norm(*single), single))
     if varied == 1.0:
         assert torch.autograd.gradcheck(norm, (target, weight.requires_grad_(), noise), atol=1e-5)
+
+
+def test_what_is_kept_of_a_call_in_inference_serves_gradients_too():
+    values = torch.randn(1, 11, 13)
+    with torch.inference_mode():
+        plain = krige(values, torch.ones(11, 13), 3.0, torch.ones(()), 2, (21, 25))
+    target = values.clone().requires_grad_()
+    field = krige(target, torch.ones(11, 13), 3.0, torch.ones(()), 2, (21, 25))
+    torch.testing.assert_close(field.detach(), plain.clone())
+    (gradient,) = torch.autograd.grad(field.sum(), target)
+    assert gradient.abs().sum() > 0
