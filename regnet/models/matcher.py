@@ -185,7 +185,7 @@ class Matcher(nn.Module):
         radius, offsets = self._reach(scale)
         count = count_volume(fixed[1], moving[1], radius)
         kinds = [
-            Evidence(correlation_volume(f * fixed[1], m * moving[1], radius), count, offsets, base)
+            Evidence(correlation_volume(f, m, radius, (fixed[1], moving[1])), count, offsets, base)
             for f, m in self._describe(fixed[0], moving[0])
         ]
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
