@@ -73,10 +73,12 @@ def write_field(
     overall: Overall,
     target: DatasetWriter,
     progress: Progress,
+    at_once: int = 1,
 ) -> tuple[Tally, TiePoints]:
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
     tally, ties = Tally(), TiePoints(aligned.grid, options.tie_spacing_px)
-    strips = predict_strips(matcher, aligned.read_images, aligned.shape, windows, "register", CHANNELS, progress)
+    read, shape = aligned.read_images, aligned.shape
+    strips = predict_strips(matcher, read, shape, windows, "register", CHANNELS, progress, at_once)
     for strip in strips:
         found = compose(strip, overall.matrix)
         beliefs = believe(strip, found, overall, options.max_error_px)
