@@ -66,8 +66,8 @@ def _warp_bicubic(moving: Tensor, displacement: Tensor) -> Tensor:
 def _bicubic(padded: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Interpolate an image, (B, C, H', W') with a border around it, at its columns and rows (B, H, W)."""
     batch, channels, height, width = padded.shape
-    column, across = _taps(x, width - 2 * _BORDER_PX)
-    row, down = _taps(y, height - 2 * _BORDER_PX)
+    column, across = _taps(x, width - 2 * _BORDER_PX, padded.dtype)
+    row, down = _taps(y, height - 2 * _BORDER_PX, padded.dtype)
     index = (row * width + column).reshape(batch, 1, -1).expand(-1, channels, -1)
     flat, result = padded.reshape(batch, channels, -1), None
     within = height * width - 3 * width - 3
@@ -81,14 +81,14 @@ def _bicubic(padded: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return result.reshape(batch, channels, *x.shape[1:])
 
 
-def _taps(place: Tensor, side: int) -> tuple[Tensor, list[Tensor]]:
+def _taps(place: Tensor, side: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """The first of the four pixels around places (B, H, W) along an axis with a border, and Keys' weights (B, 1, n)."""
     whole = place.floor()
     t = place - whole
     first, last = ((1 - 0.5 * t) * t - 0.5) * t, (0.5 * t - 0.5) * t * t
     near = (1.5 * t - 2.5) * t * t + 1
     pixel = whole.clamp(1 - _BORDER_PX, side + _BORDER_PX - 3).long() + (_BORDER_PX - 1)
-    return pixel, [weight.flatten(1)[:, None] for weight in (first, near, 1 - first - near - last, last)]
+    return pixel, [weight.flatten(1)[:, None].to(dtype) for weight in (first, near, 1 - first - near - last, last)]
 
 
 def warp_valid(valid: Tensor, displacement: Tensor) -> Tensor:
