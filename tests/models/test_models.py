@@ -121,7 +121,7 @@ def test_mind_is_the_formula():
             distances.append(gaussian_filter(np.square(moved - image).sum(0), 0.5 * step, truncate=3.5))
         similar = np.exp(-np.array(distances) / np.mean(distances, 0))
         centred = similar - similar.mean(0)
-        parts.append(centred / np.sqrt(2 * np.square(centred).sum(0)))
+        parts.append(centred / np.sqrt(2 * (np.square(centred).sum(0) + 1e-6)))
     inner = (slice(None), slice(12, -12), slice(12, -12))
     found = mind(torch.from_numpy(image)[None])[0].numpy()
     np.testing.assert_allclose(found[inner], np.concatenate(parts)[inner], atol=1e-5)
