@@ -94,6 +94,8 @@ def write_field(
 
 def compose(strip: Strip, matrix: Matrix) -> NDArray[np.float32]:
     """The whole displacement `A (x + d(x)) - x` of a strip (2, h, W), from d beyond the similarity A."""
+    if np.array_equal(matrix, np.eye(2, 3)):
+        return strip.displacement
     height, width = strip.displacement.shape[1:]
     places = np.mgrid[strip.row : strip.row + height, :width][::-1] + 0.5
     change = matrix[:, :2] - np.eye(2)
