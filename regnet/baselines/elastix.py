@@ -22,7 +22,6 @@ def elastix(
     knot_px: float,
     iterations: int,
     samples: int,
-    threads: int,
 ) -> NDArray[np.float32]:
     """Estimate the displacement with itk-elastix (extra `classical`): its own default settings, on the grey bands.
 
@@ -34,7 +33,6 @@ def elastix(
         knot_px: distance of the splines' knots, px.
         iterations: at each level.
         samples: pixels that the metric is estimated from at each iteration.
-        threads: of the processor; with several the result is not the same at every run.
 
     Returns:
         (2, H, W) px.
@@ -58,7 +56,7 @@ def elastix(
         values["MaximumNumberOfIterations"] = [str(iterations)]
         values["NumberOfSpatialSamples"] = [str(samples)]
         values["WriteResultImage"] = ["false"]
-        # A seed, and one thread below, or the result differs from run to run.
+        # A seed, and one thread below: else the result would differ from run to run.
         values["RandomSeed"] = ["1"]
         settings.AddParameterMap(values)
     try:
@@ -68,7 +66,7 @@ def elastix(
             parameter_object=settings,
             fixed_mask=masks[0],
             moving_mask=masks[1],
-            number_of_threads=threads,
+            number_of_threads=1,
             log_to_console=False,
         )
         with TemporaryDirectory() as folder:  # transformix leaves a file, wherever it is told to

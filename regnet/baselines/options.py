@@ -86,7 +86,6 @@ class ElastixOptions:
     knot_px: float = option(64.0, "distance of the splines' knots", unit="px", low=4)
     iterations: int = option(256, "of the stochastic gradient descent, at each level", low=1)
     samples: int = option(2048, "pixels that the metric is estimated from, drawn anew at every iteration", low=64)
-    threads: int = option(1, "processor threads; with several the result is not the same at every run", low=1)
 
 
 @dataclass(frozen=True)
