@@ -103,4 +103,8 @@ def _axis(count: int, step: int, sigma: float, device: torch.device, dtype: torc
     power, turn = np.linalg.eigh(squares.T @ squares)
     kept = power > LEAST_SHARE * power.max()
     turn = turn[:, kept]
-    return _Axis(*(torch.from_numpy(part).to(device, dtype) for part in (squares @ turn, cells @ turn, power[kept])))
+    # What is first needed in inference has to serve in training too.
+    with torch.inference_mode(False):
+        return _Axis(
+            *(torch.from_numpy(part).to(device, dtype) for part in (squares @ turn, cells @ turn, power[kept]))
+        )

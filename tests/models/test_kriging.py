@@ -88,3 +88,13 @@ def test_gradients_are_finite_and_those_of_differences(varied):
     assert all(bool(slope.isfinite().all()) for slope in torch.autograd.grad(norm(*single), single))
     if varied == 1.0:
         assert torch.autograd.gradcheck(norm, (target, weight.requires_grad_(), noise), atol=1e-5)
+
+
+def test_a_basis_first_taken_in_inference_serves_in_training():
+    target, weight, noise = torch.rand(1, 2, 9, 11), torch.ones(1, 1, 9, 11), torch.tensor(1.0)
+    with torch.inference_mode():
+        krige(target, weight, 3.1, noise, 1, (9, 11))
+    target.requires_grad_()
+    krige(target, weight, 3.1, noise, 1, (9, 11)).sum().backward()
+    assert target.grad is not None
+    assert target.grad.abs().max() > 0
