@@ -4,9 +4,10 @@ Real pairs are displaced by a known smooth field (peak 8 px, sigma 80 px) and wr
 The cases `sample_3000`, `sample_10000` and `sample_10000_strip`, which have to be asked for, are the sample scene
 repeated and mirrored to 3000 x 3000 px, to 10,000 x 10,000 px and to 1,000 rows of these, which takes the same memory
 in a tenth of the time.
-Every tool gets the same files on one thread, and its time is that of reading, matching and writing the field; that of
-`regnet`, and of `regnet_adapt` (with adapt=true), is that of the whole command with all that it writes. Peak memory is
-that of the process (Linux).
+Every tool gets the same files and as many threads (`--threads`), but for elastix, which always runs on one: itk-elastix
+0.25 crashes if it is told of several, and left to itself does nearly all of its work on one. A tool's time is that of
+reading, matching and writing the field; that of `regnet`, and of `regnet_adapt` (with adapt=true), is that of the whole
+command with all that it writes. Peak memory is that of the process (Linux).
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ MOST_PIXELS = 4_000_000
 """Errors of larger pairs are looked at every few pixels."""
 
 
-def run_method(tool: str, folder: Path) -> dict[str, Any]:
+def run_method(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Run somebody else's method on a case in this process; the field lands in `<tool>.npy`."""
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(threads)
     start, cpu = time.perf_counter(), time.process_time()
     result: dict[str, Any] = {}
     try:
@@ -70,13 +71,14 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     return scaled, valid
 
 
-def run_regnet(tool: str, folder: Path) -> dict[str, Any]:
+def run_regnet(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Run the installed command on a case; its outputs land in a folder of the tool's name."""
     script = str(Path(sys.executable).with_name("regnet"))
     files = [f"fixed={folder / 'fixed.tif'}", f"moving={folder / 'moving.tif'}", f"output_dir={folder / tool}"]
     start, before = time.perf_counter(), os.times()
     with (folder / f"{tool}.log").open("w") as log:
-        process = subprocess.Popen([script, "register", *files, "threads=1", *OURS[tool]], stdout=log, stderr=log)
+        command = [script, "register", *files, f"threads={threads}", *OURS[tool]]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         peak_mb = 0.0
         while process.poll() is None:
             peak_mb = max(peak_mb, _peak_mb(str(process.pid)))
@@ -99,12 +101,13 @@ def _peak_mb(process: str) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024 if "VmHWM:" in status else 0.0
 
 
-def measure(tool: str, case: str, folder: Path) -> dict[str, Any]:
+def measure(tool: str, case: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Run a tool in a process of its own and compare its field with the truth."""
     if tool in OURS:
-        result = run_regnet(tool, folder)
+        result = run_regnet(tool, folder, threads)
     else:
-        command = [sys.executable, "-m", "benchmarks.registration", "--tool", tool, "--folder", str(folder)]
+        inside = ["--tool", tool, "--folder", str(folder), "--threads", str(threads)]
+        command = [sys.executable, "-m", "benchmarks.registration", *inside]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return {"tool": tool, "case": case, "failure": f"ended with {done.returncode}: {done.stderr[-200:]}"}
@@ -156,18 +159,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(SOURCES), default=cases)
     parser.add_argument("--tools", nargs="+", choices=[*OURS, *METHODS], default=TOOLS)
     parser.add_argument("--seed", type=int, default=0, help="of the random displacement")
+    parser.add_argument("--threads", type=int, default=1, help="of every tool")
     parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.tool:
-        print(json.dumps(run_method(arguments.tool, arguments.folder)))
+        print(json.dumps(run_method(arguments.tool, arguments.folder, arguments.threads)))
         return
+    for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[key] = str(arguments.threads)
     results = []
     for case in arguments.cases:
         with tempfile.TemporaryDirectory() as scratch:
             write_case(case, Path(scratch), arguments.seed)
             for tool in arguments.tools:
-                results.append(measure(tool, case, Path(scratch)))
+                results.append(measure(tool, case, Path(scratch), arguments.threads))
                 print(describe(results[-1]), flush=True)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=2) + "\n")

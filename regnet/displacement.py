@@ -22,8 +22,10 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 CONVENTION = "pull: warped(x) = moving(x + displacement(x)); band 1 dx_px to the right, band 2 dy_px down"
 _BLOCK = 32
 """A Gaussian runs along an axis as products of so many pixels and those around them with a matrix, px."""
-_PIXELS_AT_ONCE = 2**14
+_PIXELS_AT_ONCE = 2**15
 """Bicubic interpolation takes as many rows at a time as have so many pixels, which stay in a processor's cache."""
+_BORDER_PX = 4
+"""So far around an image bicubic interpolation has the border value; from there on all that it reads is the border."""
 
 
 def warp(moving: Tensor, displacement: Tensor, mode: Interpolation = "bilinear") -> Tensor:
@@ -57,30 +59,36 @@ def _warp_bicubic(moving: Tensor, displacement: Tensor) -> Tensor:
     columns = torch.arange(displacement.shape[-1], device=displacement.device, dtype=displacement.dtype)
     few = max(1, _PIXELS_AT_ONCE // (displacement.shape[0] * displacement.shape[-1]))
     strips = zip(torch.split(displacement, few, 2), torch.split(rows, few), strict=True)
-    return torch.cat([_bicubic(moving, strip[:, 0] + columns, strip[:, 1] + row[:, None]) for strip, row in strips], 2)
+    padded = F.pad(moving, (_BORDER_PX,) * 4, mode="replicate")
+    return torch.cat([_bicubic(padded, strip[:, 0] + columns, strip[:, 1] + row[:, None]) for strip, row in strips], 2)
 
 
-def _bicubic(moving: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Interpolate (B, C, H', W') at columns and rows (B, H, W)."""
-    batch, channels, height, width = moving.shape
-    columns, across = _taps(x, width)
-    rows, down = _taps(y, height)
-    flat, result = moving.reshape(batch, channels, -1), moving.new_zeros(())
-    for row, weight in zip(rows.unbind(1), down.unbind(1), strict=True):
-        index = (columns + width * row[:, None]).reshape(batch, 1, -1).expand(-1, channels, -1)
-        values = flat.gather(2, index).reshape(batch, channels, *columns.shape[1:])
-        result = result + (values * across[:, None]).sum(2) * weight[:, None]
-    return result
+def _bicubic(padded: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Interpolate an image, (B, C, H', W') with a border around it, at its columns and rows (B, H, W)."""
+    batch, channels, height, width = padded.shape
+    column, across = _taps(x, width - 2 * _BORDER_PX, padded.dtype)
+    row, down = _taps(y, height - 2 * _BORDER_PX, padded.dtype)
+    index = (row * width + column).reshape(batch, 1, -1).expand(-1, channels, -1)
+    flat, result = padded.reshape(batch, channels, -1), None
+    within = height * width - 3 * width - 3
+    for i in range(4):
+        # The same index into the image moved by a pixel reads the next pixel of all places.
+        line = flat.narrow(2, i * width, within).gather(2, index).mul_(across[0])
+        for j in range(1, 4):
+            line.addcmul_(flat.narrow(2, i * width + j, within).gather(2, index), across[j])
+        result = line.mul_(down[i]) if result is None else result.add_(line.mul_(down[i]))
+    assert result is not None
+    return result.reshape(batch, channels, *x.shape[1:])
 
 
-def _taps(place: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The four pixels of an axis around places (B, H, W), the border's repeated, and Keys' weights: (B, 4, H, W)."""
+def _taps(place: Tensor, side: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """The first of the four pixels around places (B, H, W) along an axis with a border, and Keys' weights (B, 1, n)."""
     whole = place.floor()
     t = place - whole
-    weights = ((-0.5 * t + 1) * t - 0.5) * t, (1.5 * t - 2.5) * t * t + 1, ((-1.5 * t + 2) * t + 0.5) * t
-    near = whole.clamp(-3, side + 1).long()
-    pixels = torch.stack([(near + step).clamp(0, side - 1) for step in (-1, 0, 1, 2)], 1)
-    return pixels, torch.stack((*weights, (0.5 * t - 0.5) * t * t), 1)
+    first, last = ((1 - 0.5 * t) * t - 0.5) * t, (0.5 * t - 0.5) * t * t
+    near = (1.5 * t - 2.5) * t * t + 1
+    pixel = whole.clamp(1 - _BORDER_PX, side + _BORDER_PX - 3).long() + (_BORDER_PX - 1)
+    return pixel, [weight.flatten(1)[:, None].to(dtype) for weight in (first, near, 1 - first - near - last, last)]
 
 
 def warp_valid(valid: Tensor, displacement: Tensor) -> Tensor:
@@ -162,10 +170,14 @@ def gaussian(values: Tensor, sigma_px: float) -> Tensor:
         coarse = gaussian(coarse, (sigma_px**2 - (step**2 - 1) / 6) ** 0.5 / step)
         fine = F.interpolate(coarse, scale_factor=step, mode="bilinear", align_corners=False)
         return fine[..., :height, :width]
-    columns = [values[..., near] @ matrix for near, matrix in _bands(width, sigma_px, values)]
-    along = torch.cat(columns, -1) if len(columns) > 1 else columns[0]
-    rows = [matrix.T @ along[..., near, :] for near, matrix in _bands(height, sigma_px, values)]
-    return torch.cat(rows, -2) if len(rows) > 1 else rows[0]
+    flat = values.reshape(-1, width)
+    # `mm` and `bmm` read slices where they lie; `matmul` would copy them.
+    along = torch.cat([flat[:, near] @ matrix for near, matrix in _bands(width, sigma_px, values)], 1)
+    images = along.reshape(-1, height, width)
+    rows = [
+        matrix.T.expand(len(images), -1, -1).bmm(images[:, near]) for near, matrix in _bands(height, sigma_px, values)
+    ]
+    return torch.cat(rows, 1).reshape(values.shape)
 
 
 def _bands(side: int, sigma_px: float, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -173,8 +185,11 @@ def _bands(side: int, sigma_px: float, like: Tensor) -> Iterator[tuple[slice, Te
     radius = _radius(sigma_px)
     for start in range(0, side, _BLOCK):
         first, last = max(start - radius, 0), min(start + _BLOCK + radius, side)
-        matrix = _gaussian_matrix(last - first, start - first, min(_BLOCK, side - start), sigma_px)
-        yield slice(first, last), torch.from_numpy(matrix).to(like.device, like.dtype)
+        outputs = min(_BLOCK, side - start)
+        yield (
+            slice(first, last),
+            _gaussian_matrix(last - first, start - first, outputs, sigma_px, like.device, like.dtype),
+        )
 
 
 def _radius(sigma_px: float) -> int:
@@ -182,13 +197,17 @@ def _radius(sigma_px: float) -> int:
 
 
 @lru_cache(maxsize=256)
-def _gaussian_matrix(inputs: int, before: int, outputs: int, sigma_px: float) -> NDArray[np.float64]:
+def _gaussian_matrix(
+    inputs: int, before: int, outputs: int, sigma_px: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """A Gaussian from a row of `inputs` px to `outputs` of them, the first `before` px from its start, as a matrix."""
     radius = _radius(sigma_px)
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
     steps = np.abs(np.arange(inputs)[:, None] - np.arange(before, before + outputs)) + radius
-    matrix: NDArray[np.float64] = np.append(taps / taps.sum(), 0.0)[np.minimum(steps, len(taps))]
-    return matrix
+    matrix = np.append(taps / taps.sum(), 0.0)[np.minimum(steps, len(taps))]
+    # A matrix that is first needed in inference has to serve in training too.
+    with torch.inference_mode(False):
+        return torch.from_numpy(matrix).to(device, dtype)
 
 
 def random_field(

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -119,3 +121,34 @@ def test_bicubic_of_an_image_is_that_of_its_parts():
     from_there = field[..., 500:600] + torch.tensor([500.0, 0.0]).view(2, 1, 1)
     part = warp(image, from_there.double(), "bicubic")
     assert torch.allclose(warp(image, field.double(), "bicubic")[..., 500:600], part, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", [(-9.3, 4.2), (0.0, 0.0), (3.7, 2.2), (-0.4, 7.9), (11.0, 30.0), (10.6, 6.5)])
+def test_bicubic_is_keys_kernel_over_sixteen_pixels(place):
+    """Inside, at the border, where it is repeated, and far beyond."""
+    image = np.random.default_rng(0).normal(size=(8, 12))
+    x, y = place
+
+    def kernel(t):
+        t = abs(t)
+        return 1.5 * t**3 - 2.5 * t**2 + 1 if t <= 1 else -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0
+
+    columns, rows = (range(math.floor(value) - 1, math.floor(value) + 3) for value in place)
+    wanted = sum(
+        image[min(max(row, 0), 7), min(max(column, 0), 11)] * kernel(x - column) * kernel(y - row)
+        for row in rows
+        for column in columns
+    )
+    displacement = torch.tensor([x, y], dtype=torch.float64).view(1, 2, 1, 1)
+    found = warp(torch.from_numpy(image)[None, None], displacement, "bicubic")
+    assert found.item() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_gaussian_first_taken_in_inference_serves_in_training():
+    values = torch.rand(1, 1, 21, 21)
+    with torch.inference_mode():
+        gaussian(values, 1.37)
+    values.requires_grad_()
+    gaussian(values, 1.37).sum().backward()
+    assert values.grad is not None
+    assert values.grad[0, 0, 10, 10].item() == pytest.approx(1, abs=1e-3)

@@ -12,17 +12,19 @@ _FLOATS_AT_ONCE = 2**19
 """Products are made and summed by as many rows of cells as stay in a processor's cache (2 MB)."""
 
 
-def correlation_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
+def correlation_volume(
+    fixed: Tensor, moving: Tensor, radius: int, weights: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Correlate cells of fixed with moving at every offset: `sum over x in cell of <fixed(x), moving(x + o)>`.
 
     One small matrix product a cell gives all products of its pixels with all pixels in reach; those of equal offset lie
-    on the diagonals of the product and are summed through a strided view, so nothing is copied and no loop runs over
-    offsets.
+    on the diagonals of the product and are summed through a strided view, so no loop runs over offsets.
 
     Args:
         fixed: (B, C, H, W), H and W multiples of `CELL`.
         moving: (B, C, H, W); zero beyond its border.
         radius: greatest offset R, px.
+        weights: (B, 1, H, W) each, by which the pixels of fixed and of moving are multiplied first; one if None.
 
     Returns:
         (B, K * K, H / CELL, W / CELL) with K = 2 R + 1; offsets in row-major order: (dy, dx) from (-R, -R) to (R, R).
@@ -30,15 +32,25 @@ def correlation_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     batch, channels, height, width = fixed.shape
     reach, offsets = CELL + 2 * radius, 2 * radius + 1
     rows, columns = height // CELL, width // CELL
-    cells = fixed.reshape(batch, channels, rows, CELL, columns, CELL).permute(2, 0, 4, 3, 5, 1)
-    cells = cells.reshape(rows, batch * columns, CELL * CELL, channels)
-    padded = F.pad(moving, (radius,) * 4)
-    around = padded.unfold(2, reach, CELL).unfold(3, reach, CELL).permute(2, 0, 3, 1, 4, 5)
     some = max(1, _FLOATS_AT_ONCE // (batch * columns * (CELL * CELL + channels) * reach * reach))
     sums = []
-    for few, near in zip(torch.split(cells, some), torch.split(around, some), strict=True):
-        sums.append(_sums(few.flatten(0, 1), near.reshape(-1, channels, reach, reach), radius))
+    for first in range(0, rows, some):
+        few = min(some, rows - first)
+        top, bottom = first * CELL, (first + few) * CELL
+        cells, around = _rows(fixed, top, bottom), _rows(moving, top - radius, bottom + radius)
+        if weights is not None:
+            cells = cells * _rows(weights[0], top, bottom)
+            around = around * _rows(weights[1], top - radius, bottom + radius)
+        cells = cells.reshape(batch, channels, few, CELL, columns, CELL).permute(2, 0, 4, 3, 5, 1)
+        around = F.pad(around, (radius, radius, max(radius - top, 0), max(bottom + radius - height, 0)))
+        around = around.unfold(2, reach, CELL).unfold(3, reach, CELL).permute(2, 0, 3, 1, 4, 5)
+        sums.append(_sums(cells.reshape(-1, CELL * CELL, channels), around.reshape(-1, channels, reach, reach), radius))
     return torch.cat(sums).reshape(rows, batch, columns, offsets * offsets).permute(1, 3, 0, 2)
+
+
+def _rows(values: Tensor, top: int, bottom: int) -> Tensor:
+    """Those of the rows from `top` to `bottom` that (B, C, H, W) has."""
+    return values[:, :, max(top, 0) : bottom]
 
 
 def _sums(cells: Tensor, around: Tensor, radius: int) -> Tensor:
@@ -49,7 +61,17 @@ def _sums(cells: Tensor, around: Tensor, radius: int) -> Tensor:
         (products.shape[0], CELL, CELL, offsets, offsets),
         (CELL * CELL * reach * reach, CELL * reach * reach + reach, reach * reach + 1, reach, 1),
     )
-    return diagonals.sum((1, 2)).flatten(1)
+    # Quicker than `sum`, whose innermost loop would run over as few values as a cell has on a side.
+    down = _added(diagonals)
+    return _added(down).flatten(1)
+
+
+def _added(values: Tensor) -> Tensor:
+    """The sum of (n, CELL, ...) over its second axis."""
+    total = values[:, 0] + values[:, 1]
+    for place in range(2, CELL):
+        total += values[:, place]
+    return total
 
 
 def count_volume(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:

@@ -36,10 +36,12 @@ class View(NamedTuple):
 
 
 VIEWS = (View(32.0, 4, (160.0,)), View(12.0, 2, (80.0,)), View(8.0, 1, (40.0, 20.0)), View(5.0, 1, (20.0, 10.0)))
-NOISES = tuple(0.05 * 2**power for power in range(10))
-"""Variances of a cell's offset that are tried, in units of the field's variance."""
-ALONE = 2
-"""Noise taken, of the smoothest field, where a single block holds nothing out."""
+NOISES = (0.05, 0.2, 0.8, 3.2, 12.8)
+"""Variances of a cell's offset that are tried, in units of the field's variance: a geometric series."""
+ALONE = 0.2
+"""That taken, of the smoothest field, where a single block holds nothing out."""
+LEAST_VIEWS = 3
+"""So many views are taken in any case; beyond them, one that predicts no better than those before it is the last."""
 NEAR_PX = 2.0
 """Spread of the Gaussian prior around what coarser levels found, px of the level."""
 BLOCK_CELLS = 12
@@ -139,21 +141,22 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
         drawn: take a smoothness and noise at random, whatever predicts best, as training does now and then.
     """
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
-    looks = [_Look.at(evidence, view, begun) for view in VIEWS]
-    kinds = [(look, sigma_px / evidence.side_px) for look in looks for sigma_px in look.view.sigmas_px]
+    like = evidence.base[:, 0, 0, 0]
     if drawn:
-        best = torch.randint(len(kinds) * len(NOISES), (len(evidence.base),), device=evidence.base.device)
+        looks = [_Look.at(evidence, view, begun) for view in VIEWS]
+        kind = torch.randint(len(_kinds(looks)), like.shape, device=like.device)
+        noise = torch.tensor(NOISES, device=like.device)[torch.randint(len(NOISES), like.shape, device=like.device)]
     elif max(shape) > BLOCK_CELLS:
-        best = _best_predicting(evidence, looks, begun)
+        looks, kind, noise = _best_predicting(evidence, begun)
     else:
-        best = torch.full_like(evidence.base[:, 0, 0, 0], ALONE, dtype=torch.long)
+        looks, kind, noise = [_Look.at(evidence, VIEWS[0], begun)], torch.zeros_like(like), torch.full_like(like, ALONE)
+    noise = (noise * caution)[:, None, None, None]
     found = torch.zeros_like(evidence.base)
-    noises = evidence.volume.new_tensor(NOISES)
-    for index, (look, sigma) in enumerate(kinds):
-        mine = (best >= index * len(NOISES)) & (best < (index + 1) * len(NOISES))
+    for index, (look, sigma_px) in enumerate(_kinds(looks)):
+        mine = kind == index
         # `torch.func.vmap` cannot follow a choice that the values make.
         if torch.is_grad_enabled() or bool(mine.any()):
-            noise = noises[best % len(NOISES)][:, None, None, None] * caution
+            sigma = sigma_px / evidence.side_px
             field = krige(look.target, look.weight, sigma, noise, look.view.step, shape) - evidence.base
             found = torch.where(mine[:, None, None, None], field, found)
     return found
@@ -205,30 +208,66 @@ def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
     return offset + windowed.base, (1 + variance) ** -2
 
 
-@torch.no_grad()
-def _best_predicting(evidence: Evidence, looks: list[_Look], begun: bool) -> Tensor:
-    """Which smoothness and noise (B) predicts best: their place in the order of views, sigmas and noises.
+def _kinds(looks: list[_Look]) -> list[tuple[_Look, float]]:
+    """Every smoothness that there are looks for: the look and sigma, px."""
+    return [(look, sigma_px) for look in looks for sigma_px in look.view.sigmas_px]
 
-    It is beyond the last of them where no offset at all predicts best.
+
+def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Tensor, Tensor]:
+    """Looks, the place of the smoothness (B) that predicts best among their kinds, and its noise (B).
+
+    The place is -1 where no offset at all predicts best.
     """
+    looks: list[_Look] = []
+    best = _look_up(evidence, torch.zeros_like(evidence.base[:, None])).mean((1, 2, 3))
+    best = torch.full_like(best, -torch.inf) if begun else best
+    kind, noise = torch.full_like(best, -1), torch.ones_like(best)
+    going = torch.ones_like(best, dtype=torch.bool)
+    for view in VIEWS:
+        looks.append(_Look.at(evidence, view, begun))
+        first = len(_kinds(looks[:-1]))
+        with torch.no_grad():
+            scores = _predictions(evidence, looks[-1], begun)
+        top, place = scores.flatten(1).max(1)
+        better = going & (top > best)
+        best = torch.where(better, top, best)
+        kind = torch.where(better, (first + place // len(NOISES)).to(kind.dtype), kind)
+        noise = torch.where(better, _noise_between(scores.flatten(1), place), noise)
+        # `torch.func.vmap` cannot follow a loop that ends where the values say so.
+        going = going & (better | (len(looks) < LEAST_VIEWS))
+        if not torch.is_grad_enabled() and not bool(going.any()):
+            break
+    return looks, kind, noise
+
+
+def _predictions(evidence: Evidence, look: _Look, begun: bool) -> Tensor:
+    """How well (B, sigmas, noises) fields found on half of the ground fit the other's evidence."""
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     board = _checkerboard(evidence.base, BLOCK_CELLS)
     noise = evidence.volume.new_tensor(NOISES).reshape(-1, 1, 1, 1)
+    halves = list(look.halves(_checkerboard(look.seen.base, BLOCK_CELLS // look.view.step), begun))
     scores = []
-    for look in looks:
-        halves = list(look.halves(_checkerboard(look.seen.base, BLOCK_CELLS // look.view.step), begun))
-        for sigma_px in look.view.sigmas_px:
-            sigma = sigma_px / evidence.side_px
-            one, other = (
-                krige(target[:, None], weight[:, None], sigma, noise, look.view.step, shape)
-                for target, weight in halves
-            )
-            # Each cell has one field that it was not made from, so one look at each is enough.
-            field = one * (1 - board) + other * board - evidence.base[:, None]
-            scores.append(_look_up(evidence, field).mean((2, 3)))
-    if not begun:
-        scores.append(_look_up(evidence, torch.zeros_like(evidence.base[:, None])).mean((2, 3)))
-    return torch.cat(scores, 1).argmax(1)
+    for sigma_px in look.view.sigmas_px:
+        one, other = (
+            krige(target[:, None], weight[:, None], sigma_px / evidence.side_px, noise, look.view.step, shape)
+            for target, weight in halves
+        )
+        # Each cell has one field that it was not made from, so one look at each is enough.
+        field = one * (1 - board) + other * board - evidence.base[:, None]
+        scores.append(_look_up(evidence, field).mean((2, 3)))
+    return torch.stack(scores, 1)
+
+
+def _noise_between(scores: Tensor, place: Tensor) -> Tensor:
+    """The noise (B) at the top of the parabola through the best score of (B, sigmas * noises) and its neighbours."""
+    count = len(NOISES)
+    inside = (place % count > 0) & (place % count < count - 1)
+    behind, here, ahead = (
+        scores.gather(1, (place + step).clamp(0, scores.shape[1] - 1)[:, None])[:, 0] for step in (-1, 0, 1)
+    )
+    bend = (2 * here - behind - ahead).clamp_min(1e-12)
+    aside = torch.where(inside, ((ahead - behind) / (2 * bend)).clamp(-0.5, 0.5), 0.0)
+    return scores.new_tensor(NOISES)[place % count] * (NOISES[1] / NOISES[0]) ** aside
 
 
 def _look_up(evidence: Evidence, fields: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ SPACING = 1.0
 """Distance of the process's basis functions, sigmas: their sum of squares is level to 0.01 %."""
 BEYOND = 2
 """So many basis functions lie beyond each end of the grid."""
-ITERATIONS = 16
+ITERATIONS = 10
 """Steps of the preconditioned conjugate gradients."""
 CONVERGED = 1e-12
 """Steps are no longer divided by less, whose square is a number still: gradients stay finite."""

@@ -155,21 +155,17 @@ class Matcher(nn.Module):
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
         fixed_valid, moving_valid = F.pad(fixed_valid, pad), F.pad(moving_valid, pad)
 
+        seen, sought = self._pyramid(fixed, fixed_valid), self._pyramid(moving, moving_valid)
         # Of each level in its own pixels, on its own grid.
         displacement = fixed.new_zeros(len(fixed), 2, *(side // coarsest for side in fixed.shape[-2:]))
         levels: list[LevelOutput] = []
-        for scale in (2**level for level in reversed(range(self.options.levels))):
+        for level in reversed(range(self.options.levels)):
+            scale = 2**level
             if levels:
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
-            step, logits = self._match(
-                _coarser(fixed, fixed_valid, scale),
-                _moved(*_coarser(moving, moving_valid, scale), base),
-                cells,
-                scale,
-                bool(levels),
-            )
+            step, logits = self._match(seen[level], _moved(*sought[level], base), cells, scale, bool(levels))
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
             levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
@@ -178,6 +174,13 @@ class Matcher(nn.Module):
         displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
+    def _pyramid(self, image: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Means of the valid pixels over squares of 1, 2, 4 ... px, and which share of each is valid (as float)."""
+        levels = [(image, valid.to(image.dtype))]
+        for _ in range(self.options.levels - 1):
+            levels.append(pooled(*levels[-1], 2))
+        return levels
+
     def _match(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int, begun: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -185,7 +188,7 @@ class Matcher(nn.Module):
         radius, offsets = self._reach(scale)
         count = count_volume(fixed[1], moving[1], radius)
         kinds = [
-            Evidence(correlation_volume(f * fixed[1], m * moving[1], radius), count, offsets, base)
+            Evidence(correlation_volume(f, m, radius, (fixed[1], moving[1])), count, offsets, base)
             for f, m in self._describe(fixed[0], moving[0])
         ]
         evidence = self._weighed(kinds) if self.trainable else kinds[0]
@@ -234,12 +237,6 @@ class Matcher(nn.Module):
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs
-
-
-def _coarser(image: Tensor, valid: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """Mean of the valid pixels over squares of `scale` px, and which share of each is valid (as float)."""
-    weight = valid.to(image.dtype)
-    return (image, weight) if scale == 1 else pooled(image, weight, scale)
 
 
 def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:

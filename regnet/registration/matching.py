@@ -73,10 +73,12 @@ def write_field(
     overall: Overall,
     target: DatasetWriter,
     progress: Progress,
+    at_once: int = 1,
 ) -> tuple[Tally, TiePoints]:
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
     tally, ties = Tally(), TiePoints(aligned.grid, options.tie_spacing_px)
-    strips = predict_strips(matcher, aligned.read_images, aligned.shape, windows, "register", CHANNELS, progress)
+    read, shape = aligned.read_images, aligned.shape
+    strips = predict_strips(matcher, read, shape, windows, "register", CHANNELS, progress, at_once)
     for strip in strips:
         found = compose(strip, overall.matrix)
         beliefs = believe(strip, found, overall, options.max_error_px)
@@ -92,6 +94,8 @@ def write_field(
 
 def compose(strip: Strip, matrix: Matrix) -> NDArray[np.float32]:
     """The whole displacement `A (x + d(x)) - x` of a strip (2, h, W), from d beyond the similarity A."""
+    if np.array_equal(matrix, np.eye(2, 3)):
+        return strip.displacement
     height, width = strip.displacement.shape[1:]
     places = np.mgrid[strip.row : strip.row + height, :width][::-1] + 0.5
     change = matrix[:, :2] - np.eye(2)

@@ -43,8 +43,8 @@ def project(grid: Grid, other: Grid, places: Points) -> Points:
         (2, height, width); NaN where there is no such place.
     """
     if other.crs == grid.crs:
-        flat = to_pixels(other.transform, to_ground(grid.transform, places.reshape(2, -1).T))
-        return flat.T.reshape(places.shape)
+        pull, (cols, rows) = ~other.transform @ grid.transform, places
+        return np.stack([pull.a * cols + pull.b * rows + pull.c, pull.d * cols + pull.e * rows + pull.f])
     finite = np.isfinite(places).all(0)
     if not finite.any():
         return np.full_like(places, np.nan)

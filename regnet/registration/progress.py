@@ -45,21 +45,27 @@ class Progress:
         if self._folder is not None and (kind is None or issubclass(kind, Exception)):
             files.remove(self._folder)
 
-    def load(self, place: int) -> NDArray[np.float32] | None:
-        """What `save` was given for a row of windows; None if it has not been finished."""
-        if self._folder is None:
-            return None
-        path = self._folder / f"row-{place}.npy"
-        return np.asarray(np.load(path)) if path.is_file() else None
+    def has(self, place: int) -> bool:
+        """Tell whether a row of windows has been finished."""
+        return self._folder is not None and self._row(self._folder, place).is_file()
+
+    def load(self, place: int) -> NDArray[np.float32]:
+        """What `save` was given for a row of windows that has been finished."""
+        assert self._folder is not None
+        return np.asarray(np.load(self._row(self._folder, place)))
 
     def save(self, place: int, sums: NDArray[np.float32]) -> None:
         """Keep a row of windows: the sums over those that are done."""
         if self._folder is None:
             return
-        with files.whole_path(self._folder / f"row-{place}.npy") as partial, partial.open("wb") as stream:
+        with files.whole_path(self._row(self._folder, place)) as partial, partial.open("wb") as stream:
             # numpy's own way of writing the values tells nothing of why it failed.
             np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(sums))
             stream.write(np.ascontiguousarray(sums).data)
+
+    @staticmethod
+    def _row(folder: Path, place: int) -> Path:
+        return folder / f"row-{place}.npy"
 
 
 def input_marks(names: list[str]) -> dict[str, list[int] | None]:

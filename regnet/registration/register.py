@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from regnet import files
 from regnet.displacement import CONVENTION
@@ -36,7 +37,7 @@ from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
 from regnet.registration.vectors import move_vectors
-from regnet.registration.windows import bounded
+from regnet.registration.windows import side_by_side
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
@@ -79,7 +80,8 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     pair = pair_options(options)
     with block_cache(options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
-        settings = {**asdict(options), "inputs": input_marks(_inputs(options))}
+        threads = torch.get_num_threads()  # on which the windows depend
+        settings = {**asdict(options), "inputs": input_marks(_inputs(options)), "threads": threads}
         with Progress(output_dir / UNFINISHED, settings) as progress:
             overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
             aligned = reader.pulled(overall.affine) if overall.found else reader
@@ -87,7 +89,9 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             if options.adapt.enabled:
                 model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
             network = NetworkMatcher(model)
-            windows = bounded(options.windows, reader.shape[1], options.memory_mb, network.pixel_bytes)
+            windows, at_once = side_by_side(
+                options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads
+            )
             samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
             # What is left beside a similarity that was found is not in doubt.
             common = (
@@ -100,7 +104,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
-                    tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress)
+                    tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress, at_once)
                 check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
                 points = familiar.onto(ties.frame()) if familiar else ties.frame()
                 summary = summarise(tally, overall, common, reader) | {

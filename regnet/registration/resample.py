@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from regnet import displacement
 from regnet.geo.grid import Box, Grid
 from regnet.geo.raster import amplitude_dtype, open_raster, raster_sources
+from regnet.registration.ahead import worked
 from regnet.registration.cog import BLOCK_PX, write_cog
 from regnet.registration.field import FieldFile
 from regnet.registration.places import project
@@ -69,58 +72,89 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
             )
         )
         _describe(target, bands)
-        for box in tqdm(grid.blocks(BLOCK_PX), desc="resample", unit="block"):
+
+        def read(box: Box) -> _Block:
             pulled, sure = field.pull(grid, box)
-            parts = [resample_box(dataset, field.grid, pulled, categorical) for dataset in datasets]
-            values = np.concatenate([part[0] for part in parts])
-            valid = np.logical_and.reduce([part[1] for part in parts])
-            window = Window(box.col, box.row, box.width, box.height)
-            target.write(to_dtype(values, valid, kind, nodata), window=window)
+            sources = [read_source(dataset, field.grid, pulled, categorical) for dataset in datasets]
+            return _Block(box, int(sure.sum()), sources)
+
+        def work(block: _Block) -> tuple[_Block, NDArray[Any], NDArray[np.bool_]]:
+            values, valids = zip(*(sampled(source, categorical) for source in block.sources), strict=True)
+            valid = np.logical_and.reduce(valids)
+            return block, to_dtype(np.concatenate(values), valid, kind, nodata), valid
+
+        boxes = grid.blocks(BLOCK_PX)
+        reads = [partial(read, box) for box in boxes]
+        blocks = stack.enter_context(closing(worked(reads, work, torch.get_num_threads())))
+        for block, values, valid in tqdm(blocks, total=len(boxes), desc="resample", unit="block"):
+            window = Window(block.box.col, block.box.row, block.box.width, block.box.height)
+            target.write(values, window=window)
             if masked:
                 target.write_mask(valid, window=window)
-            known += int(sure.sum())
+            known += block.known
     return known / (grid.height * grid.width)
 
 
-def resample_box(
-    dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64], categorical: bool
-) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Resample a file's own pixels at places of a grid: bicubic, nearest for categories.
+@dataclass(frozen=True)
+class Source:
+    """What a block of places is interpolated from.
 
-    Pixels much finer than the places lie apart are averaged first, so that nothing aliases.
+    Attributes:
+        values: (C, h, w) pixels of a file, 0 where invalid; of no size if the places need none.
+        valid: (h, w).
+        places: (2, height, width) columns and rows, px of `values` from the centre of the first one; far outside for
+            nowhere.
+    """
+
+    values: NDArray[np.floating]
+    valid: NDArray[np.bool_]
+    places: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of the result: its box, for how many of its pixels the field knows, and what of each file it needs."""
+
+    box: Box
+    known: int
+    sources: list[Source]
+
+
+def read_source(dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64], categorical: bool) -> Source:
+    """Read the pixels of a file that places of a grid need.
+
+    Pixels much finer than the places lie apart are averaged, so that nothing aliases.
 
     Args:
         dataset: the file.
         grid: the grid that the places are on.
         pulled: (2, height, width) columns and rows of the grid, whole numbers at corners of pixels; NaN for nowhere.
         categorical: values are names of classes.
-
-    Returns:
-        (C, height, width) values and (height, width) validity.
     """
     cols, rows, pixel_px = _source_places(dataset, grid, pulled)
-    height, width = cols.shape
-    values = np.zeros((dataset.count, height, width))
-    valid = np.zeros((height, width), bool)
     step = 1 if categorical else min(max(1, round(1 / pixel_px)), MAX_DECIMATION)
     needed = _needed(cols, rows, dataset.shape, step)
-    if not needed.height or not needed.width:
-        return values, valid
-    source, source_valid = _read(dataset, needed, step)
-    # Positions in the decimated window, in pixels from the centre of its first one.
     places = np.stack([(cols - needed.col) / step - 0.5, (rows - needed.row) / step - 0.5])
-    places = np.nan_to_num(places, nan=-1e6)
-    pull = places - np.stack(np.meshgrid(np.arange(width), np.arange(height)))
-    pull_tensor = torch.from_numpy(pull)[None]
-    mask = torch.from_numpy(source_valid)[None, None]
+    if not needed.height or not needed.width:
+        return Source(np.zeros((dataset.count, 0, 0)), np.zeros((0, 0), bool), places)
+    return Source(*_read(dataset, needed, step), np.nan_to_num(places, copy=False, nan=-1e6))
+
+
+def sampled(source: Source, categorical: bool) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Interpolate at the places, bicubic, nearest for categories: (C, height, width) values and their validity."""
+    height, width = source.places.shape[1:]
+    if not source.valid.size:
+        return np.zeros((len(source.values), height, width)), np.zeros((height, width), bool)
+    pull = torch.from_numpy(source.places - np.stack(np.meshgrid(np.arange(width), np.arange(height))))[None]
+    mask = torch.from_numpy(source.valid)[None, None]
     if categorical:
         padded = torch.nn.functional.pad(mask.double(), (1, 1, 1, 1))
-        known = displacement.warp(padded, pull_tensor + 1, "nearest")[0, 0].numpy() > 0.5
-        sampled = displacement.warp(torch.from_numpy(source)[None], pull_tensor, "nearest")
-        return sampled[0].numpy(), known
-    known = displacement.warp_valid(mask, pull_tensor)[0, 0].numpy()
-    sampled = displacement.warp(torch.from_numpy(_filled(source, source_valid))[None], pull_tensor, "bicubic")
-    return sampled[0].numpy(), known
+        known = displacement.warp(padded, pull + 1, "nearest")[0, 0].numpy() > 0.5
+        nearest = displacement.warp(torch.from_numpy(source.values)[None], pull, "nearest")
+        return nearest[0].numpy(), known
+    known = displacement.warp_valid(mask, pull.float())[0, 0].numpy()
+    values = displacement.warp(torch.from_numpy(_filled(source.values, source.valid))[None], pull, "bicubic")
+    return values[0].numpy(), known
 
 
 def to_dtype(
@@ -177,13 +211,17 @@ def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequenc
     return Box(low_row, low_col, max(high_row - low_row, 0), max(high_col - low_col, 0))
 
 
-def _read(dataset: DatasetReader, box: Box, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Read a box of a file, averaged over `step` x `step` pixels, as (C, h, w) values and (h, w) validity."""
+def _read(dataset: DatasetReader, box: Box, step: int) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Read a box of a file, averaged over `step` x `step` pixels, as (C, h, w) values and (h, w) validity.
+
+    Values are as exact as the file's: of 32 bits, or of 64 where these do not hold them.
+    """
     window = Window(box.col, box.row, box.width, box.height)
     shape = (dataset.count, box.height // step, box.width // step)
     read = dataset.read(window=window, masked=True, out_shape=shape, resampling=Resampling.average)
     filled = read.filled(0)
-    values = (np.abs(filled) if np.iscomplexobj(filled) else filled).astype(np.float64)
+    real = np.abs(filled) if np.iscomplexobj(filled) else filled
+    values = real.astype(np.result_type(real, np.float32))
     valid = ~np.ma.getmaskarray(read).any(axis=0) & np.isfinite(values).all(axis=0)
     values[:, ~valid] = 0
     return values, np.asarray(valid)
@@ -196,11 +234,11 @@ def _fits(nodata: float | None, kind: np.dtype[Any]) -> bool:
     return float(nodata).is_integer() and np.iinfo(kind).min <= nodata <= np.iinfo(kind).max
 
 
-def _filled(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _filled(values: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.floating]:
     """Give invalid pixels the value of their nearest valid ones, so that bicubic interpolation has no false edge."""
     if valid.all() or not valid.any():
         return values
-    weight = torch.from_numpy(valid.astype(np.float64))[None, None]
+    weight = torch.from_numpy(valid.astype(values.dtype))[None, None]
     near = displacement.smooth(torch.from_numpy(values)[None], 1.5, weight)[0].numpy()
     return np.where(valid, values, near)
 

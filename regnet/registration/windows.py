@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet.errors import ConfigError
+from regnet.registration.ahead import worked
 from regnet.registration.options import WindowOptions
 from regnet.registration.progress import Progress
 from regnet.tiles.patch import Patch
@@ -21,6 +22,8 @@ ALIGN_PX = 16
 # Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a row of
 # windows and of a strip takes at the peak.
 BASE_MB, ROW_BYTES, STRIP_BYTES = 600, 40, 150
+FAIR_PX = 512
+"""Windows smaller than this overlap too much to be worth the threads that work on them."""
 STRIP_PX = 64
 """Finished rows are given so many at a time."""
 
@@ -60,6 +63,7 @@ def predict_strips(
     progress: str = "",
     channels: int = 1,
     kept: Progress | None = None,
+    at_once: int = 1,
 ) -> Iterator[Strip]:
     """Predict by overlapping windows, blended by raised cosines, and give the rows as they are finished.
 
@@ -74,6 +78,7 @@ def predict_strips(
         progress: what the progress bar says; none is shown if empty.
         channels: K, how many channels of quality the matcher gives.
         kept: rows of windows that are finished, and where those to come are kept.
+        at_once: how many windows are matched at the same time, each by one thread if they are several.
 
     Yields:
         Strips from top to bottom that make up the raster; displacement and quality are 0 where nothing is valid.
@@ -84,17 +89,17 @@ def predict_strips(
     buffer = np.zeros((3 + channels, height, cols[-1] + width), np.float32)
     bar = tqdm(total=len(rows) * len(cols), desc=progress, unit="window", disable=not progress)
     kept = kept or Progress(None)
-    with ThreadPoolExecutor(1) as ahead:
+    todo = [row for place, row in enumerate(rows) if not kept.has(place)]
+    reads = [partial(read, row, col, height, width) for row in todo for col in cols]
+    with closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
         for place, (row, following) in enumerate(zip(rows, [*rows[1:], shape[0]], strict=True)):
             count = following - row
-            if (finished := kept.load(place)) is not None:
-                buffer = finished
+            if row not in todo:
+                buffer = kept.load(place)
                 bar.update(len(cols))
             else:
-                reads = [partial(read, row, col, height, width) for col in cols]
-                for col, patch in zip(cols, _prefetched(reads, ahead), strict=True):
-                    if (patch.fixed_valid & patch.moving_valid).any():
-                        match = matcher(patch)
+                for col, match in zip(cols, matches, strict=False):
+                    if match is not None:
                         target = buffer[:, :, col : col + width]
                         target[:2] += match.displacement * weight
                         target[2:-1] += match.quality * weight
@@ -110,14 +115,9 @@ def predict_strips(
     bar.close()
 
 
-def _prefetched(reads: Sequence[Callable[[], Patch]], ahead: ThreadPoolExecutor) -> Iterator[Patch]:
-    """Do the reads in their order, each while the one before is being worked on."""
-    following = ahead.submit(reads[0])
-    for place in range(len(reads)):
-        patch = following.result()
-        if place + 1 < len(reads):
-            following = ahead.submit(reads[place + 1])
-        yield patch
+def _matched(matcher: Matcher, patch: Patch) -> Match | None:
+    """The match of a window; None if no pixel is valid in both images."""
+    return matcher(patch) if (patch.fixed_valid & patch.moving_valid).any() else None
 
 
 def predict_field(
@@ -194,6 +194,29 @@ def bounded(options: WindowOptions, width: int, memory_mb: int, pixel_bytes: int
             raise ConfigError(f"memory_mb={memory_mb} is too little for a raster {width} px wide; give {needed:.0f}")
         side -= 4 * ALIGN_PX
     return replace(options, window_px=min(side, options.window_px))
+
+
+def side_by_side(
+    options: WindowOptions, shape: tuple[int, int], memory_mb: int, pixel_bytes: int, threads: int
+) -> tuple[WindowOptions, int]:
+    """As `bounded`, for as many windows at once as there are threads and as the memory leaves them a fair size.
+
+    Args:
+        options: the windows that are wanted.
+        shape: (H, W) of the raster, px.
+        memory_mb: for the whole process.
+        pixel_bytes: what a pixel of a window takes at the peak.
+        threads: that may work.
+
+    Returns:
+        The windows, and how many of them at once.
+    """
+    for at_once in range(threads, 1, -1):
+        with suppress(ConfigError):
+            windows = bounded(options, shape[1], memory_mb, at_once * pixel_bytes)
+            if windows.window_px >= min(options.window_px, FAIR_PX) and len(corners(shape, windows)[0]) >= at_once:
+                return windows, at_once
+    return bounded(options, shape[1], memory_mb, pixel_bytes), 1
 
 
 def _peak_bytes(side: int, width: int, pixel_bytes: int) -> int:

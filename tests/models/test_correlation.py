@@ -23,6 +23,14 @@ def test_volume_is_that_of_the_loop_over_offsets(radius):
     assert torch.allclose(correlation_volume(fixed, moving, radius), slow_volume(fixed, moving, radius), atol=1e-10)
 
 
+def test_weights_count_as_if_the_images_were_multiplied_by_them():
+    """Taller than what is summed at once."""
+    fixed, moving = torch.rand(2, 1, 16, 48, 256, dtype=torch.float64)
+    weights = torch.rand(2, 1, 1, 48, 256, dtype=torch.float64)
+    found = correlation_volume(fixed, moving, 4, (weights[0], weights[1]))
+    assert torch.allclose(found, slow_volume(fixed * weights[0], moving * weights[1], 4), atol=1e-10)
+
+
 @pytest.mark.parametrize("radius", [2, 4])
 def test_counts_are_those_of_the_volume_of_the_masks(radius):
     """Shares of one and of nearly one, holes in either image, a partly valid pixel, and the border."""

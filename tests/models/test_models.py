@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from regnet.displacement import gaussian, invert, random_field, warp
 from regnet.errors import ConfigError, InputError
@@ -106,6 +107,24 @@ def test_checkpoint_cut_short_or_strange_is_refused(tmp_path):
 def test_other_bands_than_the_model_was_made_for_are_refused():
     with pytest.raises(ConfigError, match="made for 3 fixed and 1 moving bands, but the pair has 4 and 1"):
         check_channels(build_model(TRAINED[0], 3, 1), 4, 1)
+
+
+def test_mind_is_the_formula():
+    """Equations 3 to 5 with scipy's Gaussians, neighbour by neighbour; then centred and scaled to half of a unit."""
+    image = gaussian_filter(np.random.default_rng(0).normal(size=(3, 60, 70)), (0, 1, 1))
+    half = [(0, 1), (1, -1), (1, 0), (1, 1)]
+    parts = []
+    for step in (1, 2):
+        distances = []
+        for dy, dx in [*half, *((-dy, -dx) for dy, dx in half)]:
+            moved = np.roll(image, (-step * dy, -step * dx), (1, 2))
+            distances.append(gaussian_filter(np.square(moved - image).sum(0), 0.5 * step, truncate=3.5))
+        similar = np.exp(-np.array(distances) / np.mean(distances, 0))
+        centred = similar - similar.mean(0)
+        parts.append(centred / np.sqrt(2 * (np.square(centred).sum(0) + 1e-6)))
+    inner = (slice(None), slice(12, -12), slice(12, -12))
+    found = mind(torch.from_numpy(image)[None])[0].numpy()
+    np.testing.assert_allclose(found[inner], np.concatenate(parts)[inner], atol=1e-5)
 
 
 def test_mind_of_an_image_is_that_of_its_parts():

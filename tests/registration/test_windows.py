@@ -1,7 +1,10 @@
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
@@ -52,6 +55,41 @@ def test_windows_give_what_one_window_gives(window_px):
     field = predict_field(local_mean(9), reader(image), (300, 333), WindowOptions(window_px, 32))
     np.testing.assert_allclose(field.displacement, whole.displacement, atol=1e-5)
     np.testing.assert_allclose(field.quality, whole.quality, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_windows_matched_at_once_give_what_they_give_one_after_another(at_once):
+    """Reads never meet, as many windows as asked for are matched at the same time, and each by a single thread."""
+    image, gate = np.random.default_rng(0).normal(size=(2, 300, 333)), threading.Barrier(at_once)
+    busy, threads = threading.Lock(), set()
+
+    def read(*place):
+        assert busy.acquire(blocking=False)
+        time.sleep(0.001)
+        busy.release()
+        return reader(image)(*place)
+
+    def match(patch):
+        gate.wait(30)
+        threads.add(torch.get_num_threads())
+        return local_mean(9)(patch)
+
+    before = torch.get_num_threads()
+    options = WindowOptions(128, 32)  # twelve windows: a multiple of three
+    strips = list(predict_strips(match, read, (300, 333), options, at_once=at_once))
+    whole = list(predict_strips(local_mean(9), reader(image), (300, 333), options))
+    for one, other in zip(strips, whole, strict=True):
+        np.testing.assert_array_equal(one.displacement, other.displacement)
+    assert threads == {before if at_once == 1 else 1}
+    assert torch.get_num_threads() == before
+
+
+def test_what_a_matcher_raises_comes_out():
+    def match(patch):
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        predict_field(match, reader(np.zeros((1, 256, 256))), (256, 256), WindowOptions(64, 16))
 
 
 def test_a_matcher_that_looks_far_leaves_no_seams():
