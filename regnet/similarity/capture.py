@@ -87,7 +87,7 @@ def layouts_of(values: Tensor, calls: list[Call]) -> list[str]:
 
 
 def _touched(gradient: Tensor | None) -> set[int]:
-    return set() if gradient is None else set(gradient.flatten(1).ne(0).any(1).nonzero()[:, 0].tolist())
+    return set() if gradient is None else set(gradient.reshape(len(gradient), -1).ne(0).any(1).nonzero()[:, 0].tolist())
 
 
 def _layout(first: set[int], last: set[int], n: int, uses: int) -> str:

@@ -27,7 +27,8 @@ class Scaled(nn.Module):
 
 
 class Plain(nn.Module):
-    """Parameters used in the model's own forward: a scalar, a derived one, a list of gains, a broadcast bias."""
+    """Parameters used in the model's own forward: a scalar, a derived one, a list of gains, a broadcast bias, and
+    one that meets a single number a sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,9 +36,11 @@ class Plain(nn.Module):
         self.log_gain = nn.Parameter(torch.tensor(0.3))
         self.gains = nn.Parameter(torch.randn(2))
         self.bias = nn.Parameter(torch.randn(1, 4))
+        self.level = nn.Parameter(torch.tensor(0.8))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x) * self.log_gain.exp() + self.bias
+        level = self.level * x.mean(1)
+        y = self.layer(x) * self.log_gain.exp() + self.bias + level[:, None]
         for gain in self.gains:
             y = torch.tanh(2 * gain * y) - y / (1 + gain**2)
         return y[:, :2]
