@@ -205,9 +205,13 @@ def _gaussian_matrix(
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
     steps = np.abs(np.arange(inputs)[:, None] - np.arange(before, before + outputs)) + radius
     matrix = np.append(taps / taps.sum(), 0.0)[np.minimum(steps, len(taps))]
-    # A matrix that is first needed in inference has to serve in training too.
+    return lasting(matrix, device, dtype)
+
+
+def lasting(values: NDArray[np.floating], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor to keep from one call to the next: first needed in inference, it serves with gradients too."""
     with torch.inference_mode(False):
-        return torch.from_numpy(matrix).to(device, dtype)
+        return torch.from_numpy(values).to(device, dtype)
 
 
 def random_field(

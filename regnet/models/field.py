@@ -149,7 +149,8 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
     elif max(shape) > BLOCK_CELLS:
         looks, kind, noise = _best_predicting(evidence, begun)
     else:
-        looks, kind, noise = [_Look.at(evidence, VIEWS[0], begun)], torch.zeros_like(like), torch.full_like(like, ALONE)
+        looks = [_Look.at(evidence, VIEWS[0], begun)]
+        kind, noise = torch.zeros_like(like, dtype=torch.long), torch.full_like(like, ALONE)
     noise = (noise * caution)[:, None, None, None]
     found = torch.zeros_like(evidence.base)
     for index, (look, sigma_px) in enumerate(_kinds(looks)):
@@ -219,20 +220,22 @@ def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Tens
     The place is -1 where no offset at all predicts best.
     """
     looks: list[_Look] = []
-    best = _look_up(evidence, torch.zeros_like(evidence.base[:, None])).mean((1, 2, 3))
-    best = torch.full_like(best, -torch.inf) if begun else best
-    kind, noise = torch.full_like(best, -1), torch.ones_like(best)
+    if begun:
+        best = torch.full_like(evidence.base[:, 0, 0, 0], -torch.inf)
+    else:
+        best = _look_up(evidence, torch.zeros_like(evidence.base[:, None])).mean((1, 2, 3))
+    kind, noise = torch.full_like(best, -1, dtype=torch.long), torch.ones_like(best)
     going = torch.ones_like(best, dtype=torch.bool)
     for view in VIEWS:
         looks.append(_Look.at(evidence, view, begun))
         first = len(_kinds(looks[:-1]))
         with torch.no_grad():
-            scores = _predictions(evidence, looks[-1], begun)
-        top, place = scores.flatten(1).max(1)
+            scores = _predictions(evidence, looks[-1], begun).flatten(1)
+        top, place = scores.max(1)
         better = going & (top > best)
         best = torch.where(better, top, best)
-        kind = torch.where(better, (first + place // len(NOISES)).to(kind.dtype), kind)
-        noise = torch.where(better, _noise_between(scores.flatten(1), place), noise)
+        kind = torch.where(better, first + place // len(NOISES), kind)
+        noise = torch.where(better, _noise_between(scores, place), noise)
         # `torch.func.vmap` cannot follow a loop that ends where the values say so.
         going = going & (better | (len(looks) < LEAST_VIEWS))
         if not torch.is_grad_enabled() and not bool(going.any()):

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnet.displacement import lasting
+
 SPACING = 1.0
 """Distance of the process's basis functions, sigmas: their sum of squares is level to 0.01 %."""
 BEYOND = 2
@@ -103,8 +105,4 @@ def _axis(count: int, step: int, sigma: float, device: torch.device, dtype: torc
     power, turn = np.linalg.eigh(squares.T @ squares)
     kept = power > LEAST_SHARE * power.max()
     turn = turn[:, kept]
-    # Kept from one call to the next, with gradients or without.
-    with torch.inference_mode(False):
-        return _Axis(
-            *(torch.from_numpy(part).to(device, dtype) for part in (squares @ turn, cells @ turn, power[kept]))
-        )
+    return _Axis(*(lasting(part, device, dtype) for part in (squares @ turn, cells @ turn, power[kept])))

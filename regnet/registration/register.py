@@ -30,7 +30,7 @@ from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
-from regnet.registration.options import RegisterOptions
+from regnet.registration.options import RegisterOptions, WindowOptions
 from regnet.registration.overall import Overall
 from regnet.registration.progress import Progress, input_marks
 from regnet.registration.resample import resample
@@ -93,12 +93,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads
             )
             samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
-            # What is left beside a similarity that was found is not in doubt.
-            common = (
-                NO_SHIFT
-                if overall.found
-                else find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
-            )
+            common = _common_shift(overall, network, reader, samples)
             matcher = JudgedMatcher(network, common, network.trained)
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
@@ -126,6 +121,13 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _common_shift(overall: Overall, network: NetworkMatcher, reader: PairReader, samples: WindowOptions) -> CommonShift:
+    """The shift of the whole pair; what is left beside a similarity that was found is not in doubt."""
+    if overall.found:
+        return NO_SHIFT
+    return find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
 
 
 def _familiarity(
