@@ -1,8 +1,9 @@
 """From a volume of evidence to a smooth field, as rough as held-out evidence says and no rougher.
 
-The field is the posterior mean of a Gaussian process given the most likely offset of every cell. How rough the process
-is, and how noisy the offsets, is found by cross-validation: the ground is cut into a checkerboard, the field found on
-one half is looked up in the evidence of the other, and the roughness and noise that predict best are taken.
+The field is the posterior mean of a Gaussian process given the most likely offset of every cell and how sure it is in
+each direction: along an edge, not at all. How rough the process is, and how noisy the offsets, is found by
+cross-validation: the ground is cut into a checkerboard and the field found on one half is looked up in the evidence of
+the other. What predicts best is taken, together with what does not predict significantly worse.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ NOISES = (0.05, 0.2, 0.8, 3.2, 12.8)
 """Variances of a cell's offset that are tried, in units of the field's variance: a geometric series."""
 ALONE = 0.2
 """That taken, of the smoothest field, where a single block holds nothing out."""
+LEAST_SHARE = 1e-3
+"""Fields with a smaller share in the mean are left out."""
 LEAST_VIEWS = 3
 """So many views are taken in any case; beyond them, one that predicts no better than those before it is the last."""
 NEAR_PX = 2.0
@@ -48,8 +51,10 @@ BLOCK_CELLS = 12
 """Side of the checkerboard's blocks, cells: farther than a change of the ground fools the evidence alike."""
 SHARPNESS = 100.0
 """Inverse temperature of the windowed evidence of unit descriptors."""
-LEAST_VARIANCE = 0.02
-"""Variance of the offset that the discretisation leaves, px^2."""
+LEAST_VARIANCE = 0.01
+"""Variance of the offset along x, and along y, that the discretisation leaves, px^2."""
+SURE_VARIANCE = 0.25
+"""An offset whose variance is much smaller is not surer for it, px^2: the evidence knows less than it believes."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,19 @@ class Evidence:
 
 
 def statistics(logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean offset (B, 2, h, w) and its variance (B, 1, h, w), px^2, of a distribution given by logits over offsets.
+    """Mean (B, 2, h, w), px, and covariance (B, 3, h, w: xx, xy, yy), px^2, of a distribution over offsets.
 
     Each offset stands for the top of the peak through its own logit and those of its neighbours, so that a sharp
     distribution is not drawn to whole pixels.
     """
     share = torch.softmax(logits, 1)
-    powers = torch.cat((offsets, offsets.square().sum(0, keepdim=True)))
-    moments = torch.matmul(powers, share.flatten(2)).reshape(-1, 3, *share.shape[2:])
-    mean = moments[:, :2] + _tops(logits, share)
-    return mean, (moments[:, 2:] - mean.square().sum(1, keepdim=True)).clamp_min(0) + LEAST_VARIANCE
+    x, y = offsets
+    powers = torch.stack((x, y, x * x, x * y, y * y))
+    moments = torch.matmul(powers, share.flatten(2)).reshape(-1, 5, *share.shape[2:])
+    x, y = moments[:, :1], moments[:, 1:2]
+    xx, xy, yy = (moments[:, 2:] - torch.cat((x * x, x * y, y * y), 1)).unbind(1)
+    covariance = torch.stack((xx.clamp_min(0) + LEAST_VARIANCE, xy, yy.clamp_min(0) + LEAST_VARIANCE), 1)
+    return moments[:, :2] + _tops(logits, share), covariance
 
 
 def _tops(logits: Tensor, share: Tensor) -> Tensor:
@@ -144,22 +152,23 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
     like = evidence.base[:, 0, 0, 0]
     if drawn:
         looks = [_Look.at(evidence, view, begun) for view in VIEWS]
-        kind = torch.randint(len(_kinds(looks)), like.shape, device=like.device)
-        noise = torch.tensor(NOISES, device=like.device)[torch.randint(len(NOISES), like.shape, device=like.device)]
+        kinds = len(_kinds(looks))
+        share = F.one_hot(torch.randint(kinds, like.shape, device=like.device), kinds).to(like.dtype)
+        noises = like.new_tensor(NOISES)[torch.randint(len(NOISES), share.shape, device=like.device)]
     elif max(shape) > BLOCK_CELLS:
-        looks, kind, noise = _best_predicting(evidence, begun)
+        looks, share, noises = _best_predicting(evidence, begun)
     else:
-        looks = [_Look.at(evidence, VIEWS[0], begun)]
-        kind, noise = torch.zeros_like(like, dtype=torch.long), torch.full_like(like, ALONE)
-    noise = (noise * caution)[:, None, None, None]
+        looks, share = [_Look.at(evidence, VIEWS[0], begun)], torch.ones_like(like)[:, None]
+        noises = ALONE * share
     found = torch.zeros_like(evidence.base)
     for index, (look, sigma_px) in enumerate(_kinds(looks)):
-        mine = kind == index
+        mine, noise = share[:, index, None, None, None], noises[:, index, None, None, None] * caution
         # `torch.func.vmap` cannot follow a choice that the values make.
-        if torch.is_grad_enabled() or bool(mine.any()):
+        if torch.is_grad_enabled() or bool((mine > LEAST_SHARE).any()):
             sigma = sigma_px / evidence.side_px
-            field = krige(look.target, look.weight, sigma, noise, look.view.step, shape) - evidence.base
-            found = torch.where(mine[:, None, None, None], field, found)
+            found = found + mine * (
+                krige(look.target, look.weight, sigma, noise, look.view.step, shape) - evidence.base
+            )
     return found
 
 
@@ -172,7 +181,7 @@ class _Look:
         seen: the evidence on its squares.
         windowed: the same, summed over its window.
         target: (B, 2, h, w), the most likely displacement of each square, px of the level.
-        weight: (B, 1, h, w), how sure it is; one in the mean.
+        weight: (B, 3, h, w), how sure it is: xx, xy and yy of a matrix, whose diagonal is one in the mean.
         scale: (B, 1, 1, 1), what the weights were divided by.
     """
 
@@ -188,7 +197,7 @@ class _Look:
         seen = evidence.coarser(view.step)
         windowed = seen.window(view.window_px)
         target, sure = _most_likely(windowed, begun)
-        scale = sure.mean((-2, -1), keepdim=True)
+        scale = sure[:, ::2].mean((1, 2, 3), keepdim=True)
         return cls(view, seen, windowed, target, sure / scale, scale)
 
     def halves(self, board: Tensor, begun: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -200,13 +209,21 @@ class _Look:
 
 
 def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
-    """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 1, h, w), 0..1."""
+    """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 3, h, w: xx, xy, yy)."""
     logits = windowed.logits()
     if begun:
         near = windowed.offsets.square().sum(0) / (2 * NEAR_PX**2)
         logits = logits - near[:, None, None]
-    offset, variance = statistics(logits, windowed.offsets)
-    return offset + windowed.base, (1 + variance) ** -2
+    offset, covariance = statistics(logits, windowed.offsets)
+    return offset + windowed.base, _sureness(covariance)
+
+
+def _sureness(covariance: Tensor) -> Tensor:
+    """The square of the inverse of the covariance (B, 3, h, w) and `SURE_VARIANCE`: the unsure hardly count."""
+    xx, xy, yy = covariance[:, 0] + SURE_VARIANCE, covariance[:, 1], covariance[:, 2] + SURE_VARIANCE
+    determinant = xx * yy - xy * xy
+    square = torch.stack((yy * yy + xy * xy, -xy * (xx + yy), xx * xx + xy * xy), 1)
+    return square / determinant.square()[:, None]
 
 
 def _kinds(looks: list[_Look]) -> list[tuple[_Look, float]]:
@@ -215,36 +232,53 @@ def _kinds(looks: list[_Look]) -> list[tuple[_Look, float]]:
 
 
 def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Tensor, Tensor]:
-    """Looks, the place of the smoothness (B) that predicts best among their kinds, and its noise (B).
+    """Looks, the share (B, kinds) of each smoothness in the field, and the noise (B, kinds) with which it predicts best.
 
-    The place is -1 where no offset at all predicts best.
+    The shares add up to less than one where no offset at all predicts about as well.
     """
     looks: list[_Look] = []
-    if begun:
-        best = torch.full_like(evidence.base[:, 0, 0, 0], -torch.inf)
-    else:
-        best = _look_up(evidence, torch.zeros_like(evidence.base[:, None])).mean((1, 2, 3))
-    kind, noise = torch.full_like(best, -1, dtype=torch.long), torch.ones_like(best)
+    nothing = _by_block(_look_up(evidence, torch.zeros_like(evidence.base[:, None])))[:, 0]
+    best = torch.full_like(nothing[:, 0], -torch.inf) if begun else nothing.sum(1)
     going = torch.ones_like(best, dtype=torch.bool)
+    fits, noises, tried = [nothing], [], [torch.full_like(going, not begun)]
     for view in VIEWS:
         looks.append(_Look.at(evidence, view, begun))
-        first = len(_kinds(looks[:-1]))
         with torch.no_grad():
-            scores = _predictions(evidence, looks[-1], begun).flatten(1)
-        top, place = scores.max(1)
-        better = going & (top > best)
-        best = torch.where(better, top, best)
-        kind = torch.where(better, first + place // len(NOISES), kind)
-        noise = torch.where(better, _noise_between(scores, place), noise)
+            predictions = _predictions(evidence, looks[-1], begun)
+        for fit in predictions.unbind(1):
+            scores = fit.sum(2)
+            place = scores.argmax(1, keepdim=True)
+            fits.append(fit.take_along_dim(place[..., None], 1)[:, 0])
+            noises.append(_noise_between(scores, place)[:, 0])
+            tried.append(going)
+        top = predictions.sum(3).amax((1, 2))
         # `torch.func.vmap` cannot follow a loop that ends where the values say so.
-        going = going & (better | (len(looks) < LEAST_VIEWS))
+        better, going = top > best, going & ((top > best) | (len(looks) < LEAST_VIEWS))
+        best = torch.where(better & tried[-1], top, best)
         if not torch.is_grad_enabled() and not bool(going.any()):
             break
-    return looks, kind, noise
+    return looks, _shares(torch.stack(fits, 1), torch.stack(tried, 1))[:, 1:], torch.stack(noises, 1)
+
+
+def _shares(fits: Tensor, tried: Tensor) -> Tensor:
+    """The share (B, A) of each of the alternatives that were tried (B, A), from how well they fit each block (B, A, N).
+
+    `exp(-z^2)` with the z-score of the best one's lead, as if blocks were independent.
+    """
+    place = fits.sum(2).masked_fill(~tried, -torch.inf).argmax(1, keepdim=True)
+    lead = fits.take_along_dim(place[..., None], 1) - fits
+    z_squared = lead.sum(2).square() / lead.square().sum(2).clamp_min(1e-12)
+    return torch.softmax((-z_squared).masked_fill(~tried, -torch.inf), 1)
+
+
+def _by_block(values: Tensor) -> Tensor:
+    """Sums (B, A, N) of (B, A, h, w) over the checkerboard's blocks."""
+    pad = (0, -values.shape[-1] % BLOCK_CELLS, 0, -values.shape[-2] % BLOCK_CELLS)
+    return F.avg_pool2d(F.pad(values, pad), BLOCK_CELLS, divisor_override=1).flatten(2)
 
 
 def _predictions(evidence: Evidence, look: _Look, begun: bool) -> Tensor:
-    """How well (B, sigmas, noises) fields found on half of the ground fit the other's evidence."""
+    """How well (B, sigmas, noises, blocks) fields found on half of the ground fit the other's evidence."""
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     board = _checkerboard(evidence.base, BLOCK_CELLS)
     noise = evidence.volume.new_tensor(NOISES).reshape(-1, 1, 1, 1)
@@ -257,20 +291,17 @@ def _predictions(evidence: Evidence, look: _Look, begun: bool) -> Tensor:
         )
         # Each cell has one field that it was not made from, so one look at each is enough.
         field = one * (1 - board) + other * board - evidence.base[:, None]
-        scores.append(_look_up(evidence, field).mean((2, 3)))
+        scores.append(_by_block(_look_up(evidence, field)))
     return torch.stack(scores, 1)
 
 
 def _noise_between(scores: Tensor, place: Tensor) -> Tensor:
-    """The noise (B) at the top of the parabola through the best score of (B, sigmas * noises) and its neighbours."""
-    count = len(NOISES)
-    inside = (place % count > 0) & (place % count < count - 1)
-    behind, here, ahead = (
-        scores.gather(1, (place + step).clamp(0, scores.shape[1] - 1)[:, None])[:, 0] for step in (-1, 0, 1)
-    )
+    """The noise (B, 1) at the top of the parabola through the best of the scores (B, noises) and its neighbours."""
+    inside = (place > 0) & (place < len(NOISES) - 1)
+    behind, here, ahead = (scores.take_along_dim((place + step).clamp(0, len(NOISES) - 1), 1) for step in (-1, 0, 1))
     bend = (2 * here - behind - ahead).clamp_min(1e-12)
     aside = torch.where(inside, ((ahead - behind) / (2 * bend)).clamp(-0.5, 0.5), 0.0)
-    return scores.new_tensor(NOISES)[place % count] * (NOISES[1] / NOISES[0]) ** aside
+    return scores.new_tensor(NOISES)[place] * (NOISES[1] / NOISES[0]) ** aside
 
 
 def _look_up(evidence: Evidence, fields: Tensor) -> Tensor:

@@ -42,28 +42,28 @@ class _Axis(NamedTuple):
 def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int, shape: tuple[int, int]) -> Tensor:
     """Find the field most likely to have given uncertain values, whatever their mean.
 
-    The field is white noise smoothed by a Gaussian, of unit variance, on top of an unknown constant; the values are the
-    field and independent noise: `argmin_u sum over cells of weight (target - u)^2 / noise + |u|^2 in the process's
-    norm` (Rasmussen and Williams, 2006, chapter 2). The process is a sum of Gaussians on a grid as wide as it allows,
-    so that what is solved is small; where there is no weight the field returns to its mean.
+    Each component of the field is white noise smoothed by a Gaussian, of unit variance, on top of an unknown constant;
+    the values are the field and independent noise: `argmin_u sum over cells of (target - u)' weight (target - u) /
+    noise + |u|^2 in the process's norm` (Rasmussen and Williams, 2006, chapter 2). The process is a sum of Gaussians on
+    a grid as wide as it allows, so that what is solved is small. Without weight the field returns to its mean.
 
     Args:
-        target: (..., h, w), on squares of `step` x `step` cells.
-        weight: what broadcasts to it, zero or greater.
+        target: (..., 2, h, w), x and y, on squares of `step` x `step` cells.
+        weight: (..., 3, h, w), how sure the values are: xx, xy and yy of a matrix, positive semidefinite.
         sigma: of the smoothing Gaussian, cells.
-        noise: what broadcasts to it: variance of a cell's value of weight one, in units of the field's variance.
+        noise: what broadcasts to both: variance of a cell's value of weight one, in units of the field's variance.
         step: side of a square, cells.
         shape: (rows, columns) of the cells; the last squares may reach beyond them.
 
     Returns:
-        The field (..., *shape) at the cells.
+        The field (..., 2, *shape) at the cells.
     """
     rows, columns = (
         _axis(count, step, sigma, target.device, target.dtype) for count in (target.shape[-2], target.shape[-1])
     )
-    mean = _sum(weight * target) / _sum(weight.expand_as(target)).clamp_min(1e-9)
+    mean = _weighted_mean(weight, target)
     precision = weight * (step**2 / noise)
-    values = (target - mean) * precision
+    values = _times(precision, target - mean)
 
     def onto(coefficients: Tensor) -> Tensor:
         return rows.squares @ coefficients @ columns.squares.T
@@ -71,23 +71,39 @@ def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int
     def back(field: Tensor) -> Tensor:
         return rows.squares.T @ field @ columns.squares
 
-    # As if the weights were alike everywhere, which is solved at once in the turned basis.
-    likely = 1 + precision.mean((-2, -1), keepdim=True) * rows.power[:, None] * columns.power
+    # As if the weights were alike everywhere and along x and y, which is solved at once in the turned basis.
+    likely = 1 + precision[..., ::2, :, :].mean((-2, -1), keepdim=True) * rows.power[:, None] * columns.power
     rest = back(values)
     found, guess = torch.zeros_like(rest), rest / likely
-    way, size = guess, _sum(rest * guess)
+    way, size = guess, _inner(rest, guess)
     for _ in range(ITERATIONS):
-        ahead = way + back(precision * onto(way))
-        length = size / _sum(way * ahead).clamp_min(CONVERGED)
+        ahead = way + back(_times(precision, onto(way)))
+        length = size / _inner(way, ahead).clamp_min(CONVERGED)
         found, rest = found + length * way, rest - length * ahead
         guess = rest / likely
-        before, size = size, _sum(rest * guess)
+        before, size = size, _inner(rest, guess)
         way = guess + size / before.clamp_min(CONVERGED) * way
     return rows.cells[: shape[0]] @ found @ columns.cells[: shape[1]].T + mean
 
 
-def _sum(values: Tensor) -> Tensor:
-    return values.sum((-2, -1), keepdim=True)
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Symmetric matrices (..., 3, h, w) by vectors (..., 2, h, w)."""
+    xx, xy, yy = matrix.unbind(-3)
+    x, y = vector.unbind(-3)
+    return torch.stack((xx * x + xy * y, xy * x + yy * y), -3)
+
+
+def _weighted_mean(weight: Tensor, target: Tensor) -> Tensor:
+    """(..., 2, 1, 1): the vector that the targets are nearest to."""
+    total = weight.sum((-2, -1), keepdim=True)
+    xx, xy, yy = total.unbind(-3)
+    adjugate = torch.stack((yy, -xy, xx), -3)
+    determinant = (xx * yy - xy * xy).clamp_min(CONVERGED)
+    return _times(adjugate, _times(weight, target).sum((-2, -1), keepdim=True)) / determinant[..., None, :, :]
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    return (one * other).sum((-3, -2, -1), keepdim=True)
 
 
 @lru_cache(maxsize=64)

@@ -169,7 +169,7 @@ class Matcher(nn.Module):
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
             levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
-        confidence = 1 / (1 + statistics(levels[-1].logits[0], self._reach(1)[1])[1])
+        confidence = 1 / (1 + _variance(statistics(levels[-1].logits[0], self._reach(1)[1])[1]))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
@@ -218,8 +218,8 @@ class Matcher(nn.Module):
             seen = [kinds[0].count.mean(1, keepdim=True) / CELL**2]
             for kind, sigma_px in product(kinds, TRUST_WINDOW_PX):
                 logits = kind.window(sigma_px).logits()
-                mean, variance = statistics(logits, kind.offsets)
-                seen += [mean, variance.log(), torch.softmax(logits, 1).amax(1, keepdim=True)]
+                mean, covariance = statistics(logits, kind.offsets)
+                seen += [mean, _variance(covariance).log(), torch.softmax(logits, 1).amax(1, keepdim=True)]
         gain = self.trust(torch.cat(seen, 1))
         volume = torch.einsum("bvohw,bvhw->bohw", torch.stack([kind.volume for kind in kinds], 1), gain)
         return replace(kinds[0], volume=volume / len(kinds))
@@ -237,6 +237,11 @@ class Matcher(nn.Module):
             inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs
+
+
+def _variance(covariance: Tensor) -> Tensor:
+    """Mean squared distance (B, 1, h, w), px^2, from the mean, of a covariance (B, 3, h, w: xx, xy, yy)."""
+    return covariance[:, :1] + covariance[:, 2:]
 
 
 def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
