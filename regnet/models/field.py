@@ -42,7 +42,7 @@ NOISES = (0.05, 0.2, 0.8, 3.2, 12.8)
 ALONE = 0.2
 """That taken, of the smoothest field, where a single block holds nothing out."""
 LEAST_SHARE = 1e-3
-"""Fields with a smaller share in the mean are left out."""
+"""Alternatives with a smaller share are left out."""
 LEAST_VIEWS = 3
 """So many views are taken in any case; beyond them, one that predicts no better than those before it is the last."""
 NEAR_PX = 2.0
@@ -164,7 +164,7 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
     for index, (look, sigma_px) in enumerate(_kinds(looks)):
         mine, noise = share[:, index, None, None, None], noises[:, index, None, None, None] * caution
         # `torch.func.vmap` cannot follow a choice that the values make.
-        if torch.is_grad_enabled() or bool((mine > LEAST_SHARE).any()):
+        if torch.is_grad_enabled() or bool(mine.any()):
             sigma = sigma_px / evidence.side_px
             found = found + mine * (
                 krige(look.target, look.weight, sigma, noise, look.view.step, shape) - evidence.base
@@ -210,20 +210,21 @@ class _Look:
 
 def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
     """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 3, h, w: xx, xy, yy)."""
-    logits = windowed.logits()
-    if begun:
-        near = windowed.offsets.square().sum(0) / (2 * NEAR_PX**2)
-        logits = logits - near[:, None, None]
-    offset, covariance = statistics(logits, windowed.offsets)
-    return offset + windowed.base, _sureness(covariance)
+    prior = windowed.offsets.square().sum(0) / (-2 * NEAR_PX**2 if begun else -torch.inf)
+    offset, covariance = statistics(windowed.logits() + prior[:, None, None], windowed.offsets)
+    before = torch.softmax(prior, 0) @ windowed.offsets[0].square()
+    return offset + windowed.base, _sureness(covariance, before)
 
 
-def _sureness(covariance: Tensor) -> Tensor:
-    """The square of the inverse of the covariance (B, 3, h, w) and `SURE_VARIANCE`: the unsure hardly count."""
+def _sureness(covariance: Tensor, before: Tensor) -> Tensor:
+    """The square, so that the unsure hardly count, of the precision that the evidence adds (B, 3, h, w: xx, xy, yy).
+
+    Precisions are the inverses of the covariance (B, 3, h, w) and of the variance before, each and `SURE_VARIANCE`.
+    """
     xx, xy, yy = covariance[:, 0] + SURE_VARIANCE, covariance[:, 1], covariance[:, 2] + SURE_VARIANCE
-    determinant = xx * yy - xy * xy
-    square = torch.stack((yy * yy + xy * xy, -xy * (xx + yy), xx * xx + xy * xy), 1)
-    return square / determinant.square()[:, None]
+    determinant, known = xx * yy - xy * xy, 1 / (before + SURE_VARIANCE)
+    xx, xy, yy = yy / determinant - known, -xy / determinant, xx / determinant - known
+    return torch.stack((xx * xx + xy * xy, xy * (xx + yy), yy * yy + xy * xy), 1)
 
 
 def _kinds(looks: list[_Look]) -> list[tuple[_Look, float]]:
@@ -232,7 +233,7 @@ def _kinds(looks: list[_Look]) -> list[tuple[_Look, float]]:
 
 
 def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Tensor, Tensor]:
-    """Looks, the share (B, kinds) of each smoothness in the field, and the noise (B, kinds) with which it predicts best.
+    """Looks, the share (B, kinds) of each smoothness in the field, and the noise (B, kinds) that it predicts best with.
 
     The shares add up to less than one where no offset at all predicts about as well.
     """
@@ -268,7 +269,9 @@ def _shares(fits: Tensor, tried: Tensor) -> Tensor:
     place = fits.sum(2).masked_fill(~tried, -torch.inf).argmax(1, keepdim=True)
     lead = fits.take_along_dim(place[..., None], 1) - fits
     z_squared = lead.sum(2).square() / lead.square().sum(2).clamp_min(1e-12)
-    return torch.softmax((-z_squared).masked_fill(~tried, -torch.inf), 1)
+    share = torch.softmax((-z_squared).masked_fill(~tried, -torch.inf), 1)
+    share = share * (share > LEAST_SHARE)
+    return share / share.sum(1, keepdim=True)
 
 
 def _by_block(values: Tensor) -> Tensor:

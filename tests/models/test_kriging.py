@@ -9,10 +9,19 @@ SHAPE = (20, 28)
 
 
 def uncertain(shape=SHAPE, seed=0):
+    """Values and how sure they are, each in its own directions."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.randn(1, 2, *shape, generator=generator, dtype=torch.float64)
-    weight = torch.rand(1, 1, *shape, generator=generator, dtype=torch.float64) + 0.2
+    root = torch.randn(1, 3, *shape, generator=generator, dtype=torch.float64)
+    x, xy, y = root.unbind(1)
+    weight = torch.stack((x * x + xy * xy, xy * (x + y), xy * xy + y * y), 1)
+    weight[:, ::2] += 0.2
     return target, weight
+
+
+def alike(like, weight=1.0):
+    """A weight that is the same everywhere and in every direction."""
+    return weight * torch.tensor([1.0, 0.0, 1.0], dtype=like.dtype)[:, None, None].expand(3, *like.shape[-2:])
 
 
 def covariance(sigma, shape=SHAPE):
@@ -23,12 +32,15 @@ def covariance(sigma, shape=SHAPE):
 
 
 def slow(target, weight, sigma, noise):
-    """Kriging with an unknown mean, by the matrices of the textbook."""
-    covariances = covariance(sigma) + torch.diag(noise / weight.flatten())
-    mean = (weight * target).sum((2, 3)) / weight.sum((2, 3))
-    rest = target.flatten(2)[0] - mean[0][:, None]
-    found = covariance(sigma) @ torch.linalg.solve(covariances, rest.T)
-    return (found.T + mean[0][:, None]).reshape(target.shape)
+    """Kriging of both components with an unknown mean, by the matrices of the textbook."""
+    xx, xy, yy = (torch.diag(part) for part in weight[0].flatten(1))
+    precision = torch.cat((torch.cat((xx, xy), 1), torch.cat((xy, yy), 1)))
+    covariances = torch.block_diag(covariance(sigma), covariance(sigma))
+    values = target.flatten()
+    each = torch.block_diag(*2 * [torch.ones(len(xx), 1, dtype=values.dtype)])
+    mean = each @ torch.linalg.solve(each.T @ precision @ each, each.T @ precision @ values)
+    found = covariances @ torch.linalg.solve(covariances + noise * torch.linalg.inv(precision), values - mean)
+    return (found + mean).reshape(target.shape)
 
 
 @pytest.mark.parametrize(("sigma", "noise"), [(2.5, 1.0), (2.5, 10.0), (5.0, 3.0), (10.0, 1.0)])
@@ -49,9 +61,10 @@ def test_the_process_has_unit_variance_and_its_covariance():
 
 
 def test_a_constant_is_found_and_goes_on_where_there_is_no_weight():
-    weight = torch.zeros(1, 1, *SHAPE)
-    weight[..., :6] = 1.0
-    found = krige(torch.full((1, 2, *SHAPE), 1.5), weight, 4.0, torch.tensor(0.5), 1, SHAPE)
+    target = torch.full((1, 2, *SHAPE), 1.5)
+    weight = alike(target).clone()
+    weight[..., 6:] = 0.0
+    found = krige(target, weight, 4.0, torch.tensor(0.5), 1, SHAPE)
     assert torch.allclose(found, torch.full_like(found, 1.5), atol=1e-5)
 
 
@@ -61,9 +74,23 @@ def test_squares_of_a_smooth_field_give_it_at_the_cells(step):
     shape = (37, 50)
     true = torch.from_numpy(random_field((40, 52), 3.0, 12.0, np.random.default_rng(0)))[None]
     squares = torch.nn.functional.avg_pool2d(true, step)
-    found = krige(squares, torch.ones_like(squares[:, :1]), 10.0, torch.tensor(0.05), step, shape)
+    found = krige(squares, alike(squares), 10.0, torch.tensor(0.05), step, shape)
     assert found.shape == (1, 2, *shape)
     assert float((found - true[..., : shape[0], : shape[1]]).norm(dim=1).mean()) < 0.05
+
+
+def test_what_one_direction_is_sure_of_goes_to_the_other_only_where_they_are_tied():
+    """Values sure along the diagonal alone leave the field across it at its mean."""
+    along = torch.from_numpy(random_field(SHAPE, 3.0, 6.0, np.random.default_rng(0)))[:1].double()
+    target = torch.stack((along[0], along[0]))[None]
+    across = torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
+    noisy = target + across * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = 0.5 * torch.ones(1, 3, *SHAPE, dtype=torch.float64)
+    found = krige(noisy, weight, 5.0, torch.tensor(0.05, dtype=torch.float64), 1, SHAPE)
+    assert float((found - target).sum(1).abs().mean()) < 0.1 * float(target.sum(1).abs().mean())
+    assert float((found * across).sum(1).std()) < 1e-6
+    isotropic = krige(noisy, alike(noisy), 5.0, torch.tensor(0.05, dtype=torch.float64), 1, SHAPE)
+    assert float((isotropic * across).sum(1).std()) > 0.1
 
 
 def test_more_noise_is_a_smoother_field():
@@ -91,11 +118,11 @@ def test_gradients_are_finite_and_those_of_differences(varied):
 
 
 def test_what_is_kept_of_a_call_in_inference_serves_gradients_too():
-    values = torch.randn(1, 11, 13)
+    values = torch.randn(2, 11, 13)
     with torch.inference_mode():
-        plain = krige(values, torch.ones(11, 13), 3.0, torch.ones(()), 2, (21, 25))
+        plain = krige(values, alike(values), 3.0, torch.ones(()), 2, (21, 25))
     target = values.clone().requires_grad_()
-    field = krige(target, torch.ones(11, 13), 3.0, torch.ones(()), 2, (21, 25))
+    field = krige(target, alike(values), 3.0, torch.ones(()), 2, (21, 25))
     torch.testing.assert_close(field.detach(), plain.clone())
     (gradient,) = torch.autograd.grad(field.sum(), target)
     assert gradient.abs().sum() > 0
