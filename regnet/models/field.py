@@ -66,6 +66,7 @@ class Evidence:
         count: (B, K * K, h, w), how many pixels each sum has.
         offsets: (2, K * K) px of the level.
         base: (B, 2, h, w) px of the level, the displacement that the offsets add to; the sum of both is smooth.
+        expected: (B, 2, h, w) px of the level, the displacement by what was seen before this level.
         side_px: side of a cell, px of the level.
     """
 
@@ -73,6 +74,7 @@ class Evidence:
     count: Tensor
     offsets: Tensor
     base: Tensor
+    expected: Tensor
     side_px: float = CELL
 
     def window(self, sigma_px: float) -> Evidence:
@@ -99,8 +101,8 @@ class Evidence:
         height, width = self.base.shape[-2:]
         pad = (0, -width % step, 0, -height % step)
         volume, count = (F.avg_pool2d(F.pad(values, pad), step) for values in (self.volume, self.count))
-        base = F.avg_pool2d(F.pad(self.base, pad, mode="replicate"), step)
-        return Evidence(volume, count, self.offsets, base, self.side_px * step)
+        base, expected = (F.avg_pool2d(F.pad(f, pad, mode="replicate"), step) for f in (self.base, self.expected))
+        return Evidence(volume, count, self.offsets, base, expected, self.side_px * step)
 
 
 def statistics(logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +139,21 @@ def _tops(logits: Tensor, share: Tensor) -> Tensor:
     return torch.stack(tops, 1) / 2
 
 
-def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False) -> Tensor:
+class Choice(NamedTuple):
+    """How smooth a field is to be.
+
+    Attributes:
+        share: (B, kinds) of the smoothnesses of all views in turn; less than one in all where there may be no offset.
+        noise: (B, kinds), variance of a cell's offset with which each of them predicts best.
+    """
+
+    share: Tensor
+    noise: Tensor
+
+
+def fit_field(
+    evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False, choice: Choice | None = None
+) -> tuple[Tensor, Choice]:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
     Args:
@@ -147,29 +163,52 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
         begun: whether coarser levels have found the base; if not, offsets are looked for everywhere in reach, and none
             may be found.
         drawn: take a smoothness and noise at random, whatever predicts best, as training does now and then.
+        choice: that of an earlier look at the same level. The halves of the ground are no longer strangers to a base
+            that was found there, so that held-out evidence would ask for too much.
+
+    Returns:
+        The offsets, and what was chosen.
     """
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     like = evidence.base[:, 0, 0, 0]
-    if drawn:
-        looks = [_Look.at(evidence, view, begun) for view in VIEWS]
-        kinds = len(_kinds(looks))
-        share = F.one_hot(torch.randint(kinds, like.shape, device=like.device), kinds).to(like.dtype)
-        noises = like.new_tensor(NOISES)[torch.randint(len(NOISES), share.shape, device=like.device)]
-    elif max(shape) > BLOCK_CELLS:
-        looks, share, noises = _best_predicting(evidence, begun)
-    else:
-        looks, share = [_Look.at(evidence, VIEWS[0], begun)], torch.ones_like(like)[:, None]
-        noises = ALONE * share
-    found = torch.zeros_like(evidence.base)
-    for index, (look, sigma_px) in enumerate(_kinds(looks)):
-        mine, noise = share[:, index, None, None, None], noises[:, index, None, None, None] * caution
-        # `torch.func.vmap` cannot follow a choice that the values make.
-        if torch.is_grad_enabled() or bool(mine.any()):
-            sigma = sigma_px / evidence.side_px
-            found = found + mine * (
-                krige(look.target, look.weight, sigma, noise, look.view.step, shape) - evidence.base
-            )
-    return found
+    looks: list[_Look] = []
+    if choice is None:
+        if drawn:
+            choice = _drawn(like)
+        elif max(shape) > BLOCK_CELLS:
+            looks, choice = _best_predicting(evidence, begun)
+        else:
+            choice = _alone(like)
+    found, first = torch.zeros_like(evidence.base), 0
+    for place, view in enumerate(VIEWS):
+        kinds = slice(first, first + len(view.sigmas_px))
+        first = kinds.stop
+        if not _counts(choice.share[:, kinds]):
+            continue
+        look = looks[place] if place < len(looks) else _Look.at(evidence, view, begun)
+        for kind, sigma_px in zip(range(kinds.start, kinds.stop), view.sigmas_px, strict=True):
+            share, noise = (part[:, kind, None, None, None] for part in choice)
+            if _counts(share):
+                sigma = sigma_px / evidence.side_px
+                field = krige(look.target, look.weight, sigma, noise * caution, view.step, shape)
+                found = found + share * (field - evidence.base)
+    return found, choice
+
+
+def _counts(share: Tensor) -> bool:
+    """Whether any of the shares is to be looked at: `torch.func.vmap` cannot follow a choice that the values make."""
+    return share.numel() > 0 and (torch.is_grad_enabled() or bool(share.any()))
+
+
+def _drawn(like: Tensor) -> Choice:
+    kinds = sum(len(view.sigmas_px) for view in VIEWS)
+    share = F.one_hot(torch.randint(kinds, like.shape, device=like.device), kinds).to(like.dtype)
+    return Choice(share, like.new_tensor(NOISES)[torch.randint(len(NOISES), share.shape, device=like.device)])
+
+
+def _alone(like: Tensor) -> Choice:
+    share = torch.ones_like(like)[:, None]
+    return Choice(share, ALONE * share)
 
 
 @dataclass(frozen=True)
@@ -210,10 +249,12 @@ class _Look:
 
 def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
     """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 3, h, w: xx, xy, yy)."""
-    prior = windowed.offsets.square().sum(0) / (-2 * NEAR_PX**2 if begun else -torch.inf)
-    offset, covariance = statistics(windowed.logits() + prior[:, None, None], windowed.offsets)
-    before = torch.softmax(prior, 0) @ windowed.offsets[0].square()
-    return offset + windowed.base, _sureness(covariance, before)
+    spread = NEAR_PX if begun else torch.inf
+    x, y = (windowed.expected - windowed.base)[:, None].unbind(2)
+    away = (windowed.offsets[0, :, None, None] - x).square() + (windowed.offsets[1, :, None, None] - y).square()
+    offset, covariance = statistics(windowed.logits() - away / (2 * spread**2), windowed.offsets)
+    prior = torch.softmax(windowed.offsets.square().sum(0) / (-2 * spread**2), 0)
+    return offset + windowed.base, _sureness(covariance, prior @ windowed.offsets[0].square())
 
 
 def _sureness(covariance: Tensor, before: Tensor) -> Tensor:
@@ -227,16 +268,8 @@ def _sureness(covariance: Tensor, before: Tensor) -> Tensor:
     return torch.stack((xx * xx + xy * xy, xy * (xx + yy), yy * yy + xy * xy), 1)
 
 
-def _kinds(looks: list[_Look]) -> list[tuple[_Look, float]]:
-    """Every smoothness that there are looks for: the look and sigma, px."""
-    return [(look, sigma_px) for look in looks for sigma_px in look.view.sigmas_px]
-
-
-def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Tensor, Tensor]:
-    """Looks, the share (B, kinds) of each smoothness in the field, and the noise (B, kinds) that it predicts best with.
-
-    The shares add up to less than one where no offset at all predicts about as well.
-    """
+def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Choice]:
+    """Looks, and what predicts best by them, no offset at all included."""
     looks: list[_Look] = []
     nothing = _by_block(_look_up(evidence, torch.zeros_like(evidence.base[:, None])))[:, 0]
     best = torch.full_like(nothing[:, 0], -torch.inf) if begun else nothing.sum(1)
@@ -258,7 +291,7 @@ def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Tens
         best = torch.where(better & tried[-1], top, best)
         if not torch.is_grad_enabled() and not bool(going.any()):
             break
-    return looks, _shares(torch.stack(fits, 1), torch.stack(tried, 1))[:, 1:], torch.stack(noises, 1)
+    return looks, Choice(_shares(torch.stack(fits, 1), torch.stack(tried, 1))[:, 1:], torch.stack(noises, 1))
 
 
 def _shares(fits: Tensor, tried: Tensor) -> Tensor:

@@ -13,19 +13,27 @@ from regnet.training.samples import Batch
 
 REACH_PX = 4.0
 """Errors up to this, in pixels of a level, count by their square."""
+LEAST_SHARED = 0.02
+"""Least weight of the error that a whole tile shares: labels that agree in it are to be followed in the end."""
 
 
 def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptions) -> Tensor:
     """Deeply supervised loss: the mean over levels of the weighted terms.
 
     The squared error is taken in pixels of each level, so that the coarse levels do not drown the fine one, and grows
-    linearly beyond `REACH_PX` (Huber), so that open water, which no level can match, does not drown the rest.
+    linearly beyond `REACH_PX` (Huber), so that open water, which no level can match, does not drown the rest. What all
+    of a tile's errors have in common counts less where it is the larger part: labels that are off as a whole would
+    drown what is known exactly, the displacements that were drawn.
     """
     total = prediction.displacement.new_zeros(())
     for level in prediction.levels:
         target, weight = pool_target(batch.target, batch.target_valid, level.displacement.shape[-2:])
-        error = ((level.displacement - target) / level.scale).square().sum(1, keepdim=True)
-        total = total + options.squared * _mean(_linear_beyond(error, REACH_PX), weight)
+        error = level.displacement - target
+        beside = _tile_mean(error, weight)
+        share = shared_share(error - beside, beside, weight)
+        within, shared = (_huber(part / level.scale) for part in (error - beside, beside))
+        total = total + options.squared * _mean(within + share * shared, weight)
+        target = target + (1 - share) * beside.detach()
         if options.cross_entropy > 0:
             noise_px = label_noise(level.displacement, target, weight)
             for logits in level.logits:
@@ -36,6 +44,25 @@ def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptio
         interior = batch.undisplaced[:, :1].clamp(0, 1)
         total = total + options.segmentation * F.binary_cross_entropy_with_logits(prediction.segmentation, interior)
     return total
+
+
+def _tile_mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def shared_share(within: Tensor, beside: Tensor, weight: Tensor) -> float:
+    """What an error that a whole tile shares is worth beside one within tiles: the ratio of their squares, one at most.
+
+    As in maximum likelihood with two variances, those of the residuals.
+
+    Args:
+        within: (B, 2, h, w), errors beside their tile's mean.
+        beside: (B, 2, 1, 1), that mean.
+        weight: (B, 1, h, w).
+    """
+    inside = _mean(within.detach().square().sum(1, keepdim=True), weight)
+    between = _mean(beside.detach().square().sum(1, keepdim=True).expand_as(weight), weight)
+    return min(1.0, max(LEAST_SHARED, float(inside) / max(float(between), 1e-9)))
 
 
 def pool_target(target: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -88,9 +115,10 @@ def label_noise(found: Tensor, target: Tensor, weight: Tensor) -> float:
     return float(length.median()) / 1.1774 if length.numel() else 0.0
 
 
-def _linear_beyond(square: Tensor, reach: float) -> Tensor:
+def _huber(error: Tensor) -> Tensor:
+    square = error.square().sum(1, keepdim=True)
     length = (square + 1e-12).sqrt()
-    return torch.where(length <= reach, square, 2 * reach * length - reach**2)
+    return torch.where(length <= REACH_PX, square, 2 * REACH_PX * length - REACH_PX**2)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from regnet.displacement import random_field
 from regnet.models import field as module
 from regnet.models.correlation import CELL, offset_grid
-from regnet.models.field import NOISES, VIEWS, Evidence, statistics
+from regnet.models.field import NOISES, VIEWS, Choice, Evidence, statistics
 from regnet.models.kriging import krige
 
 SIDE, RADIUS = 96, 4
@@ -25,7 +26,8 @@ def evidence(true, noise, seed=0):
     distance = (offsets[None, :, :, None, None] - true[:, :, None]).square().sum(1)
     volume = torch.exp(-distance / 2) / 2
     volume = volume + noise * torch.randn(volume.shape, generator=torch.Generator().manual_seed(seed))
-    return Evidence(volume * CELL**2, torch.full_like(volume, CELL**2), offsets, torch.zeros_like(true))
+    still = torch.zeros_like(true)
+    return Evidence(volume * CELL**2, torch.full_like(volume, CELL**2), offsets, still, still)
 
 
 def error_px(found, true):
@@ -33,7 +35,7 @@ def error_px(found, true):
 
 
 def fit_field(known, begun=False):
-    return module.fit_field(known, 1.0, begun)
+    return module.fit_field(known, 1.0, begun)[0]
 
 
 def taking(monkeypatch, kind, noise):
@@ -42,7 +44,7 @@ def taking(monkeypatch, kind, noise):
     def chosen(known, begun):
         looks = [module._Look.at(known, view, begun) for view in VIEWS]
         share = torch.eye(KINDS)[kind : kind + 1]
-        return looks, share, torch.full_like(share, noise)
+        return looks, Choice(share, torch.full_like(share, noise))
 
     monkeypatch.setattr(module, "_best_predicting", chosen)
 
@@ -80,7 +82,7 @@ def test_the_base_is_smoothed_with_the_offsets():
     true = field(100.0)
     base = 0.5 * torch.randn(true.shape, generator=torch.Generator().manual_seed(1))
     known = evidence(true - base, 0.05)
-    found = fit_field(Evidence(known.volume, known.count, known.offsets, base))
+    found = fit_field(replace(known, base=base, expected=base))
     assert error_px(found + base, true) < 0.1
 
 
@@ -144,7 +146,7 @@ def test_an_edge_says_nothing_along_itself():
     edge = edge + 0.02 * CELL**2 * torch.randn(edge.shape, generator=torch.Generator().manual_seed(1))
     both = (torch.arange(SIDE) % 24 < 8).float()
     volume = known.volume * both + edge * (1 - both)
-    found = fit_field(Evidence(volume, known.count, known.offsets, known.base))
+    found = fit_field(replace(known, volume=volume))
     assert error_px(found, true) < 0.08
 
 
@@ -169,6 +171,7 @@ def test_every_pair_of_a_batch_has_its_own_smoothness():
         torch.cat([pair.count for pair in pairs]),
         pairs[0].offsets,
         torch.cat([pair.base for pair in pairs]),
+        torch.cat([pair.expected for pair in pairs]),
     )
     alone = torch.cat([fit_field(pair) for pair in pairs])
     assert torch.allclose(fit_field(both), alone, atol=1e-4)
@@ -179,6 +182,20 @@ def test_offsets_stay_near_what_coarser_levels_found():
     from it, so that their mean is off by a share of 1 / (1 + e^2) of their distance."""
     near, far = torch.full((1, 2, SIDE, SIDE), 1.0), torch.full((1, 2, SIDE, SIDE), -3.0)
     two = torch.maximum(*(evidence(true, 0.0).volume for true in (near, far)))
-    known = Evidence(two, torch.full_like(two, CELL**2), offset_grid(RADIUS), torch.zeros_like(near))
+    known = replace(evidence(near, 0.0), volume=two)
     assert error_px(fit_field(known, begun=True), near) == pytest.approx(4 * 2**0.5 / (1 + np.exp(2)), abs=0.15)
     assert error_px(fit_field(known, begun=False), near) > 1.0
+
+
+def test_a_second_look_is_as_smooth_as_the_first_and_stays_near_what_was_expected_before_it():
+    """Around a base 2 px off on one side, the prior's middle is still where it was; the choice is not made again."""
+    far = torch.full((1, 2, SIDE, SIDE), 1.0)
+    known = evidence(far, 0.3)
+    _, choice = module.fit_field(known, 1.0, begun=True)
+    nothing = replace(known, volume=torch.zeros_like(known.volume), base=far)
+    again, same = module.fit_field(nothing, 1.0, begun=True, choice=choice)
+    assert same is choice
+    # Evidence of nothing: the field is where it was expected.
+    assert error_px(again, -far) < 0.2  # drawn towards the middle of the offsets, where they end
+    afresh, _ = module.fit_field(replace(nothing, expected=far), 1.0, begun=True, choice=choice)
+    assert error_px(afresh, torch.zeros_like(far)) < 0.1

@@ -8,7 +8,14 @@ from regnet.displacement import gaussian, random_field, warp
 from regnet.models import LevelOutput, Prediction
 from regnet.models.correlation import offset_grid
 from regnet.tiles.patch import Tile
-from regnet.training.loss import label_noise, offset_cross_entropy, pool_target, supervised_loss
+from regnet.training.loss import (
+    LEAST_SHARED,
+    label_noise,
+    offset_cross_entropy,
+    pool_target,
+    shared_share,
+    supervised_loss,
+)
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import make_batch
 
@@ -131,6 +138,17 @@ def test_noise_of_the_labels_is_seen_in_the_residuals():
 def test_targets_out_of_reach_do_not_count():
     target = torch.full((1, 2, 2, 2), 9.0)
     assert float(offset_cross_entropy(torch.randn(1, 25, 2, 2), level(), target, torch.ones(1, 1, 2, 2))) == 0
+
+
+def test_an_error_that_whole_tiles_share_counts_by_how_noisy_it_is():
+    """Labels off by 3 px as a whole drown nothing; labels that are as noisy within tiles count in full."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.ones(50, 1, 16, 16)
+    shared = 3 * torch.randn(50, 2, 1, 1, generator=generator)
+    within = 0.5 * torch.randn(50, 2, 16, 16, generator=generator)
+    assert shared_share(within, shared, weight) == pytest.approx((0.5 / 3) ** 2, rel=0.3)
+    assert shared_share(10 * within, shared, weight) == 1.0
+    assert shared_share(0 * within, shared, weight) == LEAST_SHARED
 
 
 def test_squared_error_has_the_mean_label_as_its_minimum():
