@@ -29,7 +29,7 @@ from regnet.geo.grid import Box, Grid, apply, check_overlap, densify, transform_
 AVERAGE_BELOW = 0.7
 """Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
 
-MAX_SOURCE_VALUES = 32_000_000
+MAX_SOURCE_VALUES = 12_000_000
 """Values of the source read at once; a window that needs more is read in two halves."""
 
 WARP_TOLERANCE_PX = 0.01

@@ -66,7 +66,8 @@ class Evidence:
         count: (B, K * K, h, w), how many pixels each sum has.
         offsets: (2, K * K) px of the level.
         base: (B, 2, h, w) px of the level, the displacement that the offsets add to; the sum of both is smooth.
-        expected: (B, 2, h, w) px of the level, the displacement by what was seen before this level.
+        expected: (B, 2, h, w) px of the level, the displacement by what was seen before this level: the base itself
+            but at a second look.
         side_px: side of a cell, px of the level.
     """
 
@@ -101,7 +102,9 @@ class Evidence:
         height, width = self.base.shape[-2:]
         pad = (0, -width % step, 0, -height % step)
         volume, count = (F.avg_pool2d(F.pad(values, pad), step) for values in (self.volume, self.count))
-        base, expected = (F.avg_pool2d(F.pad(f, pad, mode="replicate"), step) for f in (self.base, self.expected))
+        base = F.avg_pool2d(F.pad(self.base, pad, mode="replicate"), step)
+        same = self.expected is self.base
+        expected = base if same else F.avg_pool2d(F.pad(self.expected, pad, mode="replicate"), step)
         return Evidence(volume, count, self.offsets, base, expected, self.side_px * step)
 
 
@@ -249,10 +252,11 @@ class _Look:
 
 def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
     """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 3, h, w: xx, xy, yy)."""
-    spread = NEAR_PX if begun else torch.inf
-    x, y = (windowed.expected - windowed.base)[:, None].unbind(2)
-    away = (windowed.offsets[0, :, None, None] - x).square() + (windowed.offsets[1, :, None, None] - y).square()
-    offset, covariance = statistics(windowed.logits() - away / (2 * spread**2), windowed.offsets)
+    spread, offsets = NEAR_PX if begun else torch.inf, windowed.offsets[:, :, None, None]
+    if windowed.expected is not windowed.base:
+        offsets = offsets - (windowed.expected - windowed.base)[:, :, None]
+    logits = windowed.logits() - offsets.square().sum(-4) / (2 * spread**2)
+    offset, covariance = statistics(logits, windowed.offsets)
     prior = torch.softmax(windowed.offsets.square().sum(0) / (-2 * spread**2), 0)
     return offset + windowed.base, _sureness(covariance, prior @ windowed.offsets[0].square())
 

@@ -166,10 +166,12 @@ class Matcher(nn.Module):
             scale = 2**level
             if levels:
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
-            expected, choice = F.avg_pool2d(displacement.detach(), CELL), None
+            expected: Tensor | None = None
+            choice: Choice | None = None
             for _ in range(LOOKS if scale == 1 and levels and self.trainable else 1):
                 base = displacement.detach()
                 cells = F.avg_pool2d(base, CELL)
+                expected = cells if expected is None else expected
                 evidence, logits = self._evidence(seen[level], _moved(*sought[level], base), cells, expected, scale)
                 step, choice = self._fitted(evidence, scale, bool(levels), choice)
                 full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
