@@ -275,10 +275,15 @@ def _sureness(covariance: Tensor, before: Tensor) -> Tensor:
 def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Choice]:
     """Looks, and what predicts best by them, no offset at all included."""
     looks: list[_Look] = []
-    nothing = _by_block(_look_up(evidence, torch.zeros_like(evidence.base[:, None])))[:, 0]
-    best = torch.full_like(nothing[:, 0], -torch.inf) if begun else nothing.sum(1)
+    fits: list[Tensor] = []
+    tried: list[Tensor] = []
+    noises: list[Tensor] = []
+    best = torch.full_like(evidence.base[:, 0, 0, 0], -torch.inf)
     going = torch.ones_like(best, dtype=torch.bool)
-    fits, noises, tried = [nothing], [], [torch.full_like(going, not begun)]
+    if not begun:
+        fits.append(_by_block(_look_up(evidence, torch.zeros_like(evidence.base[:, None])))[:, 0])
+        tried.append(going)
+        best = fits[0].sum(1)
     for view in VIEWS:
         looks.append(_Look.at(evidence, view, begun))
         with torch.no_grad():
@@ -291,11 +296,13 @@ def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Choi
             tried.append(going)
         top = predictions.sum(3).amax((1, 2))
         # `torch.func.vmap` cannot follow a loop that ends where the values say so.
-        better, going = top > best, going & ((top > best) | (len(looks) < LEAST_VIEWS))
-        best = torch.where(better & tried[-1], top, best)
+        better = going & (top > best)
+        best = torch.where(better, top, best)
+        going = going & (better | (len(looks) < LEAST_VIEWS))
         if not torch.is_grad_enabled() and not bool(going.any()):
             break
-    return looks, Choice(_shares(torch.stack(fits, 1), torch.stack(tried, 1))[:, 1:], torch.stack(noises, 1))
+    share = _shares(torch.stack(fits, 1), torch.stack(tried, 1))
+    return looks, Choice(share[:, -len(noises) :], torch.stack(noises, 1))
 
 
 def _shares(fits: Tensor, tried: Tensor) -> Tensor:

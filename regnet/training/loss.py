@@ -30,9 +30,10 @@ def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptio
         target, weight = pool_target(batch.target, batch.target_valid, level.displacement.shape[-2:])
         error = level.displacement - target
         beside = _tile_mean(error, weight)
-        share = shared_share(error - beside, beside, weight)
-        within, shared = (_huber(part / level.scale) for part in (error - beside, beside))
-        total = total + options.squared * _mean(within + share * shared, weight)
+        within = error - beside
+        share = shared_share(within, beside, weight)
+        squares = _huber(within / level.scale) + share * _huber(beside / level.scale)
+        total = total + options.squared * _mean(squares, weight)
         target = target + (1 - share) * beside.detach()
         if options.cross_entropy > 0:
             noise_px = label_noise(level.displacement, target, weight)
@@ -60,9 +61,8 @@ def shared_share(within: Tensor, beside: Tensor, weight: Tensor) -> float:
         beside: (B, 2, 1, 1), that mean.
         weight: (B, 1, h, w).
     """
-    inside = _mean(within.detach().square().sum(1, keepdim=True), weight)
-    between = _mean(beside.detach().square().sum(1, keepdim=True).expand_as(weight), weight)
-    return min(1.0, max(LEAST_SHARED, float(inside) / max(float(between), 1e-9)))
+    inside, between = (float(_mean(part.detach().square().sum(1, keepdim=True), weight)) for part in (within, beside))
+    return min(1.0, max(LEAST_SHARED, inside / max(between, 1e-9)))
 
 
 def pool_target(target: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

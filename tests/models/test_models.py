@@ -65,7 +65,7 @@ def test_a_pair_does_not_depend_on_the_others_of_its_batch(options):
     model = build_model(options, 3, 1).eval()
     fixed, moving = torch.rand(3, 3, 64, 64), torch.rand(3, 1, 64, 64)
     together, alone = model(fixed, moving).displacement[1], model(fixed[1:2], moving[1:2]).displacement[0]
-    assert torch.allclose(together, alone, atol=1e-3)
+    assert torch.allclose(together, alone, atol=3e-4)
 
 
 def test_invalid_pixels_do_not_matter():
