@@ -66,8 +66,6 @@ class Evidence:
         count: (B, K * K, h, w), how many pixels each sum has.
         offsets: (2, K * K) px of the level.
         base: (B, 2, h, w) px of the level, the displacement that the offsets add to; the sum of both is smooth.
-        expected: (B, 2, h, w) px of the level, the displacement by what was seen before this level: the base itself
-            but at a second look.
         side_px: side of a cell, px of the level.
     """
 
@@ -75,7 +73,6 @@ class Evidence:
     count: Tensor
     offsets: Tensor
     base: Tensor
-    expected: Tensor
     side_px: float = CELL
 
     def window(self, sigma_px: float) -> Evidence:
@@ -103,9 +100,7 @@ class Evidence:
         pad = (0, -width % step, 0, -height % step)
         volume, count = (F.avg_pool2d(F.pad(values, pad), step) for values in (self.volume, self.count))
         base = F.avg_pool2d(F.pad(self.base, pad, mode="replicate"), step)
-        same = self.expected is self.base
-        expected = base if same else F.avg_pool2d(F.pad(self.expected, pad, mode="replicate"), step)
-        return Evidence(volume, count, self.offsets, base, expected, self.side_px * step)
+        return Evidence(volume, count, self.offsets, base, self.side_px * step)
 
 
 def statistics(logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,9 +149,7 @@ class Choice(NamedTuple):
     noise: Tensor
 
 
-def fit_field(
-    evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False, choice: Choice | None = None
-) -> tuple[Tensor, Choice]:
+def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False) -> Tensor:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
     Args:
@@ -166,22 +159,16 @@ def fit_field(
         begun: whether coarser levels have found the base; if not, offsets are looked for everywhere in reach, and none
             may be found.
         drawn: take a smoothness and noise at random, whatever predicts best, as training does now and then.
-        choice: that of an earlier look at the same level. The halves of the ground are no longer strangers to a base
-            that was found there, so that held-out evidence would ask for too much.
-
-    Returns:
-        The offsets, and what was chosen.
     """
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     like = evidence.base[:, 0, 0, 0]
     looks: list[_Look] = []
-    if choice is None:
-        if drawn:
-            choice = _drawn(like)
-        elif max(shape) > BLOCK_CELLS:
-            looks, choice = _best_predicting(evidence, begun)
-        else:
-            choice = _alone(like)
+    if drawn:
+        choice = _drawn(like)
+    elif max(shape) > BLOCK_CELLS:
+        looks, choice = _best_predicting(evidence, begun)
+    else:
+        choice = _alone(like)
     found, first = torch.zeros_like(evidence.base), 0
     for place, view in enumerate(VIEWS):
         kinds = slice(first, first + len(view.sigmas_px))
@@ -195,7 +182,7 @@ def fit_field(
                 sigma = sigma_px / evidence.side_px
                 field = krige(look.target, look.weight, sigma, noise * caution, view.step, shape)
                 found = found + share * (field - evidence.base)
-    return found, choice
+    return found
 
 
 def _counts(share: Tensor) -> bool:
@@ -252,12 +239,10 @@ class _Look:
 
 def _most_likely(windowed: Evidence, begun: bool) -> tuple[Tensor, Tensor]:
     """Displacement (B, 2, h, w) that the windowed evidence speaks for, and how surely (B, 3, h, w: xx, xy, yy)."""
-    spread, offsets = NEAR_PX if begun else torch.inf, windowed.offsets[:, :, None, None]
-    if windowed.expected is not windowed.base:
-        offsets = offsets - (windowed.expected - windowed.base)[:, :, None]
-    logits = windowed.logits() - offsets.square().sum(-4) / (2 * spread**2)
-    offset, covariance = statistics(logits, windowed.offsets)
-    prior = torch.softmax(windowed.offsets.square().sum(0) / (-2 * spread**2), 0)
+    spread = NEAR_PX if begun else torch.inf
+    near = windowed.offsets.square().sum(0) / (-2 * spread**2)
+    offset, covariance = statistics(windowed.logits() + near[:, None, None], windowed.offsets)
+    prior = torch.softmax(near, 0)
     return offset + windowed.base, _sureness(covariance, prior @ windowed.offsets[0].square())
 
 

@@ -1,11 +1,10 @@
-"""The matcher: descriptors, a correlation volume, trust in it, a field as smooth as it can bear, coarse to fine."""
+"""The matcher: descriptors, a correlation volume, a field as smooth as it can bear, coarse to fine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,29 +14,24 @@ from regnet.displacement import pooled, warp, warp_valid
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
-from regnet.models.field import Choice, Evidence, fit_field, statistics
+from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
-TRUST_WINDOW_PX = (8.0, 32.0)
-"""Gaussian windows through which the trust in each kind of evidence is judged."""
 SHOWN_WINDOW_PX = 8.0
 """Gaussian window of the matching distribution that is shown and trained."""
 CAUTION = (1.5, 12.0)
 """So many times the noise that predicts best is taken on the finest level, and on coarser ones, before training."""
-LOOKS = 2
-"""A trained network looks so often at the finest level, each time with moving where the look before found it. Without
-training a second look helps where images agree (6 % on rough fields) and harms where they do not (8 %)."""
 CAUTION_PACE = 10.0
 """A parameter's change changes the logarithm of the caution by so much, or training would be over before it moved."""
 
 
-def _residual(width: int, dilation: int, border: Literal["zeros", "replicate"]) -> nn.Sequential:
+def _residual(width: int, dilation: int) -> nn.Sequential:
     """What a residual block adds: (B, width, h, w) -> the same shape."""
     return nn.Sequential(
         nn.LeakyReLU(0.1),
-        nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, padding_mode=border),
+        nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, padding_mode="replicate"),
         nn.LeakyReLU(0.1),
         nn.Conv2d(width, width, 1),
     )
@@ -66,9 +60,7 @@ class Descriptor(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Conv2d(width, width, 3, padding=2, dilation=2, padding_mode="replicate"),
         )
-        self.around = nn.ModuleList(
-            _residual(width, 2 ** (index % 3), "replicate") for index in range(options.descriptor_blocks)
-        )
+        self.around = nn.ModuleList(_residual(width, 2 ** (index % 3)) for index in range(options.descriptor_blocks))
         self.out = nn.Conv2d(width, out, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -82,39 +74,13 @@ class Descriptor(nn.Module):
         return unit_length(self.out(F.leaky_relu(seen, 0.1)))
 
 
-class Trust(nn.Module):
-    """Says, cell by cell, how much each kind of evidence counts.
-
-    It sees of each volume only what its own soft-argmax says (mean offset, spread, peak), not the modality, so what it
-    learns on one kind of ground holds on others. It has no spatial statistics, so that a tile's prediction depends on
-    its receptive field only.
-    """
-
-    def __init__(self, kinds: int, options: ModelOptions) -> None:
-        super().__init__()
-        width = options.width
-        self.stem = nn.Conv2d(4 * kinds * len(TRUST_WINDOW_PX) + 1, width, 1)
-        self.blocks = nn.ModuleList(_residual(width, 2 ** (index % 4), "zeros") for index in range(options.blocks))
-        self.gain = nn.Conv2d(width, kinds, 1)
-        assert self.gain.bias is not None
-        nn.init.zeros_(self.gain.weight)
-        nn.init.zeros_(self.gain.bias)
-
-    def forward(self, statistics: Tensor) -> Tensor:
-        """(B, C, h, w) statistics of the volumes -> (B, kinds, h, w), positive, one before training."""
-        x: Tensor = self.stem(statistics)
-        for block in self.blocks:
-            x = x + block(x)
-        return torch.exp(self.gain(F.leaky_relu(x, 0.1)).clamp(-6, 6))
-
-
 class Matcher(nn.Module):
     """Correlates descriptors of fixed and moving within reach at each pyramid level; see `ModelOptions`.
 
-    With a fixed descriptor there is nothing to train. A learned one adds a descriptor network a modality, a network
-    that says how far to trust each kind of evidence where, both shared by all levels, a shift, and how much more noise
-    to reckon with than predicts best. How smooth the field is to be is found from the pair itself
-    (`regnet.models.field`), with and without training alike.
+    With a fixed descriptor there is nothing to train. A learned one adds a network a modality, whose evidence counts as
+    much as the fixed one's, a shift, and how much more noise to reckon with than predicts best. How far the evidence is
+    to be trusted where, and how smooth the field is to be, is found from the pair itself (`regnet.models.field`), with
+    and without training alike.
 
     Attributes:
         pair_spread_px: root mean square length of the shift that the pairs it was trained on had beside their labels.
@@ -132,7 +98,6 @@ class Matcher(nn.Module):
             extra = _FIXED_DESCRIPTORS[self.kind].channels if self.kind else 0
             self.describe_fixed = Descriptor(fixed_channels + extra, options)
             self.describe_moving = Descriptor(moving_channels + extra, options)
-            self.trust = Trust(2 if self.kind else 1, options)
         # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
         self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
         self.caution = nn.Parameter(torch.zeros(len(CAUTION)), self.trainable)
@@ -166,16 +131,12 @@ class Matcher(nn.Module):
             scale = 2**level
             if levels:
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
-            expected: Tensor | None = None
-            choice: Choice | None = None
-            for _ in range(LOOKS if scale == 1 and levels and self.trainable else 1):
-                base = displacement.detach()
-                cells = F.avg_pool2d(base, CELL)
-                expected = cells if expected is None else expected
-                evidence, logits = self._evidence(seen[level], _moved(*sought[level], base), cells, expected, scale)
-                step, choice = self._fitted(evidence, scale, bool(levels), choice)
-                full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
-                displacement = full + warp(displacement, full.detach())
+            base = displacement.detach()
+            cells = F.avg_pool2d(base, CELL)
+            evidence, logits = self._evidence(seen[level], _moved(*sought[level], base), cells, scale)
+            step = self._fitted(evidence, scale, bool(levels))
+            full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
+            displacement = full + warp(displacement, full.detach())
             levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
         confidence = 1 / (1 + _variance(statistics(levels[-1].logits[0], self._reach(1)[1])[1]))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
@@ -190,31 +151,29 @@ class Matcher(nn.Module):
         return levels
 
     def _evidence(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, expected: Tensor, scale: int
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
     ) -> tuple[Evidence, tuple[Tensor, ...]]:
         """What one level knows of the offsets beyond `base`, (B, 2, h, w) px of the level, and its logits."""
         radius, offsets = self._reach(scale)
-        count = count_volume(fixed[1], moving[1], radius)
-        kinds = [
-            Evidence(correlation_volume(f, m, radius, (fixed[1], moving[1])), count, offsets, base, expected)
-            for f, m in self._describe(fixed[0], moving[0])
-        ]
-        evidence = self._weighed(kinds) if self.trainable else kinds[0]
+        weights = (fixed[1], moving[1])
+        volumes = [correlation_volume(f, m, radius, weights) for f, m in self._describe(fixed[0], moving[0])]
+        volume = torch.stack(volumes).mean(0) if len(volumes) > 1 else volumes[0]
+        evidence = Evidence(volume, count_volume(*weights, radius), offsets, base)
         if not self.training and scale > 1:
             return evidence, ()
         logits = [evidence.window(SHOWN_WINDOW_PX).logits()]
         if self.training:
             # The learned descriptors answer for themselves too, or they would long hide behind the fixed ones.
-            logits.append(kinds[-1].window(OWN_WINDOW_PX).logits(OWN_SHARPNESS))
+            logits.append(replace(evidence, volume=volumes[-1]).window(OWN_WINDOW_PX).logits(OWN_SHARPNESS))
         return evidence, tuple(logits)
 
-    def _fitted(self, evidence: Evidence, scale: int, begun: bool, choice: Choice | None) -> tuple[Tensor, Choice]:
-        """Offsets (B, 2, h, w) beyond the evidence's base, px of the level, and how smooth they were chosen to be."""
+    def _fitted(self, evidence: Evidence, scale: int, begun: bool) -> Tensor:
+        """Offsets (B, 2, h, w) beyond the evidence's base, px of the level."""
         kind = min(scale - 1, 1)
         # Where fine fields only add noise, as in radar, what predicts best is so smooth that little is learned from it;
-        # were smoothness always drawn, no evidence would be trusted there at all.
-        drawn = self.training and choice is None and bool(torch.rand(()) < 0.5)
-        return fit_field(evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun, drawn, choice)
+        # were smoothness always drawn, no evidence would ever count there.
+        drawn = self.training and bool(torch.rand(()) < 0.5)
+        return fit_field(evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun, drawn)
 
     def _reach(self, scale: int) -> tuple[int, Tensor]:
         """How far a level looks, in its px, and the offsets within."""
@@ -222,18 +181,6 @@ class Matcher(nn.Module):
         offsets = self.finest_offsets if refines else self.offsets
         assert isinstance(offsets, Tensor)
         return self.options.finest_radius_px if refines else self.options.radius_px, offsets
-
-    def _weighed(self, kinds: list[Evidence]) -> Evidence:
-        """The sum of all kinds of evidence, each cell's by the trust in it."""
-        with torch.no_grad():
-            seen = [kinds[0].count.mean(1, keepdim=True) / CELL**2]
-            for kind, sigma_px in product(kinds, TRUST_WINDOW_PX):
-                logits = kind.window(sigma_px).logits()
-                mean, covariance = statistics(logits, kind.offsets)
-                seen += [mean, _variance(covariance).log(), torch.softmax(logits, 1).amax(1, keepdim=True)]
-        gain = self.trust(torch.cat(seen, 1))
-        volume = torch.einsum("bvohw,bvhw->bohw", torch.stack([kind.volume for kind in kinds], 1), gain)
-        return replace(kinds[0], volume=volume / len(kinds))
 
     def _describe(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Pairs of descriptors: the fixed one, the learned one, or both."""

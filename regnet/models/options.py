@@ -30,5 +30,4 @@ class ModelOptions:
         low=0,
         high=12,
     )
-    width: int = option(48, "channels of the hidden layers", low=4, high=512)
-    blocks: int = option(5, "dilated residual blocks that judge how far to trust the evidence", low=1, high=12)
+    width: int = option(48, "channels of the hidden layers (unet)", low=4, high=512)

@@ -12,7 +12,6 @@ shift, which would learn such an offset, stays as it is.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +49,6 @@ MOST_TILES, MEMORY_SHARE = 256, 0.1
 SHIFTS, SHIFT_PX, TRUST_PX = 2, 3.0, 1.0
 """A start is trusted on a tile where its answers under so many shifts differ by no more than `TRUST_PX` (rms)."""
 STEPS = 25
-UNTRAINED_GAIN = -2.0
-"""Logarithm of the trust in descriptors that nobody has trained yet."""
 MOST_JUDGES, JUDGE_PX = 4, 256
 """Windows around held-out blocks on which the matcher before and after are compared, and their side."""
 DONE = "adapt.json"
@@ -154,16 +151,13 @@ def _train(
 
 
 def learner(start: Matcher | UNet, channels: tuple[list[str], list[str]], seed: int) -> Matcher | UNet:
-    """A network that can be trained and begins by saying what `start` says, as near as can be."""
+    """A network that can be trained: `start` as it is or, without anything to train, beside descriptors to learn."""
     trainable = not isinstance(start, Matcher) or start.trainable
     options = start.options if trainable else replace(start.options, descriptor=f"{start.options.descriptor}+learned")
     torch.manual_seed(seed)
     model = model_for(options, *channels)
     if trainable:
         model.load_state_dict(start.state_dict())
-    elif isinstance(model, Matcher) and model.trust.gain.bias is not None:
-        # Evidence is the mean of two kinds: the fixed one counts as it did alone, the learned one has yet to earn it.
-        model.trust.gain.bias.data.copy_(torch.tensor([math.log(2), UNTRAINED_GAIN]))
     if isinstance(model, Matcher):
         model.shift.requires_grad_(False)
     return model

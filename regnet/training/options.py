@@ -14,7 +14,7 @@ class AlikeOptions:
     weight: float = option(0.0, "weight of the similarity kC of a tile and what is alike; 0: no such term", low=0)
     pairs: int = option(2, "tiles a step that are paired with what is alike", unit="tiles", low=1)
     parameters: list[str] = option(
-        ["describe_*.out.*", "trust.gain.*", "decode.0.*", "heads.0.*"],
+        ["describe_*.out.*", "decode.0.*", "heads.0.*"],
         "glob patterns of the parameters to differentiate in: the last layers of either model, since all of them cost "
         "twice the time",
     )

@@ -36,7 +36,7 @@ def tiles():
 
 @pytest.fixture(scope="module")
 def distances(tiles):
-    model = build_model(ModelOptions(width=8, blocks=1, descriptor_channels=4, levels=1), 3, 1)
+    model = build_model(ModelOptions(width=8, descriptor_channels=4, levels=1), 3, 1)
 
     def read(part):
         return tiles[0][part], tiles[1][part]

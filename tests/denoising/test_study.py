@@ -20,7 +20,7 @@ from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
 
-SMALL = ModelOptions(levels=1, width=4, blocks=1, descriptor_channels=4, radius_px=2)
+SMALL = ModelOptions(levels=1, width=4, descriptor_channels=4, radius_px=2)
 OPTIONS = DenoisingValidationOptions(
     replicas=4, retrainings=4, tiles=12, shift_px=1, epochs=1, batch=4, checkpoints=3, region_px=64, region_tiles=1
 )

@@ -25,7 +25,7 @@ from regnet.models import ModelOptions, build_model
 from regnet.training.trail import START, Trail
 
 RNG = np.random.default_rng(0)
-SMALL = ModelOptions(levels=1, width=8, blocks=1, descriptor_channels=4, radius_px=2)
+SMALL = ModelOptions(levels=1, width=8, descriptor_channels=4, radius_px=2)
 OPTIONS = DenoisingValidationOptions(replicas=2, epochs=12, batch=12, learning_rate=1e-4, checkpoints=5)
 
 

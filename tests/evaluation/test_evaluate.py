@@ -151,7 +151,7 @@ def test_maps_and_regions_agree_with_the_table(run, store):
 
 def test_difference_maps_are_differences(store, tmp_path):
     options = EvaluateOptions(families=[SMOOTH], methods=["none", "matcher_mind", "model"], parts=["test"])
-    small = ModelOptions(descriptor="learned", descriptor_channels=4, width=4, blocks=1, levels=2)
+    small = ModelOptions(descriptor="learned", descriptor_channels=4, width=4, levels=2)
     save_checkpoint(tmp_path / "model.safetensors", build_model(small, 1, 1))
     evaluate_stage(store, tmp_path / "model.safetensors", options, tmp_path)
     layers = {}

@@ -19,7 +19,7 @@ SIMILARITIES = ("kC", *(f"{eyes} {side}" for eyes in ("efficientnet_lite0", "pix
 def trained(store, tmp_path_factory):
     """A model, and a kernel by which tiles are alike in two groups, of which one moves by 2 px more."""
     folder = tmp_path_factory.mktemp("trained")
-    small = ModelOptions(descriptor="learned", descriptor_channels=4, width=4, blocks=1, levels=2)
+    small = ModelOptions(descriptor="learned", descriptor_channels=4, width=4, levels=2)
     save_checkpoint(folder / "model.safetensors", build_model(small, 1, 1))
     positions = store.tiles("train")
     group = np.arange(len(positions)) % 2

@@ -22,7 +22,7 @@ from regnet.tiles.pair import PairReader
 from regnet.training.fit import MODEL, STATE, Fit
 from tests.registration.conftest import TRUE, write_raster
 
-SMALL = ModelOptions(descriptor="mind+learned", width=8, blocks=1, levels=2, descriptor_channels=4)
+SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 CHANNELS = (["fixed"], ["moving"])
 
 

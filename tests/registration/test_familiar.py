@@ -16,7 +16,7 @@ from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 from tests.registration.conftest import texture, write_raster
 
-SMALL = ModelOptions(width=4, blocks=1, levels=2, descriptor_channels=4)
+SMALL = ModelOptions(width=4, levels=2, descriptor_channels=4)
 
 
 @pytest.fixture(scope="module")

@@ -309,5 +309,5 @@ def test_of_a_network_that_learned_an_answer_may_be_too_smooth(elsewhere):
 
     assert (error(True) > 1.5 * error(False)).all()
     for descriptor, learned in (("mind", False), ("mind+learned", True)):
-        network = build_model(ModelOptions(descriptor=descriptor, width=4, blocks=1, descriptor_channels=4), 1, 1)
+        network = build_model(ModelOptions(descriptor=descriptor, width=4, descriptor_channels=4), 1, 1)
         assert NetworkMatcher(network).trained is learned

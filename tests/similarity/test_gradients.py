@@ -278,7 +278,7 @@ def test_a_network_used_several_times_adds_up(interleaved):
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_the_default_readout_of_the_models_agrees_with_torch_func(name):
     torch.manual_seed(0)
-    options = ModelOptions(name=name, width=8, levels=2, radius_px=2, blocks=1, descriptor_channels=4)
+    options = ModelOptions(name=name, width=8, levels=2, radius_px=2, descriptor_channels=4)
     model = build_model(options, 2, 1).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -399,4 +399,4 @@ def test_duplicates_one_tile_and_zero_gradients():
 
 
 def test_centre_offset_is_the_default():
-    assert Jacobians(build_model(ModelOptions(width=8, blocks=1), 1, 1)).readout.__name__ == centre_offset.__name__
+    assert Jacobians(build_model(ModelOptions(width=8), 1, 1)).readout.__name__ == centre_offset.__name__

@@ -17,7 +17,7 @@ from regnet.training import fit
 from regnet.training.fit import Fit, train, validation_epe
 from regnet.training.options import TrainingOptions
 
-SMALL = ModelOptions(descriptor="mind+learned", width=8, blocks=1, levels=2, descriptor_channels=4)
+SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0, familiarity_tiles=4)
 
 

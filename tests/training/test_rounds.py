@@ -17,7 +17,7 @@ from regnet.training import rounds
 from regnet.training.options import TrainingOptions
 from regnet.training.rounds import correct, train_rounds, under_shifts
 
-SMALL = ModelOptions(descriptor="mind+learned", width=8, blocks=1, levels=2, descriptor_channels=4)
+SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(
     epochs=1, steps=2, batch=2, checkpoints=1, peak_px=2.0, shift_px=1.0, learning_rate=1e-4, familiarity_tiles=2
 )
