@@ -18,6 +18,7 @@ from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
 from regnet.geo.raster import block_cache, complex_files, is_vector, raster_sources
+from regnet.heap import give_back
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.options import check_options
@@ -101,6 +102,8 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 with create_field(folder / DISPLACEMENT, reader.grid) as target:
                     tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress, at_once)
                 check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
+                # Windows are over; the files and the report take other arrays.
+                give_back()
                 points = familiar.onto(ties.frame()) if familiar else ties.frame()
                 summary = summarise(tally, overall, common, reader) | {
                     "tie_points": write_ties(points, folder / TIES),

@@ -1,0 +1,32 @@
+"""What becomes of memory that the process has freed: with glibc, it can be told; elsewhere nothing is done."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
+
+
+def keep_freed() -> None:
+    """Keep what is freed, so that the pages of large arrays are not touched first time and again.
+
+    Large arrays then come from the heap, which stays mapped. All threads share it: heaps of their own would be too
+    small for such arrays. To be called before the first thread starts.
+    """
+    library = _library()
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        library.mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Give back what is free, once work is over whose arrays the work to come does not need."""
+    library = _library()
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _library() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
