@@ -163,12 +163,12 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     like = evidence.base[:, 0, 0, 0]
     looks: list[_Look] = []
-    if drawn:
-        choice = _drawn(like)
-    elif max(shape) > BLOCK_CELLS:
+    caution = torch.as_tensor(caution)
+    if not drawn and max(shape) > BLOCK_CELLS:
         looks, choice = _best_predicting(evidence, begun)
     else:
-        choice = _alone(like)
+        # How many times the noise that predicts best is right cannot be learned where nothing was predicted.
+        choice, caution = _drawn(like) if drawn else _alone(like), caution.detach()
     found, first = torch.zeros_like(evidence.base), 0
     for place, view in enumerate(VIEWS):
         kinds = slice(first, first + len(view.sigmas_px))

@@ -176,6 +176,18 @@ def test_every_pair_of_a_batch_has_its_own_smoothness():
     assert torch.allclose(fit_field(both), alone, atol=1e-4)
 
 
+@pytest.mark.parametrize(("cells", "drawn", "learned"), [(SIDE, False, True), (SIDE, True, False), (8, False, False)])
+def test_caution_is_learned_only_where_the_noise_was_predicted(cells, drawn, learned):
+    known = evidence(field(40.0), 0.3)
+    known = replace(known, **{name: getattr(known, name)[..., :cells, :cells] for name in ("volume", "count", "base")})
+    known.volume.requires_grad_()
+    caution = torch.tensor(2.0, requires_grad=True)
+    found = module.fit_field(known, caution, True, drawn).square().sum()
+    slope, of_evidence = torch.autograd.grad(found, (caution, known.volume), allow_unused=True)
+    assert of_evidence.abs().max() > 0
+    assert (slope is not None and float(slope) != 0) == learned
+
+
 def test_offsets_stay_near_what_coarser_levels_found():
     """Of two peaks as high the prior favours the nearer to the base: by e^2 to 1 if it is 2 px and the other 18 px^2
     from it, so that their mean is off by a share of 1 / (1 + e^2) of their distance."""
