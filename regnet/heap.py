@@ -14,19 +14,17 @@ def keep_freed() -> None:
     Large arrays then come from the heap, which stays mapped. All threads share it: heaps of their own would be too
     small for such arrays. To be called before the first thread starts.
     """
-    library = _library()
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-        library.mallopt(_M_ARENA_MAX, 1)
+    for parameter, value in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_ARENA_MAX, 1)):
+        _call("mallopt", parameter, value)
 
 
 def give_back() -> None:
     """Give back what is free, once work is over whose arrays the work to come does not need."""
-    library = _library()
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    _call("malloc_trim", 0)
 
 
-def _library() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
+def _call(name: str, *numbers: int) -> None:
+    """Call a function of the C library where there is one of that name."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*numbers)
