@@ -144,7 +144,9 @@ def test_the_trail_knows_the_way(tmp_path):
     assert points[-1].step == 12
     assert np.all(np.diff([point.rates for point in points]) > 0)
     assert trail.moments(START) == {}
-    assert set(trail.moments(points[-1].name)) == {name for name, _ in build_model(SMALL, 1, 1).named_parameters()}
+    # Such tiles are too small to hold ground out, from which caution is learned.
+    learned = {name for name, _ in build_model(SMALL, 1, 1).named_parameters()} - {"caution"}
+    assert set(trail.moments(points[-1].name)) == learned
 
 
 def test_replicas_resume_and_differ_by_their_noise_alone(tmp_path, monkeypatch):
