@@ -25,7 +25,7 @@ from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import check_errors
-from regnet.registration.common_shift import NO_SHIFT, CommonShift, find_common_shift
+from regnet.registration.common_shift import CLEAR_SHIFT, NO_SHIFT, CommonShift, clear_share, find_common_shift
 from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
@@ -85,6 +85,8 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
         settings = {**asdict(options), "inputs": input_marks(_inputs(options)), "threads": threads}
         with Progress(output_dir / UNFINISHED, settings) as progress:
             overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
+            if overall.found:
+                overall = _beyond_doubt(overall, NetworkMatcher(model), reader, options.windows)
             aligned = reader.pulled(overall.affine) if overall.found else reader
             adapted, kept = None, output_dir / UNFINISHED / ADAPTED
             if options.adapt.enabled:
@@ -124,6 +126,23 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _beyond_doubt(overall: Overall, network: NetworkMatcher, reader: PairReader, windows: WindowOptions) -> Overall:
+    """The similarity, unless it moves the pair by no more than images like these seem to be off when they are in place.
+
+    It follows the images' edges, which are drawn to that shift whatever a network has learned of it.
+    """
+    samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
+    read = reader.pulled(overall.affine).read_images
+    doubt_px = find_common_shift(network, read, reader.shape, samples).doubt_px
+    height, width = reader.shape
+    corners = np.array([[x, y, 1.0] for x in (0, width) for y in (0, height)])
+    length_px = float(np.hypot(*(corners @ overall.matrix.T - corners[:, :2]).T).mean())
+    if clear_share(length_px, doubt_px, CLEAR_SHIFT) >= 1:
+        return overall
+    reason = f"it moves the pair by {length_px:.1f} px; images like these seem {doubt_px:.1f} px off in place"
+    return replace(overall, matrix=np.eye(2, 3), found=False, reason=reason)
 
 
 def _common_shift(overall: Overall, network: NetworkMatcher, reader: PairReader, samples: WindowOptions) -> CommonShift:
