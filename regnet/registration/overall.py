@@ -206,8 +206,13 @@ def fit_similarity(
 
 def farthest(one: Matrix, other: Matrix, size: tuple[float, float]) -> float:
     """Greatest distance, over an image of (height, width), between where two similarities take a place."""
+    return float(corner_distances(one, other, size).max())
+
+
+def corner_distances(one: Matrix, other: Matrix, size: tuple[float, float]) -> NDArray[np.float64]:
+    """Distances (4,) between where two similarities take the corners of an image of (height, width)."""
     corners = np.array([(col, row, 1.0) for row in (0, size[0]) for col in (0, size[1])])
-    return float(np.hypot(*((one - other) @ corners.T)).max())
+    return np.asarray(np.hypot(*((one - other) @ corners.T)))
 
 
 def rescaled(matrix: Matrix, factor: float) -> Matrix:

@@ -32,7 +32,7 @@ from regnet.registration.judgement import JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions, WindowOptions
-from regnet.registration.overall import Overall
+from regnet.registration.overall import Overall, corner_distances
 from regnet.registration.progress import Progress, input_marks
 from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
@@ -95,7 +95,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             windows, at_once = side_by_side(
                 options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads
             )
-            samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
+            samples = _samples(windows)
             common = _common_shift(overall, network, reader, samples)
             matcher = JudgedMatcher(network, common, network.trained)
             familiar, unknown = _familiarity(options, model, adapted, aligned)
@@ -128,21 +128,25 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     return tally.share
 
 
+def _samples(windows: WindowOptions) -> WindowOptions:
+    """Windows that are small enough to look at many places."""
+    return replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
+
+
 def _beyond_doubt(overall: Overall, network: NetworkMatcher, reader: PairReader, windows: WindowOptions) -> Overall:
     """The similarity, unless it moves the pair by no more than images like these seem to be off when they are in place.
 
     It follows the images' edges, which are drawn to that shift whatever a network has learned of it.
     """
-    samples = replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
+    samples = _samples(windows)
     read = reader.pulled(overall.affine).read_images
     doubt_px = find_common_shift(network, read, reader.shape, samples).doubt_px
-    height, width = reader.shape
-    corners = np.array([[x, y, 1.0] for x in (0, width) for y in (0, height)])
-    length_px = float(np.hypot(*(corners @ overall.matrix.T - corners[:, :2]).T).mean())
+    still = np.eye(2, 3)
+    length_px = float(corner_distances(overall.matrix, still, reader.shape).mean())
     if clear_share(length_px, doubt_px, CLEAR_SHIFT) >= 1:
         return overall
     reason = f"it moves the pair by {length_px:.1f} px; images like these seem {doubt_px:.1f} px off in place"
-    return replace(overall, matrix=np.eye(2, 3), found=False, reason=reason)
+    return replace(overall, matrix=still, found=False, reason=reason)
 
 
 def _common_shift(overall: Overall, network: NetworkMatcher, reader: PairReader, samples: WindowOptions) -> CommonShift:
