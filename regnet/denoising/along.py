@@ -77,6 +77,13 @@ def mean_kernel(kernels: Sequence[NDArray[np.float32]], outputs: int) -> DenseKe
     return DenseKernel(mean.reshape(-1, outputs, len(mean) // outputs, outputs))
 
 
+def average(kernels: Sequence[DenseKernel]) -> DenseKernel:
+    """Mean of kernels of one size."""
+    first = kernels[0]
+    mean = np.mean([kernel.matrix for kernel in kernels], axis=0)
+    return DenseKernel(mean.reshape(first.n, first.d, first.n, first.d))
+
+
 def _jacobians_on_disk(engine: Jacobians, batches: Iterable[Sequence[Tensor]], path: Path) -> tuple[Tensor, Tensor]:
     """Jacobians (n, d, p), mapped from a file, and readouts (n, d)."""
     values = []

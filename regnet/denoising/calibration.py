@@ -2,11 +2,13 @@
 
 A smoother tells tiles apart, but says too little of the noise as a whole: noise also moves the kernels along which the
 training goes. Training K times more, each on labels drawn anew around the first training's predictions (parametric
-bootstrap, Efron 1979), shows what noise of known size does. Of that a single number is taken, by which the odds of
-the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares of its labels obey that law
-when its strength changes, and no prediction keeps more noise than its label has. The number is the one by which the
-smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them; what is particular to
-the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they are too uncertain.
+bootstrap, Efron 1979), shows what noise of known size does. The smoother is made of the mean of the kernels of all
+trainings, in which what one draw did to its own kernel fades. Of the predictions a single number is taken, by which
+the odds of the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares of its labels
+obey that law when its strength changes, and no prediction keeps more noise than its label has. The number is the one
+by which the smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them; what is
+particular to the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they are too
+uncertain.
 """
 
 from __future__ import annotations

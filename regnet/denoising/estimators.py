@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from regnet.denoising.along import Along, mean_kernel
+from regnet.denoising.along import Along, average, mean_kernel
 from regnet.denoising.calibration import LEAST_RETRAININGS, Calibration, Pool, Retrainings
 from regnet.denoising.factor import denoising_factor, mean_weights
 from regnet.denoising.operators import Array, DenseKernel
@@ -19,7 +19,7 @@ TRAINING_SCALED = "training's own flow, time from the residuals"
 CONSTANT = "constant, 1 / sqrt(n)"
 PAPER = "kernel mean (paper), last checkpoint"
 BEST = "ridge, mean kernel, Adam's metric"
-"""Whose kernel `denoise` takes if nothing else is asked for, and what retrainings set right."""
+"""Whose kernel `denoise` takes if nothing else is asked for, and that of which retrainings make more."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Estimate:
 
 
 def calibrated_name(retrainings: int) -> str:
-    """Name of the best estimator after so many retrainings."""
-    return f"{BEST}, calibrated by {retrainings} more"
+    """Name of the estimator that so many retrainings give."""
+    return f"ridge, mean kernel of {retrainings + 1} trainings, Adam's metric, calibrated"
 
 
 def kernels_of(along: Along) -> dict[str, DenseKernel]:
@@ -69,7 +69,11 @@ def kernels_of(along: Along) -> dict[str, DenseKernel]:
 
 
 def all_estimates(
-    along: Along, kernels: Mapping[str, DenseKernel], labels: Array, retrainings: Retrainings
+    along: Along,
+    kernels: Mapping[str, DenseKernel],
+    labels: Array,
+    retrainings: Retrainings,
+    retrained: Sequence[DenseKernel],
 ) -> list[Estimate]:
     """Run every estimator on one training.
 
@@ -77,7 +81,8 @@ def all_estimates(
         along: its kernels and readouts, first to last checkpoint.
         kernels: those that `kernels_of` gives for it.
         labels: (n, d) px that it was trained on.
-        retrainings: set the factor of the best one right; estimates with 4, 8, 16 ... and all of them are given.
+        retrainings: estimates with 4, 8, 16 ... and all of them are given.
+        retrained: the mean kernel, in Adam's metric, along each of the retrainings.
     """
     start, end = along.values[0], along.values[-1]
     n, outputs = labels.shape
@@ -89,20 +94,19 @@ def all_estimates(
     way = stretches(along.adam, [2 / n * rate for rate in along.rates])
     scaled = follow(way, outputs, choose_scale(way, labels - start, end - start))
     own = follow(way, outputs)
-    best = next(estimate for estimate in found if estimate.name == BEST)
     found += [_by_smoother(TRAINING_SCALED, scaled), _by_smoother(TRAINING, own)]
-    return [*found, *_calibrated(best, retrainings)]
-
-
-def _calibrated(best: Estimate, retrainings: Retrainings) -> list[Estimate]:
     doubled = [LEAST_RETRAININGS * 2**power for power in range(12)]
-    foretold = np.stack([best.apply(draw) for draw in retrainings.noise])
-    found = []
     for k in (*(k for k in doubled if k < len(retrainings)), len(retrainings)):
-        own = Calibration(best.factor, retrainings.take(slice(k)), foretold[:k])
-        found.append(replace(best, name=calibrated_name(k), factor=own.factor, trainings=1 + k, calibration=own))
+        kernel = average([mean_kernel(along.adam, outputs), *retrained[:k]])
+        by_all = choose_smoother(kernel, labels - start, end - start)
+        found.append(_calibrated(calibrated_name(k), by_all, retrainings.take(slice(k))))
     alone = f"spread of {len(retrainings)} more trainings, no smoother"
     return [*found, Estimate(alone, retrainings.spread(), None, trainings=1 + len(retrainings))]
+
+
+def _calibrated(name: str, found: Smoother, seen: Retrainings) -> Estimate:
+    own = Calibration(found.factor(), seen, np.stack([found.apply(draw) for draw in seen.noise]))
+    return Estimate(name, own.factor, found.weights(), found.strength, 1 + len(seen), own)
 
 
 def _by_smoother(name: str, found: Smoother) -> Estimate:

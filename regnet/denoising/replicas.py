@@ -31,7 +31,7 @@ from regnet.similarity.tiles import pick_tiles, read_batch
 from regnet.tiles.store import TileStore
 from regnet.training.trail import START, Trail
 
-SETTINGS, TRAIL = "settings.json", "trail"
+SETTINGS, TRAIL, PREDICTIONS = "settings.json", "trail", "predictions.npy"
 _NOT_OF_REPLICAS = ("replicas", "retrainings", "region_px", "region_tiles", "blunder_share", "blunder_px")
 _CHUNK = 50  # tiles a batch where nothing is trained
 
@@ -140,9 +140,14 @@ def retrain(
     for place in tqdm(range(options.retrainings), desc="retrainings"):
         drawn = np.random.default_rng((options.seed, 5, place)).normal(0, options.noise_sigma_px, first.shape)
         noise.append(drawn)
-        path = folder / f"retraining_{place:02d}.npy"
-        predictions.append(_trained(path, tiles, first + drawn, model_options, options))
+        trail = retraining_trail(folder, place)
+        predictions.append(_trained(trail.folder / PREDICTIONS, tiles, first + drawn, model_options, options, trail))
     return Retrainings(np.stack(noise), np.stack(predictions))
+
+
+def retraining_trail(folder: Path, place: int) -> Trail:
+    """Checkpoints along one of the retrainings that `folder` holds."""
+    return Trail(folder / f"retraining_{place:02d}")
 
 
 def _trained(

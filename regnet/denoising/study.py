@@ -13,13 +13,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from regnet.denoising.along import kernels_along
+from regnet.denoising.along import kernels_along, mean_kernel
 from regnet.denoising.calibration import Pool
 from regnet.denoising.estimators import PAPER, Estimate, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.maps import grid_cells
 from regnet.denoising.operators import Array, DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import Replicas, ShiftedTiles, retrain, shifted_tiles, train_replicas
+from regnet.denoising.replicas import (
+    Replicas,
+    ShiftedTiles,
+    retrain,
+    retraining_trail,
+    shifted_tiles,
+    train_replicas,
+)
 from regnet.denoising.validation import (
     COVERAGE,
     attainable_spearman,
@@ -60,7 +67,7 @@ class Study:
 
     @property
     def best(self) -> str:
-        """Name of the estimate that has everything: the best estimator, set right by all retrainings."""
+        """Name of the estimate that has everything: the kernels of all trainings, and set right by them."""
         return calibrated_name(self.options.retrainings)
 
 
@@ -79,9 +86,11 @@ def compare_estimators(
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
     retrainings = retrain(tiles, replicas, model_options, options, folder / "replicas")
     along = kernels_along(replicas.trail, tiles.batches, plain=True)
+    trails = [retraining_trail(folder / "replicas", place) for place in range(len(retrainings))]
+    retrained = [mean_kernel(kernels_along(trail, tiles.batches).adam, along.values[0].shape[1]) for trail in trails]
     kernels = kernels_of(along)
     labels = tiles.offset.double().numpy() + replicas.noise[0]
-    estimates = all_estimates(along, kernels, labels, retrainings)
+    estimates = all_estimates(along, kernels, labels, retrainings, retrained)
     true = true_factor(replicas.predictions, replicas.noise)
     regions = _regions(tiles, store.tile_px, options)
     table = pd.DataFrame(_rows(estimates, replicas, regions))

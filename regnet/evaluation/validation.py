@@ -90,8 +90,7 @@ def _similarities(study: Study, options: NeighbourOptions) -> list[Similarity]:
 def _entered(study: Study, seen: Sequence[Similarity]) -> Iterator[Contestant]:
     yield own_label(len(study.tiles.offset))
     for estimate in study.estimates:
-        # Retrainings set factors right but leave the weights as they are.
-        if estimate.weights is not None and estimate.trainings == 1:
+        if estimate.weights is not None:
             kind = "control" if estimate.name == CONSTANT else "gradient"
             yield from by_weights(estimate.name, kind, estimate.weights)
     for one in seen:

@@ -16,7 +16,7 @@ from regnet.denoising.estimators import BEST, CONSTANT, PAPER, TRAINING, all_est
 from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, retrain, train_replicas
+from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, retrain, retraining_trail, train_replicas
 from regnet.denoising.smoother import DenseSmoother, choose_smoother, leave_one_out, leave_one_out_covariance, smoother
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.denoising.validation import attainable_spearman, spearman, true_factor
@@ -110,7 +110,8 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     moved = (along.values[-1] - along.values[0]).ravel()
     seen = Retrainings(*RNG.normal(size=(2, 6, 12, 2)))
     kernels = kernels_of(along)
-    estimates = {one.name: one for one in all_estimates(along, kernels, labels.double().numpy(), seen)}
+    others = [kernels["mean kernel"]] * 5 + [DenseKernel(3 * kernels["mean kernel"].blocks())]
+    estimates = {one.name: one for one in all_estimates(along, kernels, labels.double().numpy(), seen, others)}
     foretold = estimates[TRAINING].apply(labels.double().numpy() - along.values[0]).ravel()
     assert np.corrcoef(moved, foretold)[0, 1] > 0.9
     assert np.linalg.norm(foretold) == pytest.approx(np.linalg.norm(moved), rel=0.35)
@@ -121,7 +122,7 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     assert {estimates[calibrated_name(k)].trainings for k in (4, 6)} == {5, 7}
     calibration = estimates[calibrated_name(4)].calibration
     np.testing.assert_array_equal(calibration.seen.noise, seen.noise[:4])
-    np.testing.assert_allclose(calibration.foretold[3], estimates[BEST].apply(seen.noise[3]))
+    np.testing.assert_allclose(calibration.foretold[3], estimates[calibrated_name(4)].apply(seen.noise[3]))
     assert estimates[BEST].error() is None
     mean = mean_kernel(along.adam, 2).blocks()
     assert np.einsum("iaia->", mean) == pytest.approx(1)
@@ -130,6 +131,10 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     start = along.values[0]
     found = choose_smoother(mean_kernel(along.adam, 2), labels.double().numpy() - start, along.values[-1] - start)
     np.testing.assert_allclose(estimates[BEST].weights, found.weights())
+    whole = DenseKernel((mean + 8 * kernels["mean kernel"].blocks()) / 7)
+    found = choose_smoother(whole, labels.double().numpy() - start, along.values[-1] - start)
+    np.testing.assert_allclose(estimates[calibrated_name(6)].weights, found.weights())
+    assert not np.allclose(estimates[calibrated_name(4)].weights, found.weights())
     assert estimates[calibrated_name(6)].error().shape == (12,)
 
 
@@ -176,6 +181,7 @@ def test_retrainings_are_on_labels_around_the_first_predictions(tmp_path, monkey
     assert len(trained) == 1
     np.testing.assert_allclose(trained[0][2], replicas.predictions[0] + again.noise[2], atol=1e-6)
     np.testing.assert_array_equal(again.take(slice(2)).predictions, first.predictions)
+    assert retraining_trail(tmp_path / "replicas", 1).points()[-1].step == 2
 
 
 def test_the_attainable_correlation_is_what_a_perfect_prediction_reaches():
