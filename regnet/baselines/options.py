@@ -1,4 +1,4 @@
-"""Settings of the registration methods that people have; those without a section have none."""
+"""Settings of the registration methods that people have."""
 
 from __future__ import annotations
 
@@ -71,6 +71,26 @@ class KltOptions:
 
 
 @dataclass(frozen=True)
+class DisOptions:
+    """Dense inverse search flow (OpenCV)."""
+
+    preset: str = option("medium", "how thorough it is, as OpenCV has it", choices=["ultrafast", "fast", "medium"])
+    smooth_steps: int = option(
+        5, "iterations of the variational refinement, which smooths the flow, at each scale", low=0
+    )
+
+
+@dataclass(frozen=True)
+class Tvl1Options:
+    """TV-L1 flow (scikit-image)."""
+
+    attachment: float = option(15.0, "weight of the images against the smoothness of the flow", low=0)
+    tightness: float = option(0.3, "how close the two parts of the alternating minimisation stay", low=1e-6)
+    warps: int = option(5, "times that moving is warped, at each scale", low=1)
+    iterations: int = option(10, "of the minimisation, between two warps", low=1)
+
+
+@dataclass(frozen=True)
 class BsplineOptions:
     """Free-form deformation by mutual information (SimpleITK)."""
 
@@ -97,5 +117,7 @@ class BaselineOptions:
     ecc: EccOptions = option(EccOptions(), "classical.ecc")
     sift: SiftOptions = option(SiftOptions(), "classical.sift")
     klt: KltOptions = option(KltOptions(), "classical.klt")
+    dis: DisOptions = option(DisOptions(), "classical.dis")
+    tvl1: Tvl1Options = option(Tvl1Options(), "classical.tvl1")
     bspline: BsplineOptions = option(BsplineOptions(), "classical.bspline")
     elastix: ElastixOptions = option(ElastixOptions(), "classical.elastix")

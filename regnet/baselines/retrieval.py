@@ -6,7 +6,7 @@ them as it does kC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ class TileDistances(NamedTuple):
 
 
 def perceptual_distances(
-    read: Reader, n: int, network: NetworkOptions, memory_mb: float = 1024
+    read: Reader, n: int, network: NetworkOptions, rgb: Sequence[int] = (), memory_mb: float = 1024
 ) -> Iterator[TileDistances]:
     """Perceptual distances between tiles: on fixed, on moving, and on both.
 
@@ -52,13 +52,21 @@ def perceptual_distances(
         read: gives fixed (b, Cf, S, S) and moving (b, Cm, S, S) of the tiles of a slice; may be asked more than once.
         n: number of tiles.
         network: ImageNet network.
+        rgb: channels of fixed that it sees, counted from 1, all if empty; for the rest see `Stretch`.
         memory_mb: that the vectors of two batches of tiles may take.
 
     Raises:
-        InputError: the ImageNet weights are missing.
+        InputError: the ImageNet weights are missing, or fixed has no such channel.
     """
     loaded = load_network(network)
-    vectors = [_perceptual(read, side, loaded, _stretch(read, side, n)) for side in range(len(SIDES))]
+
+    def shown(part: slice) -> tuple[Tensor, Tensor]:
+        fixed, moving = read(part)
+        if rgb and max(rgb) > fixed.shape[1]:
+            raise InputError(f"rgb={list(rgb)}: fixed has {fixed.shape[1]} channels; choose among these")
+        return fixed[:, [channel - 1 for channel in rgb]] if rgb else fixed, moving
+
+    vectors = [_perceptual(shown, side, loaded, _stretch(shown, side, n)) for side in range(len(SIDES))]
     yield from _by_side("perceptual", network.name, vectors, n, memory_mb)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regnet import files
+from regnet.baselines.options import NetworkOptions
 from regnet.baselines.registry import METHODS, Method, find_method, section_of
 from regnet.errors import ConfigError, InputError
 from regnet.evaluation.options import EvaluateOptions
@@ -44,10 +45,17 @@ def method_settings(name: str, model_path: Path | None, options: EvaluateOptions
     """What a method's predictions depend on beside the cases: its settings, its windows, the model's weights."""
     if name not in NETWORKS:
         section = section_of(name, options.baselines)
-        windows = asdict(options.windows) if name in WINDOWED else None
-        return {"settings": None if section is None else asdict(section), "windows": windows}
+        settings: dict[str, Any] = {"settings": None if section is None else asdict(section)}
+        if name in WINDOWED:
+            settings |= {"windows": asdict(options.windows), "weights": weights_digest(section.network)}
+        return settings
     weights = model_path if name == "model" and model_path is not None and model_path.is_file() else None
     return {"windows": asdict(options.windows), "model": weights and files.file_digest(weights)}
+
+
+def weights_digest(network: NetworkOptions) -> str | None:
+    """Digest of the file of an ImageNet network's weights; None if it names none, or one that is not there."""
+    return files.file_digest(Path(network.weights)) if network.weights and Path(network.weights).is_file() else None
 
 
 def make_solver(name: str, store: TileStore, model_path: Path | None, options: EvaluateOptions) -> Method:

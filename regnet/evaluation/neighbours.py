@@ -7,7 +7,7 @@ similarity must not be judged by the error of averaged labels alone; `regnet.eva
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from regnet.baselines.options import NetworkOptions
 from regnet.baselines.retrieval import (
     Reader,
     feature_distances,
@@ -53,20 +52,20 @@ class Similarity(NamedTuple):
     values: NDArray[np.float64]
 
 
-def by_other_eyes(read: Reader, n: int, networks: Sequence[NetworkOptions], model: nn.Module) -> Iterator[Similarity]:
+def by_other_eyes(read: Reader, n: int, options: NeighbourOptions, model: nn.Module) -> Iterator[Similarity]:
     """Similarities of tiles by everything but gradients.
 
     Args:
         read: gives fixed and moving of the tiles of a slice.
         n: number of tiles.
-        networks: ImageNet networks.
+        options: which ImageNet networks, and what they see.
         model: a trained model, for its own features.
 
     Raises:
-        InputError: the weights of an ImageNet network are missing.
+        InputError: the weights of an ImageNet network are missing, or channels that they are to see.
     """
-    for network in networks:
-        for one in perceptual_distances(read, n, network):
+    for network in options.networks:
+        for one in perceptual_distances(read, n, network, options.rgb):
             yield Similarity(one.kind, one.name, gaussian_similarities(one.squared))
     for one in (*pixel_distances(read, n), feature_distances(read, n, model)):
         yield Similarity(one.kind, one.name, gaussian_similarities(one.squared))
@@ -102,9 +101,7 @@ def compare_neighbours(
     n, outputs = len(positions), stored.values.astype(np.float64)
     labels, truth = (rows[[f"{of}_dx_px", f"{of}_dy_px"]].to_numpy(dtype=np.float64) for of in ("label", "true"))
     seen = [Similarity("gradient", GRADIENT, similarities(operator_of(stored)))]
-    seen += by_other_eyes(
-        lambda part: read_batch(store, positions[part]), n, options.networks, load_checkpoint(model_path)
-    )
+    seen += by_other_eyes(lambda part: read_batch(store, positions[part]), n, options, load_checkpoint(model_path))
     apart = outputs_apart(outputs)
     entered = chain([own_label(n)], *(contestants_by(one.name, one.kind, one.values) for one in seen))
     table = [{**one.described(), **tell_neighbours(one, apart, labels[None], truth)} for one in entered]

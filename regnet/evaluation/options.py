@@ -25,6 +25,12 @@ class NeighbourOptions:
     networks: list[NetworkOptions] = option(
         [NetworkOptions()], "ImageNet networks whose perceptual distance is compared with the gradients"
     )
+    rgb: list[int] = option(
+        [],
+        "channels of fixed that they see, counted from 1, all if empty: three are taken for red, green and blue, of "
+        "any other number the mean is shown thrice; each is stretched from its 2nd to its 98th percentile",
+        low=1,
+    )
     kept: int = option(12, "nearest tiles kept by every similarity", unit="tiles", low=1)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -28,7 +29,7 @@ class Outcome:
     Attributes:
         errors_px: (h, w) end-point error; NaN where the pair is not valid; None if the method failed.
         structure: (h, w), the structure mask of fixed.
-        seconds: wall time of the method.
+        seconds: wall time of the method; NaN if it could not even start.
         peak_mb: largest resident memory of the process meanwhile; NaN where that is not known.
         failure: why it failed; empty if it did not.
     """
@@ -43,7 +44,7 @@ class Outcome:
 
 
 def predict_all(cases: list[Case], maker: CaseMaker, solvers: dict[str, Method | str], folder: Path) -> None:
-    """Run every method on every case whose prediction is not in the folder yet.
+    """Run every method on every case whose prediction is not in the folder yet, or that it failed on before.
 
     Args:
         cases: what to run on.
@@ -53,7 +54,7 @@ def predict_all(cases: list[Case], maker: CaseMaker, solvers: dict[str, Method |
     """
     with tqdm(total=len(cases) * len(solvers), desc="evaluate", unit="block") as bar:
         for case in cases:
-            missing = [name for name in solvers if not prediction_path(folder, case, name).is_file()]
+            missing = [name for name in solvers if not _has_answer(prediction_path(folder, case, name))]
             bar.update(len(solvers) - len(missing))
             if not missing and truth_path(folder, case).is_file():
                 continue
@@ -75,9 +76,7 @@ def read_outcomes(cases: list[Case], method: str, folder: Path) -> Iterator[Outc
             if not failure:
                 errors = metrics.epe(saved["displacement"], truth["true"]).astype(np.float32)
                 errors[~truth["valid"]] = np.nan
-            seconds, peak_mb = (
-                float(saved.get(name, missing)) for name, missing in (("seconds", 0), ("peak_mb", np.nan))
-            )
+            seconds, peak_mb = (float(saved.get(name, np.nan)) for name in ("seconds", "peak_mb"))
             yield Outcome(case, method, errors, structure, seconds, peak_mb, failure)
 
 
@@ -91,6 +90,14 @@ def truth_path(folder: Path, case: Case) -> Path:
     return folder / TRUTH / f"{case.name}.npz"
 
 
+def _has_answer(path: Path) -> bool:
+    """Whether a prediction is there; why a method failed, as a missing package, may have changed."""
+    if not path.is_file():
+        return False
+    with np.load(path) as saved:
+        return not str(saved["failure"])
+
+
 def _truth(problem: Problem, case: Case) -> dict[str, NDArray[np.generic]]:
     patch, own = problem.patch, case.own
     valid = patch.fixed_valid & patch.moving_valid
@@ -102,8 +109,8 @@ def _run(solver: Method, problem: Problem, case: Case) -> dict[str, NDArray[np.g
     peak, start = peak_memory(), time.perf_counter()
     try:
         outcome["displacement"] = solver(problem.patch)[:, *case.own]
-    except RegnetError as error:
-        outcome["failure"] = str(error)
+    except (RegnetError, cv2.error) as error:
+        outcome["failure"] = str(error).strip()
     outcome |= {"seconds": time.perf_counter() - start, "peak_mb": peak()}
     return {name: np.asarray(value) for name, value in outcome.items()}
 

@@ -16,7 +16,7 @@ from regnet.evaluation.cases import Case, CaseMaker, list_cases
 from regnet.evaluation.check_points import FAMILY, read_check_points
 from regnet.evaluation.labels import label_rows
 from regnet.evaluation.maps import write_difference_map, write_error_map
-from regnet.evaluation.methods import LABELS, check_names, make_solver, method_settings
+from regnet.evaluation.methods import LABELS, check_names, make_solver, method_settings, weights_digest
 from regnet.evaluation.neighbours import NEAREST, TABLE, compare_neighbours
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
@@ -25,6 +25,7 @@ from regnet.tiles.store import TileStore
 
 # Methods whose map is shown as the difference to the model's too.
 RIVALS = ("perceptual", "matcher_mind")
+NEIGHBOURS = "neighbours.json"
 
 
 def evaluate_stage(
@@ -39,7 +40,8 @@ def evaluate_stage(
 
     Predictions are kept in `folder/predictions` and used again as long as the store, the families, the seed, the
     context, the check points and the method's own settings stay the same, so adding a method runs that method alone,
-    and adding a metric none.
+    and adding a metric none; so is what neighbours were found, as long as the similarities stay the same. What a method
+    failed on is tried again.
 
     Args:
         store: prepared tiles and scenes.
@@ -87,13 +89,21 @@ def evaluate_stage(
 def _neighbours(
     store: TileStore, model_path: Path, similarity_folder: Path, options: EvaluateOptions, folder: Path
 ) -> dict[str, Any]:
-    """What the comparison of neighbours found, or why there is none."""
+    """What the comparison of neighbours found, now or before on the same similarities, or why there is none."""
+    stamp, kept = similarity_folder / files.STAMP, folder / NEIGHBOURS
+    weights = [weights_digest(network) for network in options.neighbours.networks]
+    made_with = files.digest([stamp.is_file() and files.file_digest(stamp), asdict(options.neighbours), weights])
+    if kept.is_file() and stamp.is_file() and (before := files.read_json(kept))["made_with"] == made_with:
+        found: dict[str, Any] = before["found"]
+        return found
+    for name in (TABLE, NEAREST, NEIGHBOURS):
+        files.remove(folder / name)
     try:
-        return compare_neighbours(store, model_path, similarity_folder, options.neighbours, folder)
+        found = compare_neighbours(store, model_path, similarity_folder, options.neighbours, folder)
     except (InputError, StoreError) as error:
-        for name in (TABLE, NEAREST):
-            files.remove(folder / name)
         return {"status": str(error)}
+    files.write_json(kept, {"made_with": made_with, "found": found})
+    return found
 
 
 def _predictions_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from regnet.models.checkpoint import load_checkpoint
 from regnet.report.contest import contest_figure, transfer_maps_figure
 from regnet.report.draw import STYLE, save
 from regnet.report.neighbours import offsets, side_by_side_figure
+from regnet.report.study import report_study
 from regnet.similarity.neighbours import nearest_others
 from regnet.tiles.store import TileStore
 
@@ -52,8 +54,8 @@ def run_denoising_validation(
 
     Writes what `compare_estimators` writes, and in `contest/`: `table.csv` (a row for each of the weights), `tiles.csv`
     and `regions.csv` (noise transfer of the weights by tile and by region), `noise_transfer_<pair>.tif` with a QGIS
-    style and the same for neighbours alone in `others/`, `scores.png`, `maps.png`, `neighbours.png`; and
-    `summary.json`. A killed study goes on behind the last replica.
+    style and the same for neighbours alone in `others/`, `scores.png`, `maps.png`, `neighbours.png`; `summary.json`,
+    and `report.html`, which shows it all. A killed study goes on behind the last replica.
 
     Args:
         store: the prepared tiles.
@@ -73,6 +75,7 @@ def run_denoising_validation(
     _write(contest, study, store, seen, folder / FOLDER)
     found = audit_blunders(study.tiles, model_options, options, folder / "blunders")
     write_json(folder / "summary.json", {**summarise(study), "contest": _summary(contest), "audit": found})
+    report_study(folder, {"denoising_validation": asdict(options), "model": asdict(model_options)})
 
 
 def _similarities(study: Study, options: NeighbourOptions) -> list[Similarity]:
@@ -81,9 +84,7 @@ def _similarities(study: Study, options: NeighbourOptions) -> list[Similarity]:
     gradients = [
         Similarity("gradient", f"{GRADIENT}, {name}", similarities(kernel)) for name, kernel in study.kernels.items()
     ]
-    others = by_other_eyes(
-        lambda part: (tiles.fixed[part], tiles.moving[part]), len(tiles.offset), options.networks, model
-    )
+    others = by_other_eyes(lambda part: (tiles.fixed[part], tiles.moving[part]), len(tiles.offset), options, model)
     return [*gradients, *others]
 
 

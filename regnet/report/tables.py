@@ -12,10 +12,13 @@ HEADS = {
     "epe_mean_px": "mean, px",
     "epe_median_px": "median, px",
     "epe_p95_px": "95 %, px",
+    "ce90_px": "ce90, px",
     "epe_mean_m": "mean, m",
     "pck_1px": "within 1 px",
     "pck_3px": "within 3 px",
     "seconds": "seconds",
+    "peak_memory_mb": "memory, MB",
+    "status": "status",
 }
 
 
@@ -33,6 +36,26 @@ ROUND_HEADS = {
 }
 
 
+ESTIMATOR_HEADS = {
+    "trainings": "trainings",
+    "noise_transfer": "noise transfer",
+    "spearman": "Spearman, tiles",
+    "slope": "slope, tiles",
+    "coverage": "in 90 % interval, tiles",
+    "predicted_mean": "mean factor",
+    "region_spearman": "Spearman, regions",
+    "region_slope": "slope, regions",
+    "region_coverage": "in 90 % interval, regions",
+}
+CONTEST_HEADS = {
+    "noise_transfer": "noise transfer",
+    "noise_transfer_tile_median": "median of tiles",
+    "noise_transfer_region_mean": "mean of regions",
+    "outputs_apart_px": "outputs apart, px",
+    "averaged_label_error_px": "averaged labels off, px",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled table of text cells; `best` marks the rows to set off."""
@@ -44,15 +67,18 @@ class Table:
 
 
 def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """One table a part and family of displacements, over ground with structure; the least mean error is the best."""
+    """One table a part and family of displacements, over ground with structure.
+
+    The least mean error is the best, among the methods that had an answer everywhere.
+    """
     tables = []
     for section, families in summary.items():
         if not section.startswith("evaluation") or section.endswith("_everything"):
             continue
         part = section.removeprefix("evaluation").removeprefix("_") or "test"
         for family, methods in families.items():
-            rows = [[name, *(_cell(row.get(key)) for key in HEADS)] for name, row in methods.items()]
-            means = [row.get("epe_mean_px") for name, row in methods.items()]
+            rows = [[name, *(cell(row.get(key)) for key in HEADS)] for name, row in methods.items()]
+            means = [row.get("epe_mean_px") if row.get("status") == "ok" else None for row in methods.values()]
             least = min((mean for mean in means if mean is not None), default=None)
             best = [mean is not None and mean == least for mean in means]
             tables.append(Table(f"{part} part, {family} displacements", ["method", *HEADS.values()], rows, best))
@@ -64,7 +90,7 @@ def round_tables(summary: Mapping[str, Any]) -> list[Table]:
     rounds = summary.get("train", {}).get("rounds", [])
     if not rounds:
         return []
-    rows = [[_cell(row.get(key)) for key in ROUND_HEADS] for row in rounds]
+    rows = [[cell(row.get(key)) for key in ROUND_HEADS] for row in rounds]
     title = "Rounds: errors against the truth, which training never sees; systematic is the mean vector's length"
     return [Table(title, list(ROUND_HEADS.values()), rows, [False] * len(rows))]
 
@@ -80,7 +106,7 @@ def neighbour_tables(rows: pd.DataFrame) -> list[Table]:
     ways = ("5 nearest", "10 nearest", "power 1")
     wanted = [(column, way) for column in heads for way in ways]
     cells = [
-        [name, *(_cell(float(others.loc[f"{name}, {way}, without own", column])) for column, way in wanted)]
+        [name, *(cell(float(others.loc[f"{name}, {way}, without own", column])) for column, way in wanted)]
         for name in others["similarity"].unique()
     ]
     head = ["similarity", *(f"{heads[column]}: {way}" for column, way in wanted)]
@@ -96,7 +122,7 @@ def accuracy_text(summary: Mapping[str, Any]) -> str:
             part = section.removeprefix("evaluation").removeprefix("_") or "test"
             for family, rows in families.items():
                 methods = methods or list(rows)
-                lines.append([part, family, *(_cell(rows.get(name, {}).get("epe_mean_px")) for name in methods)])
+                lines.append([part, family, *(cell(rows.get(name, {}).get("epe_mean_px")) for name in methods)])
     if not lines:
         return "no evaluation in this run"
     lines.insert(0, ["part", "displacement", *methods])
@@ -105,7 +131,28 @@ def accuracy_text(summary: Mapping[str, Any]) -> str:
     return "\n".join(["mean end-point error, px", *text])
 
 
-def _cell(value: Any) -> str:
+def estimator_table(rows: pd.DataFrame, best: str) -> Table:
+    """Scores of the estimators of the denoising; `best` is the one that has everything."""
+    cells = [[row["estimator"], *(cell(row[key]) for key in ESTIMATOR_HEADS)] for row in rows.to_dict("records")]
+    of_best = (rows["estimator"] == best).tolist()
+    return Table("Estimators against replicas", ["estimator", *ESTIMATOR_HEADS.values()], cells, of_best)
+
+
+def contest_table(rows: pd.DataFrame) -> Table:
+    """The best weights of every similarity, with the tile's own label and without.
+
+    Args:
+        rows: columns name, similarity, kind, own, noise_transfer and the keys of `CONTEST_HEADS`.
+    """
+    best = rows.loc[rows.groupby(["similarity", "own"])["noise_transfer"].idxmax()]
+    best = best.sort_values("noise_transfer", ascending=False)
+    cells = [[row["name"], row["kind"], *(cell(row[key]) for key in CONTEST_HEADS)] for row in best.to_dict("records")]
+    first = best.groupby(["kind", "own"])["noise_transfer"].transform("max") == best["noise_transfer"]
+    return Table("Weights", ["weights", "kind", *CONTEST_HEADS.values()], cells, first.tolist())
+
+
+def cell(value: Any) -> str:
+    """A number or a text as a cell; a dash for what is not known."""
     if value is None or value != value:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -60,6 +60,20 @@ def test_perceptual_distances_are_those_of_the_features(tiles, distances):
     assert distances["pixels moving"][2, 5] == pytest.approx(float(moved.square().mean()), rel=1e-4)
 
 
+def test_the_network_sees_the_channels_that_are_asked_for(tiles):
+    red, green, blue = (torch.roll(tiles[0][:, :1], shift, 0) for shift in range(3))
+
+    def on_fixed(channels, rgb=()):
+        fixed = torch.cat(channels, 1)
+        return next(iter(perceptual_distances(lambda part: (fixed[part], tiles[1][part]), 8, NetworkOptions(), rgb)))
+
+    wanted = on_fixed([red, green, blue]).squared
+    np.testing.assert_allclose(on_fixed([blue, green, blue, red], [4, 2, 1]).squared, wanted, rtol=1e-5)
+    assert not np.allclose(on_fixed([blue, green, red]).squared, wanted, rtol=0.01)
+    with pytest.raises(InputError, match="fixed has 3 channels"):
+        on_fixed([red, green, blue], [4, 2, 1])
+
+
 def test_tiles_of_one_texture_are_nearest_to_each_other(distances):
     for name in ("efficientnet_lite0 fixed", "efficientnet_lite0 moving", "efficientnet_lite0 both"):
         found = count(gaussian_similarities(distances[name]), 0.5, 2.0, 3, np.arange(8))

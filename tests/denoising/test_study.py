@@ -1,5 +1,8 @@
 """The study of replicas from a prepared store to its tables and figures, and what its audit counts."""
 
+import html
+import re
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -73,6 +76,14 @@ def test_the_study_writes_its_tables_and_figures(folder):
     assert {"precision", "recall"} <= set(summary["audit"])
     write_stamp(folder, {})
     assert collect_summary(folder.parent)["denoise"] == summary["denoise"]
+
+
+def test_the_study_has_a_report_of_its_own(folder):
+    page = (folder / "report.html").read_text()
+    assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 5
+    best = read_json(folder / "summary.json")["contest"]["with_own_label"]
+    for text in (calibrated_name(4), best["gradient"], best["perceptual"], "precision_at_recall_60", "retrainings: 4"):
+        assert html.escape(text, quote=True).replace("&#x27;", "&#39;") in page
 
 
 def test_the_study_holds_the_contest(folder, store):

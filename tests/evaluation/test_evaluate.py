@@ -2,6 +2,7 @@ import json
 import shutil
 import time
 
+import cv2
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -100,6 +101,25 @@ def test_a_method_that_fails_says_so_and_is_no_zero(run):
     table = pd.read_csv(run[0] / "table.csv")
     assert table[table["method"] == "model"]["epe_mean_px"].isna().all()
     assert "no trained model" in (run[0] / "table.md").read_text()
+
+
+def test_what_failed_is_tried_again_and_took_no_time_if_it_could_not_start(run, store, tmp_path, monkeypatch):
+    row = run[2]["evaluation"]["smooth"]["model"]
+    assert np.isnan(row["seconds"])
+    able = []
+
+    def moody(patch):
+        if not able:
+            raise cv2.error("too plain")
+        return np.zeros((2, *patch.fixed_valid.shape), np.float32)
+
+    monkeypatch.setitem(METHODS, "moody", moody)
+    options = EvaluateOptions(families=[SMOOTH], parts=["test"], methods=["moody"])
+    row = evaluate_stage(store, None, options, tmp_path)["evaluation"]["smooth"]["moody"]
+    assert "too plain" in row["status"]
+    assert row["seconds"] >= 0
+    able.append(True)
+    assert evaluate_stage(store, None, options, tmp_path)["evaluation"]["smooth"]["moody"]["status"] == "ok"
 
 
 def test_errors_that_are_not_meant_for_users_are_not_swallowed(store, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from regnet.baselines.options import NetworkOptions
 from regnet.evaluation.neighbours import compare_neighbours
 from regnet.evaluation.options import EvaluateOptions, FamilyOptions, NeighbourOptions
 from regnet.evaluation.stage import evaluate_stage
+from regnet.files import STAMP, write_stamp
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
 from regnet.similarity.result import StoredKernel, save_kernel
@@ -56,6 +57,31 @@ def test_neighbours_of_a_known_kernel(store, trained, tmp_path):
     listed = np.vectorize(group_of.get)(nearest[names.index("kC")])
     assert (listed == group[:, None]).all()
     assert not (nearest == ids[:, None]).any()
+
+
+def test_neighbours_are_compared_once(store, trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    options = EvaluateOptions(families=[FamilyOptions("smooth", 6.0, 40.0)], parts=["test"], methods=["none"])
+    write_stamp(folder / "similarity", {"made": 1})
+    compared = []
+
+    def spy(*arguments):
+        compared.append(arguments)
+        return compare_neighbours(*arguments)
+
+    monkeypatch.setattr("regnet.evaluation.stage.compare_neighbours", spy)
+
+    def evaluate():
+        place = folder / "similarity"
+        return evaluate_stage(store, folder / "model.safetensors", options, tmp_path, similarity_folder=place)
+
+    first = evaluate()["neighbours"]
+    assert evaluate()["neighbours"] == pytest.approx(first)
+    assert len(compared) == 1
+    write_stamp(folder / "similarity", {"made": 2})
+    evaluate()
+    assert len(compared) == 2
+    (folder / "similarity" / STAMP).unlink()
 
 
 def test_a_run_without_the_networks_weights_says_so(store, trained, tmp_path):
