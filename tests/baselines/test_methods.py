@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from regnet import displacement
 from regnet.baselines.grey import bytes_band, grey_band
 from regnet.baselines.grid import from_points
+from regnet.baselines.options import BaselineOptions, ElastixOptions
 from regnet.baselines.registry import find_method
 from regnet.errors import ConfigError, InputError
 from regnet.tiles.patch import Patch
@@ -72,6 +73,15 @@ def test_a_constant_shift_comes_out_with_its_signs(name):
     inner = found[:, 40:-40, 40:-40]
     assert abs(np.median(inner[0]) - SHIFT[0]) < 0.25
     assert abs(np.median(inner[1]) - SHIFT[1]) < 0.25
+
+
+@pytest.mark.skipif(importlib.util.find_spec("itk") is None, reason="needs the extra classical")
+def test_elastix_in_short_finds_the_shift_too():
+    whole, here = shifted_pair(), np.s_[..., 100:228, 100:228]
+    small = Patch(**{key: np.ascontiguousarray(values[here]) for key, values in vars(whole).items()})
+    quick = BaselineOptions(elastix=ElastixOptions(iterations=60))
+    found = find_method("classical.elastix", quick)(small)
+    assert np.median(found[:, 16:-16, 16:-16], (1, 2)) == pytest.approx(SHIFT, abs=0.25)
 
 
 @pytest.mark.parametrize("name", NAMES)
