@@ -41,7 +41,7 @@ def report_study(folder: Path, settings: Mapping[str, Any]) -> None:
                 _picture(folder, "estimators", "All estimators."),
             ],
             [estimator_table(pd.read_csv(folder / "estimators.csv"), summary["estimator"])],
-            _facts(summary),
+            _facts({key: value for key, value in summary.items() if key != "estimator"}),
         ),
         Section(
             "Whose noise was averaged: gradients and other eyes",
@@ -65,7 +65,7 @@ def report_study(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _picture(folder: Path, name: str, caption: str) -> Picture:
-    return Picture(inlined(folder / f"{name}.png"), caption, name)
+    return Picture(inlined(folder / f"{name}.png"), caption)
 
 
 def _facts(numbers: Mapping[str, Any]) -> dict[str, str]:
