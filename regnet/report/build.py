@@ -178,7 +178,7 @@ def _learning(run: RunFolder, options: ReportOptions) -> list[_Plan]:
             Section(
                 "Noise that was averaged away",
                 "A factor of 0.3: of 1 px of label noise 0.3 px are left. Foretold from one training, it tells "
-                "tiles apart; where it could be checked (experiment=denoising_validation) 1.6 times as much was left.",
+                "tiles apart; where it could be checked (experiment=denoising_validation) 1.4 times as much was left.",
             ),
             [
                 _Sheet("factor_map", "Denoising factor by tile.", lambda: noise.factor_map_figure(run, options)),
