@@ -11,7 +11,8 @@ from scipy.ndimage import gaussian_filter
 from regnet import displacement
 from regnet.baselines.grey import bytes_band, grey_band
 from regnet.baselines.grid import from_points
-from regnet.baselines.options import BaselineOptions, ElastixOptions
+from regnet.baselines.options import BaselineOptions, ElastixOptions, NetworkOptions
+from regnet.baselines.perceptual import Stretch, distance, features, load_network
 from regnet.baselines.registry import find_method
 from regnet.errors import ConfigError, InputError
 from regnet.tiles.patch import Patch
@@ -91,6 +92,22 @@ def test_a_smooth_field_is_found_better_than_by_doing_nothing(name):
     before = np.hypot(*true)[40:-40, 40:-40].mean()
     after = np.hypot(*(found - true))[40:-40, 40:-40].mean()
     assert after < LEFT.get(name, 0.3) * before
+
+
+def test_perceptual_registration_lowers_the_distance_that_it_is_after():
+    images, true = bent_pair()
+    network = load_network(NetworkOptions())
+
+    def apart(field):
+        moved = displacement.warp(torch.from_numpy(images.moving)[None], torch.from_numpy(field)[None])[0].numpy()
+        shown = [
+            Stretch.fit(image, images.moving_valid)(image[None], images.moving_valid[None], grey=True)
+            for image in (images.fixed, moved)
+        ]
+        return float(distance(*(features(network, image) for image in shown)))
+
+    before, after, best = (apart(field) for field in (0 * true, find_method("perceptual")(images), true))
+    assert after < best + 0.3 * (before - best)
 
 
 @pytest.mark.parametrize("name", NAMES)
