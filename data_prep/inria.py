@@ -83,7 +83,8 @@ def main() -> None:
 
     def work() -> None:
         pairs = lay_out(arguments.folder.absolute(), arguments.validation, arguments.test)
-        text = "# @package _global_\n" + as_yaml(pairs) + "  split: {rule: pairs}\n"
+        run_folder = f"outputs/{arguments.output.stem if arguments.output else 'inria'}"
+        text = f"# @package _global_\noutput_dir: {run_folder}\n" + as_yaml(pairs) + "  split: {rule: pairs}\n"
         if arguments.output is None:
             print(text, end="")
         else:

@@ -107,8 +107,15 @@ def write_stamp(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def is_stamped(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Tell whether a stage's folder is whole and was made with just these settings."""
-    path = folder / STAMP
-    return path.is_file() and read_json(path)["digest"] == digest(settings)
+    return stamped_digest(folder) == digest(settings)
+
+
+def stamped_digest(folder: Path) -> str | None:
+    """Digest of the settings that made a stage's folder; None if it is not whole, or its stamp is damaged."""
+    try:
+        return str(read_json(folder / STAMP)["digest"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _plain(data: Any) -> Any:

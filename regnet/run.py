@@ -1,7 +1,7 @@
 """The stages of a run: which depends on which, and which are skipped because their outputs are there already.
 
 A stage's folder is stamped, once it is whole, with the stage's settings, the stamps of the stages before it, and the
-size and time of its input files. A stage is skipped when it would be stamped alike. A stage that runs takes away the
+size and time of its input files. A stage is skipped when it would be stamped alike. A stage that has run takes away the
 stamps of all stages after it. A study is a stage that only `run` with `study=<name>` runs, after those that it needs.
 """
 
@@ -24,7 +24,7 @@ from regnet.errors import StoreError
 from regnet.evaluation.methods import weights_digest
 from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
-from regnet.files import STAMP, file_digest, is_stamped, read_json, write_json, write_stamp, write_text
+from regnet.files import STAMP, file_digest, is_stamped, stamped_digest, write_json, write_stamp, write_text
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
@@ -53,6 +53,7 @@ class Stage:
         work: fills the folder, given the run's settings and the run's folder.
         shared: every rank does its share of the work; otherwise the first rank does it alone.
         study: belongs to no run but one whose `study` names it.
+        swaps: replaces its folder as a whole at its end, so that the old one stays whole if it fails.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stage:
     work: Callable[[RunConfig, Path], None]
     shared: bool = False
     study: bool = False
+    swaps: bool = False
 
 
 def _model(run: Path) -> Path:
@@ -149,7 +151,7 @@ def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare),
+        Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare, swaps=True),
         Stage("train", "train", ("prepare",), (), _train_settings, _train),
         Stage(
             "similarity",
@@ -256,13 +258,15 @@ def _run_stage(stage: Stage, config: RunConfig, run: Path, ranks: Ranks) -> bool
     if whole:
         return False
     ranks.barrier()  # all have seen the stamps as they were
-    for name in (stage.name, *_after(stage)) if ranks.main else ():
-        (run / STAGES[name].folder / STAMP).unlink(missing_ok=True)
+    if ranks.main and not stage.swaps:
+        (folder / STAMP).unlink(missing_ok=True)
     seed_everything(config.seed, config.threads)
     if stage.shared or ranks.main:
         stage.work(config, run)
     ranks.barrier()
     if ranks.main:
+        for name in _after(stage):
+            (run / STAGES[name].folder / STAMP).unlink(missing_ok=True)
         write_stamp(folder, stamp)
     ranks.barrier()
     return True
@@ -280,8 +284,7 @@ def _stamp(stage: Stage, config: RunConfig, run: Path) -> dict[str, Any]:
 
 
 def _digest(run: Path, name: str) -> str | None:
-    path = run / STAGES[name].folder / STAMP
-    return str(read_json(path)["digest"]) if path.is_file() else None
+    return stamped_digest(run / STAGES[name].folder)
 
 
 def _after(stage: Stage) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 from regnet import run
 from regnet.config import RunConfig
 from regnet.denoising.options import DenoiseOptions
-from regnet.errors import StoreError
+from regnet.errors import InputError, StoreError
+from regnet.files import STAMP
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.training.options import TrainingOptions
 
@@ -75,6 +76,27 @@ def test_a_stage_that_failed_is_not_taken_for_whole(config: RunConfig, monkeypat
         run.run_stages(other, ALL)
     monkeypatch.setitem(run.STAGES, "train", whole)
     assert run.run_stages(other, ALL) == ALL[1:]
+
+
+def test_bad_input_to_prepare_leaves_a_finished_run_whole(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.run_stages(config, ALL)
+
+    def refused(_: RunConfig, path: Path) -> None:
+        raise InputError("no such file")
+
+    whole = run.STAGES["prepare"]
+    monkeypatch.setitem(run.STAGES, "prepare", replace(whole, work=refused))
+    with pytest.raises(InputError):
+        run.run_stages(replace(config, prepare=PrepareOptions(tile_px=64)), ALL)
+    monkeypatch.setitem(run.STAGES, "prepare", whole)
+    assert run.run_stages(config, ALL) == []
+
+
+def test_a_damaged_stamp_counts_as_none(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    stamp = Path(config.output_dir) / "train" / STAMP
+    stamp.write_text(stamp.read_text()[:20])
+    assert run.run_stages(config, ALL) == ALL[1:]
 
 
 def test_a_stage_refuses_to_run_before_what_it_needs(config: RunConfig) -> None:

@@ -58,7 +58,8 @@ def evaluate_stage(
 
     Raises:
         ConfigError: a method does not exist.
-        InputError: the store has no block in any of the parts, or the check points cannot be used.
+        InputError: the store has no block in any of the parts, the check points cannot be used, or the model is damaged
+            or another's.
     """
     check_names(options.methods)
     # What methods see beside a block lies in the gap: never in another part.
@@ -141,6 +142,8 @@ def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions
             try:
                 solvers[name] = make_solver(name, store, model_path, options)
             except InputError as error:
+                if name == "model" and model_path is not None and model_path.is_file():
+                    raise
                 solvers[name] = str(error)
     return solvers
 

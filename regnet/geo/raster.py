@@ -68,17 +68,32 @@ def complex_files(path: str) -> list[str]:
     return found
 
 
+def files_behind(path: str) -> list[str]:
+    """All files that are read for a raster or a vector layer: of a VRT also its sources.
+
+    Raises:
+        InputError: as `open_raster`.
+    """
+    if is_vector(path):
+        return [path]
+    found = []
+    for source in raster_sources(path):
+        with open_raster(source) as dataset:
+            found += [source, *dataset.files]
+    return list(dict.fromkeys(found))
+
+
 def open_raster(path: str) -> DatasetReader:
     """Open one raster file that has bands, a CRS and a geotransform.
 
     Raises:
         InputError: missing, not a raster, without bands, CRS or geotransform.
     """
-    if not is_remote(path) and not Path(path).exists():
-        raise InputError(f"{path}: no such file; check the path")
     try:
         dataset = rasterio.open(path)
     except RasterioError as error:
+        if not is_remote(path) and not Path(path).exists():
+            raise InputError(f"{path}: no such file; check the path") from error
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{path}: not a raster that GDAL can read ({reason}); give a GeoTIFF, JPEG 2000 or the like"
@@ -106,7 +121,12 @@ def raster_grid(path: str) -> Grid:
     if not sources:
         raise InputError("the path of a raster is empty; name a file")
     with open_raster(sources[0]) as dataset:
-        return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
+        return grid_of(dataset)
+
+
+def grid_of(dataset: DatasetReader) -> Grid:
+    """Grid of an open raster; its bounds are in order also where its rows run from south to north."""
+    return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
 
 
 def block_cache(megabytes: int) -> rasterio.Env:
@@ -136,7 +156,7 @@ class GridRaster:
             self.numbers = band_numbers(path, [_band_name(*band) for band in every], bands)
             self._bands = [every[number - 1] for number in self.numbers]
             for dataset in {dataset.name: dataset for dataset, _ in self._bands}.values():
-                check_overlap(tuple(dataset.bounds), dataset.crs, grid, dataset.name)
+                check_overlap(grid_of(dataset).bounds, dataset.crs, grid, dataset.name)
         except BaseException:
             self._stack.close()
             raise

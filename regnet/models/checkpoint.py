@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from regnet.errors import ConfigError, InputError
@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, model: Matcher | UNet, weights: dict[str, Tensor
     }
     state = {key: value.detach().cpu().contiguous() for key, value in (weights or model.state_dict()).items()}
     with whole_path(path) as partial:
-        save_file(state, partial, metadata)
+        partial.write_bytes(save(state, metadata))
 
 
 def load_checkpoint(path: Path) -> Matcher | UNet:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from regnet.errors import ConfigError, InputError, OutputError
 from regnet.geo.grid import Grid, check_overlap
-from regnet.geo.raster import complex_files, is_vector, open_raster, raster_grid, raster_sources
+from regnet.geo.raster import (
+    complex_files,
+    files_behind,
+    grid_of,
+    is_vector,
+    open_raster,
+    raster_grid,
+    raster_sources,
+)
 from regnet.options import check_options
 from regnet.registration.field import FieldFile
 from regnet.registration.options import ApplyOptions
@@ -40,8 +48,8 @@ def apply(options: ApplyOptions) -> Applied:
     """
     check_options(options)
     output = Path(options.output)
-    inputs = [options.displacement, options.target, *raster_sources(options.target)]
-    if output.resolve() in [Path(name).resolve() for name in inputs]:
+    inputs = [options.displacement, options.target]
+    if output.resolve() in [Path(name).resolve() for path in inputs for name in files_behind(path)]:
         raise OutputError(f"{output}: is an input and would be overwritten; choose another output")
     with FieldFile(options.displacement) as field:
         if is_vector(options.target):
@@ -51,7 +59,7 @@ def apply(options: ApplyOptions) -> Applied:
             raise ConfigError(f"{output}: a raster is written as GeoTIFF; end the name in .tif")
         for source in raster_sources(options.target):
             with open_raster(source) as dataset:
-                check_overlap(tuple(dataset.bounds), dataset.crs, field.grid, source)
+                check_overlap(grid_of(dataset).bounds, dataset.crs, field.grid, source)
         share = resample(options.target, field, output, _grid(options, field))
         notes = [f"{name} is complex: its amplitude was taken" for name in complex_files(options.target)]
         return Applied(share, None, notes)

@@ -114,7 +114,7 @@ class Registration:
         folder = Path(folder)
         for source in sorted(path for path in self.folder.iterdir() if not path.name.startswith(".")):
             with files.whole_path(folder / source.name) as partial:
-                shutil.copyfile(source, partial)
+                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, partial)
         return folder
 
     def _bands(self, bands: tuple[int, ...]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ clearly longer than those; what varies within the pair is not touched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from regnet.registration.agreement import mean_fit
 from regnet.registration.calibration import shift_doubt_px
 from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Match, Matcher, Reader, corners
+from regnet.tiles.patch import Patch
 
 Lengths = NDArray[np.floating] | float
 
@@ -79,6 +80,26 @@ def common_shift(matches: Sequence[Match], doubt_px: float) -> CommonShift:
     return CommonShift((sums[0] / total, sums[1] / total), doubt_px) if total > 0 else NO_SHIFT
 
 
+def _windows(read: Reader, shape: tuple[int, int], options: WindowOptions) -> Iterator[Patch]:
+    """Windows from all over a pair that have enough data; if none has, the few with the most."""
+    places, (height, width) = corners(shape, options)
+    passed: list[tuple[float, int]] = []
+    order = np.random.default_rng(0).permutation(len(places))[:MOST_WINDOWS].tolist()
+    for place in order:
+        row, col = places[place]
+        patch = read(row, col, height, width)
+        share = float((patch.fixed_valid & patch.moving_valid).mean())
+        if share >= LEAST_VALID:
+            yield patch
+        else:
+            passed.append((share, place))
+    if len(passed) == len(order):
+        for share, place in sorted(passed, reverse=True)[:FEW_WINDOWS]:
+            row, col = places[place]
+            if share:
+                yield read(row, col, height, width)
+
+
 def find_common_shift(
     matcher: Matcher,
     read: Reader,
@@ -95,16 +116,10 @@ def find_common_shift(
         options: size and overlap of the windows.
         spread_px: doubt that a model learned from several pairs; 0: it is told from how well the images agree.
     """
-    places, (height, width) = corners(shape, options)
-    order = np.random.default_rng(0).permutation(len(places))[:MOST_WINDOWS]
     matches: list[Match] = []
     fits: list[float] = []
-    for place in order:
-        row, col = places[place]
-        patch = read(row, col, height, width)
+    for patch in _windows(read, shape, options):
         known = patch.fixed_valid & patch.moving_valid
-        if known.mean() < LEAST_VALID:
-            continue
         match = matcher(patch)
         fits.append(mean_fit(patch, torch.from_numpy(match.displacement)))
         matches.append(Match(match.displacement[EVERY], (match.quality[:1] * known)[EVERY]))

@@ -17,7 +17,7 @@ import torch
 from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
-from regnet.geo.raster import block_cache, complex_files, is_vector, raster_sources
+from regnet.geo.raster import block_cache, complex_files, files_behind, is_vector
 from regnet.heap import give_back
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
@@ -186,8 +186,8 @@ def notes(options: RegisterOptions) -> list[str]:
 
 
 def _inputs(options: RegisterOptions) -> list[str]:
-    moving = [options.moving] if is_vector(options.moving) else raster_sources(options.moving)
-    return [*raster_sources(options.fixed), *moving, *([options.model] if options.model else [])]
+    images = [*files_behind(options.fixed), *files_behind(options.moving)]
+    return [*images, *([options.model] if options.model else [])]
 
 
 def pair_options(options: RegisterOptions) -> PairOptions:

@@ -87,9 +87,9 @@ def move_vectors(
     on_ground = shapely.transform(shapes[places], lambda points: to_ground(field.grid.transform, points))
     geometry[places] = np.array(gpd.GeoSeries(on_ground, crs=crs).to_crs(frame.crs).values)
     result = frame.set_geometry(gpd.GeoSeries(geometry, index=frame.index, crs=frame.crs))
-    rows = [(offset.dx_px, offset.dy_px, offset.error_px, offset.status) for offset in offsets]
-    for column, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
-        result[column] = list(values)
+    told = [[getattr(offset, name) for offset in offsets] for name in ("dx_px", "dy_px", "error_px", "status")]
+    for column, values in zip(COLUMNS, told, strict=True):
+        result[column] = values
     _write(result, path)
     return {status: int(count) for status, count in result[COLUMNS[-1]].value_counts().items()}
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from regnet.errors import InputError
@@ -57,7 +57,7 @@ class Familiarity:
         """
         settings = {"trained": str(self.trained), "side_px": str(self.side_px), "digest": self.digest}
         with whole_path(path) as partial:
-            save_file({"total": self.total.bfloat16(), "own": self.own}, partial, settings)
+            partial.write_bytes(save({"total": self.total.bfloat16(), "own": self.own}, settings))
 
     @classmethod
     def load(cls, path: Path) -> Familiarity:

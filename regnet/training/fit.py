@@ -7,6 +7,7 @@ import io
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -243,23 +244,32 @@ class Fit:
             "schedule": self.schedule.state_dict(),
             "shifts": self.shifts.state(),
         }
-        with whole_path(self.folder / STATE) as partial:
-            torch.save(state, partial)
+        # Written by Python, whose errors of a full disk are told from defects.
+        with whole_path(self.folder / STATE) as partial, io.BytesIO() as whole:
+            torch.save(state, whole)
+            partial.write_bytes(whole.getvalue())
 
     def _resume(self) -> None:
-        path = self.folder / STATE
-        if path.is_file():
-            state = torch.load(path, weights_only=True)
-            if state["settings"] == self.settings:
-                self.progress = Progress(**state["progress"])
-                self.model.load_state_dict(state["model"])
-                self.mean = state["mean"]
-                self.optimiser.load_state_dict(state["optimiser"])
-                self.schedule.load_state_dict(state["schedule"])
-                self.shifts.load(state["shifts"])
-                return
+        state = _read_state(self.folder / STATE)
+        if state is not None and state["settings"] == self.settings:
+            self.progress = Progress(**state["progress"])
+            self.model.load_state_dict(state["model"])
+            self.mean = state["mean"]
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.shifts.load(state["shifts"])
+            return
         for name in (MODEL, FAMILIARITY, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS):
             remove(self.folder / name)
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """Where a training stands; None if it has not begun, or the file is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError):
+        return None
+    return state
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ def test_inria_is_split_by_cities_and_can_be_prepared(inria_folder: Path, tmp_pa
     written = module("inria", str(inria_folder), "--output", str(tmp_path / "inria.yaml"))
     assert written.returncode == 0, written.stderr
     text = (tmp_path / "inria.yaml").read_text()
-    assert text.startswith("# @package _global_\n")
+    assert text.startswith("# @package _global_\noutput_dir: outputs/inria\n")
     assert read_pairs(text) == pairs
     options = PrepareOptions(read_pairs(text), tile_px=64, min_structure=0, split=SplitOptions("pairs"))
     prepare(options, tmp_path / "p")

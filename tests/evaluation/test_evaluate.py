@@ -122,6 +122,15 @@ def test_what_failed_is_tried_again_and_took_no_time_if_it_could_not_start(run, 
     assert evaluate_stage(store, None, options, tmp_path)["evaluation"]["smooth"]["moody"]["status"] == "ok"
 
 
+def test_a_model_that_is_there_and_damaged_is_refused(store, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, build_model(ModelOptions(descriptor_channels=4, levels=2), 1, 1))
+    path.write_bytes(path.read_bytes()[:400])
+    options = EvaluateOptions(families=[SMOOTH], parts=["test"], methods=["none", "model"])
+    with pytest.raises(InputError, match="cut short or not a regnet model"):
+        evaluate_stage(store, path, options, tmp_path / "out")
+
+
 def test_errors_that_are_not_meant_for_users_are_not_swallowed(store, tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError

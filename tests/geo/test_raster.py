@@ -5,13 +5,16 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
+import rasterio.vrt
+from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from regnet.errors import InputError
 from regnet.geo import raster
 from regnet.geo.grid import Box, Grid
-from regnet.geo.raster import GridRaster, open_raster, raster_grid
+from regnet.geo.raster import GridRaster, files_behind, open_raster, raster_grid
 
 Write = Callable[..., str]
 
@@ -36,6 +39,34 @@ def test_own_grid_is_read_as_it_is(raster_file: Write, rng: np.random.Generator)
     assert (values == image[[2, 0], 10:40, 20:60]).all()
     assert values.dtype == np.float32
     assert valid.all()
+
+
+def test_rows_may_run_from_south_to_north(tmp_path: Path, raster_file: Write, grid: Grid) -> None:
+    north = raster_grid(raster_file("north.tif", ramp(100, 120, 10)))
+    path, lowest = str(tmp_path / "south.tif"), north.bounds[1]
+    upward = Affine(10, 0, north.bounds[0], 0, 10, lowest)
+    profile = {"driver": "GTiff", "count": 2, "dtype": "float32", "crs": north.crs, "transform": upward}
+    with rasterio.open(path, "w", height=100, width=120, **profile) as target:
+        target.write(ramp(100, 120, 10)[:, ::-1])
+    assert raster_grid(path).bounds == north.bounds
+    with GridRaster(path, grid) as reader:
+        values, valid = reader.read(Box(0, 0, 100, 120))
+    assert valid.all()
+    np.testing.assert_allclose(values, ramp(100, 120, 10), atol=1e-3)
+
+
+def test_a_subdataset_is_named_as_gdal_names_it(raster_file: Write) -> None:
+    path = raster_file("a.tif", ramp(20, 30, 10))
+    with open_raster(f"GTIFF_DIR:1:{path}") as dataset:
+        assert dataset.shape == (20, 30)
+
+
+def test_the_sources_of_a_vrt_are_files_behind_it(tmp_path: Path, raster_file: Write) -> None:
+    path = raster_file("a.tif", ramp(20, 30, 10))
+    view = str(tmp_path / "view.vrt")
+    with rasterio.open(path) as source, rasterio.vrt.WarpedVRT(source) as warped:
+        rasterio.shutil.copy(warped, view, driver="VRT")
+    assert {Path(name).resolve() for name in files_behind(view)} == {Path(view).resolve(), Path(path).resolve()}
 
 
 @pytest.fixture

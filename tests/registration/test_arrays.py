@@ -45,8 +45,11 @@ def test_arrays_are_registered_as_files_are(done, arrays):
 
 
 def test_the_result_is_saved_and_goes_with_its_object(done, tmp_path):
+    (done.folder / "adapt").mkdir()
+    (done.folder / "adapt" / "model.safetensors").write_text("weights")
     folder = done.save(tmp_path / "kept")
-    names = {"displacement.tif", "registered.tif", "tie_points.gpkg", "summary.json", "report.html"}
+    assert (folder / "adapt" / "model.safetensors").read_text() == "weights"
+    names = {"adapt", "displacement.tif", "registered.tif", "tie_points.gpkg", "summary.json", "report.html"}
     assert {path.name for path in folder.iterdir()} == names
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):

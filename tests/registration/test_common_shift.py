@@ -89,6 +89,23 @@ def test_few_windows_do_where_the_images_agree_well():
     assert learned.doubt_px == 1.5
 
 
+def test_of_sparse_data_the_fullest_windows_are_looked_at():
+    valid = np.zeros(SHAPE, bool)
+    valid[:8, :16] = valid[-20:, -40:] = True
+    seen = []
+
+    def matcher(window):
+        seen.append(int(window.fixed_valid.sum()))
+        return Match(field(3, 0, window.structure.shape), np.ones((1, *window.structure.shape), np.float32))
+
+    found = find_common_shift(matcher, PatchReader(pair(valid=valid)), SHAPE, OPTIONS, spread_px=1.5)
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == 20 * 40
+    assert len(seen) <= module.FEW_WINDOWS
+    assert found.found_px == pytest.approx((3, 0))
+    assert found.taken == 0
+
+
 def test_a_pair_without_common_ground_has_no_shift():
     nothing = pair(valid=np.zeros(SHAPE, bool))
     assert find_common_shift(lambda _: pytest.fail("matched"), PatchReader(nothing), SHAPE, OPTIONS) == module.NO_SHIFT

@@ -151,6 +151,24 @@ def test_nothing_half_written_when_it_fails(tmp_path, shifted, monkeypatch, quic
     assert (tmp_path / "displacement.tif").read_text() == "of an earlier run"
 
 
+def test_a_pair_whose_rows_run_from_south_to_north(tmp_path, shifted, done):
+    turned = []
+    for path in shifted:
+        with rasterio.open(path) as source:
+            values, left, bottom = source.read(), *source.bounds[:2]
+            profile = source.profile | {"transform": Affine(GSD, 0, left, 0, GSD, bottom)}
+        turned.append(str(tmp_path / f"south_{len(turned)}.tif"))
+        with rasterio.open(turned[-1], "w", **profile) as target:
+            target.write(values[:, ::-1])
+    assert register(RegisterOptions(*turned), tmp_path / "out") > 0.8
+    with rasterio.open(tmp_path / "out" / "displacement.tif") as field:
+        dx, dy, error = inner(field.read())
+    known = np.isfinite(error)
+    assert np.median(dx[known]) == pytest.approx(TRUE[0], abs=0.15)
+    # In the pixels of such a grid down is to the north.
+    assert np.median(dy[known]) == pytest.approx(-TRUE[1], abs=0.15)
+
+
 def test_an_input_is_never_overwritten(tmp_path, scene):
     moving = write_raster(tmp_path / "registered.tif", scene)
     before = files.file_digest(tmp_path / "registered.tif")

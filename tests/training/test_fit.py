@@ -1,4 +1,6 @@
 import csv
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regnet.errors import InputError
+from regnet.errors import InputError, OutputError
 from regnet.models import ModelOptions, build_model, load_checkpoint
 from regnet.similarity.familiarity import Familiarity
 from regnet.similarity.store import model_digest
@@ -92,6 +94,26 @@ def test_state_of_other_settings_is_not_taken_up(store, tmp_path):
     stale._epoch(0)
     train(store, SMALL, BRIEF, tmp_path)
     assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == 3
+
+
+def test_a_damaged_state_is_not_taken_up(store, tmp_path):
+    (tmp_path / fit.STATE).write_bytes(b"PK\x03\x04 cut short")
+    train(store, SMALL, BRIEF, tmp_path)
+    assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == 3
+
+
+@pytest.mark.parametrize("most_bytes", [2_000, 12_000])
+def test_a_full_disk_is_told_from_a_defect(store, tmp_path, most_bytes):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        with pytest.raises(OutputError, match="free some space"):
+            train(store, SMALL, BRIEF, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
 def test_nothing_to_train_is_refused(store, tmp_path):
