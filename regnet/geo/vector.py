@@ -163,7 +163,7 @@ def _sample_transform(box: Box, size: tuple[int, int]) -> Any:
 
 
 def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDataFrame:
-    """Read all features of a layer as they are, in their own CRS.
+    """Read all features of a layer as they are, in their own CRS; the index is that of their ids, `fid`.
 
     Args:
         path: vector file.
@@ -182,7 +182,9 @@ def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDat
             raise InputError(f"{path}: has no layer {layer!r}; choose one of {', '.join(layers)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = pyogrio.read_dataframe(source, layer=layer or layers[0], where=where, force_2d=True)
+            frame = pyogrio.read_dataframe(
+                source, layer=layer or layers[0], where=where, force_2d=True, fid_as_index=True
+            )
     except (DataSourceError, DataLayerError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(

@@ -25,6 +25,7 @@ from regnet.registration.field import FieldFile
 from regnet.registration.places import to_ground, to_pixels
 
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".parquet": ""}
+GEOPACKAGE, FID = ".gpkg", "fid"
 SAMPLE_SPACING_PX = 2.0
 MIN_KNOWN = 0.5
 TOUCHING_PX = 1e-3
@@ -90,7 +91,7 @@ def move_vectors(
     told = [[getattr(offset, name) for offset in offsets] for name in ("dx_px", "dy_px", "error_px", "status")]
     for column, values in zip(COLUMNS, told, strict=True):
         result[column] = values
-    _write(result, path)
+    _write(result if Path(moving).suffix.lower() == GEOPACKAGE else result.reset_index(drop=True), path)
     return {status: int(count) for status, count in result[COLUMNS[-1]].value_counts().items()}
 
 
@@ -172,8 +173,14 @@ def sample_points(shape: Any) -> NDArray[np.float64]:
 
 
 def _write(frame: gpd.GeoDataFrame, path: Path) -> None:
-    """Write features in the format that the path's suffix tells."""
+    """Write features in the format that the path's suffix tells; ids of a GeoPackage, its index, stay in another."""
     driver = DRIVERS[path.suffix.lower()]
+    if path.suffix.lower() == GEOPACKAGE:
+        # GeoPackage takes a column of this name for its ids, so that an attribute needs another.
+        frame = frame.rename(columns={name: f"{name}_attribute" for name in frame.columns if name.lower() == FID})
+        if frame.index.name == FID:
+            frame.insert(0, FID, frame.index)
+    frame = frame.reset_index(drop=True)
     with files.whole_path(path) as partial:
         if driver:
             pyogrio.write_dataframe(frame, partial, driver=driver, layer=path.stem)

@@ -1,5 +1,6 @@
 import geopandas as gpd
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import rasterio.crs
@@ -114,6 +115,27 @@ def on_ground(shape):
 
 def in_pixels(shape):
     return shapely.transform(shape, lambda xy: (xy - np.array(ORIGIN)) / [GSD, -GSD])
+
+
+def test_a_geopackage_keeps_its_ids_and_an_attribute_called_fid(tmp_path, field):
+    shapes = [on_ground(shapely.box(start, 50, start + 30, 80)) for start in (40, 120, 200)]
+    kept = gpd.GeoDataFrame({"fid": [30, 10, 20], "name": list("abc")}, geometry=shapes, crs=CRS)
+    kept.to_file(tmp_path / "a.gpkg")
+    apply(ApplyOptions(field, str(tmp_path / "a.gpkg"), str(tmp_path / "moved.gpkg")))
+    found = pyogrio.read_dataframe(tmp_path / "moved.gpkg", fid_as_index=True)
+    assert dict(zip(found["name"], found.index, strict=True)) == {"a": 30, "b": 10, "c": 20}
+    named = gpd.GeoDataFrame({"FID": ["x", "x", "y"]}, geometry=shapes, crs=CRS)
+    named.to_file(tmp_path / "b.geojson")
+    apply(ApplyOptions(field, str(tmp_path / "b.geojson"), str(tmp_path / "b.gpkg")))
+    assert list(gpd.read_file(tmp_path / "b.gpkg")["FID_attribute"]) == ["x", "x", "y"]
+
+
+def test_a_filter_that_leaves_nothing_gives_an_empty_layer(tmp_path, field):
+    layer = gpd.GeoDataFrame({"name": ["a"]}, geometry=[on_ground(shapely.box(40, 50, 70, 80))], crs=CRS)
+    layer.to_file(tmp_path / "a.gpkg")
+    out = str(tmp_path / "out.gpkg")
+    assert apply(ApplyOptions(field, str(tmp_path / "a.gpkg"), out, where="name = 'b'")).share == 0
+    assert gpd.read_file(out).empty
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet"])
