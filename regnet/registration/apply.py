@@ -60,7 +60,7 @@ def apply(options: ApplyOptions) -> Applied:
         for source in raster_sources(options.target):
             with open_raster(source) as dataset:
                 check_overlap(grid_of(dataset).bounds, dataset.crs, field.grid, source)
-        share = resample(options.target, field, output, _grid(options, field))
+        share = resample(options.target, field, output, _grid(options, field), options.resampling)
         notes = [f"{name} is complex: its amplitude was taken" for name in complex_files(options.target)]
         return Applied(share, None, notes)
 

@@ -35,6 +35,15 @@ def _polygons() -> Any:
     )
 
 
+def _resampling() -> Any:
+    return option(
+        "auto",
+        "of the raster that is moved; nearest is for classes, whose values mean nothing in between; auto: nearest if "
+        "it has a colour table, else cubic",
+        choices=("auto", "nearest", "cubic"),
+    )
+
+
 @dataclass(frozen=True)
 class RegisterOptions:
     """Everything that a registration depends on."""
@@ -58,6 +67,7 @@ class RegisterOptions:
     where: str | None = option(None, "filter of the vector's features, as in SQL's WHERE")
     gsd_m: float | None = option(None, "ground sampling distance of the working grid; null: fixed's", unit="m", low=0)
     polygons: str = _polygons()
+    resampling: str = _resampling()
     global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
     max_error_px: float = option(
         3.0,
@@ -89,5 +99,6 @@ class ApplyOptions:
         choices=("target", "fixed"),
     )
     polygons: str = _polygons()
+    resampling: str = _resampling()
     layer: str | None = option(None, "layer of a vector file; null: its only or first one")
     where: str | None = option(None, "filter of the vector's features, as in SQL's WHERE")

@@ -175,7 +175,7 @@ def _move(options: RegisterOptions, folder: Path) -> dict[str, int] | None:
         if is_vector(options.moving):
             path = folder / VECTOR
             return move_vectors(options.moving, field, path, options.polygons, options.layer, options.where)
-        resample(options.moving, field, folder / RASTER)
+        resample(options.moving, field, folder / RASTER, resampling=options.resampling)
         return None
 
 

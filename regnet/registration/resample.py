@@ -29,7 +29,7 @@ from regnet.registration.places import project
 MAX_DECIMATION, SIDE_STEP = 64, 16
 
 
-def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None) -> float:
+def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None, resampling: str = "auto") -> float:
     """Write all bands of moving, pulled by a displacement, with moving's own dtype and nodata.
 
     Complex values, as single-look SAR has them, become their amplitude.
@@ -39,6 +39,7 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
         field: the displacement.
         path: of the Cloud Optimized GeoTIFF. Without a nodata value or an alpha band it gets a mask.
         grid: of the result; None for the field's own.
+        resampling: nearest, cubic, or auto: nearest if moving has a colour table.
 
     Returns:
         Share of the result for which the field knows the displacement; elsewhere nothing moves.
@@ -57,7 +58,8 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
         usable = [dataset.nodata for dataset in datasets if not amplitude and _fits(dataset.nodata, kind)]
         nodata = usable[0] if usable else None
         masked = nodata is None and all(ColorInterp.alpha not in dataset.colorinterp for dataset in datasets)
-        categorical = any(ColorInterp.palette in dataset.colorinterp for dataset in datasets)
+        coloured = any(ColorInterp.palette in dataset.colorinterp for dataset in datasets)
+        categorical = coloured if resampling == "auto" else resampling == "nearest"
         target = stack.enter_context(
             write_cog(
                 path,

@@ -96,6 +96,20 @@ def test_onto_the_grid_of_fixed(tmp_path, scene, field):
         np.testing.assert_array_equal(out.read(1)[10:-10, 10:-10], scene[50:306, 50:338][10:-10, 10:-10])
 
 
+@pytest.mark.parametrize(("way", "blended"), [("auto", True), ("cubic", True), ("nearest", False)])
+def test_classes_are_blended_unless_asked_for_the_nearest(tmp_path, way, blended):
+    classes = np.random.default_rng(0).choice(np.uint8([10, 50, 200]), (64, 72)).repeat(4, 0).repeat(4, 1)
+    path = write_raster(tmp_path / "classes.tif", classes)
+    between = write_field(tmp_path / "d.tif", constant() + np.array([0.4, 0.4, 0])[:, None, None])
+    apply(ApplyOptions(between, path, str(tmp_path / "out.tif"), resampling=way))
+    with rasterio.open(tmp_path / "out.tif") as out:
+        found, overview = out.read(1), out.read(1, out_shape=(64, 72))
+    assert (set(np.unique(found[10:-10, 10:-10])) > {10, 50, 200}) == blended
+    if not blended:
+        np.testing.assert_array_equal(found[:-5, 6:], classes[4:-1, :-6])
+        assert set(np.unique(overview)) <= {0, 10, 50, 200}
+
+
 def test_where_the_field_abstains_nothing_moves(tmp_path, scene):
     bands = constant()
     bands[:, :, 144:] = np.array([0, 0, np.inf])[:, None, None]
