@@ -5,9 +5,11 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.crs
 import rasterio.shutil
 import rasterio.vrt
 from affine import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
@@ -53,6 +55,17 @@ def test_rows_may_run_from_south_to_north(tmp_path: Path, raster_file: Write, gr
         values, valid = reader.read(Box(0, 0, 100, 120))
     assert valid.all()
     np.testing.assert_allclose(values, ramp(100, 120, 10), atol=1e-3)
+
+
+def test_an_image_with_control_points_alone_is_to_be_warped(tmp_path: Path) -> None:
+    path = str(tmp_path / "gcps.tif")
+    corners = [(row, col, 400_000 + 10 * col, 4e6 - 10 * row) for row in (0, 20) for col in (0, 30)]
+    points = [GroundControlPoint(*corner) for corner in corners]
+    with rasterio.open(path, "w", driver="GTiff", height=20, width=30, count=1, dtype="uint8") as target:
+        target.write(np.ones((1, 20, 30), np.uint8))
+        target.gcps = points, rasterio.crs.CRS.from_epsg(32633)
+    with pytest.raises(InputError, match="ground control points but no grid; warp it first"):
+        open_raster(path)
 
 
 def test_a_subdataset_is_named_as_gdal_names_it(raster_file: Write) -> None:
