@@ -40,14 +40,17 @@ def whole_path(path: Path) -> Iterator[Path]:
         OutputError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f".partial-{path.name}")
+    partial, older = (path.with_name(f".{kind}-{path.name}") for kind in ("partial", "older"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(older, path)
         remove(partial)
         yield partial
         if path.is_dir():
-            remove(path)
+            # A folder cannot be replaced by another, and to delete one takes long enough to be killed in.
+            os.replace(path, older)
         os.replace(partial, path)
+        remove(older)
     except OSError as error:
         if error.errno in UNWRITABLE:
             raise OutputError(
@@ -55,8 +58,18 @@ def whole_path(path: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
+        _put_back(older, path)
         if partial.exists():
             remove(partial)
+
+
+def _put_back(older: Path, path: Path) -> None:
+    """Of a replacement that was killed half-way: the older folder comes back, unless the new one is there."""
+    if older.exists():
+        if path.exists():
+            remove(older)
+        else:
+            os.replace(older, path)
 
 
 def remove(path: Path) -> None:

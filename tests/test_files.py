@@ -1,4 +1,5 @@
 import errno
+import os
 
 import pytest
 
@@ -28,6 +29,38 @@ def test_a_folder_is_replaced_whole(tmp_path):
         partial.mkdir()
         (partial / "new").write_text("x")
     assert [p.name for p in target.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_replacement_that_was_killed_half_way_leaves_a_whole_folder(tmp_path, replaced):
+    """As after a power cut: the older folder was put aside, and the new one had or had not taken its place."""
+    target, older = tmp_path / "run", tmp_path / ".older-run"
+    older.mkdir()
+    (older / "old").touch()
+    if replaced:
+        target.mkdir()
+        (target / "new").touch()
+    with pytest.raises(RuntimeError, match="again"), whole_path(target):
+        raise RuntimeError("again")
+    assert [path.name for path in target.iterdir()] == ["new" if replaced else "old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_stays_if_its_successor_cannot_take_its_place(tmp_path, monkeypatch):
+    target, replace = tmp_path / "run", os.replace
+    target.mkdir()
+    (target / "old").touch()
+
+    def killed(source, place):
+        if source.name.startswith(".partial"):
+            raise KeyboardInterrupt
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), whole_path(target) as partial:
+        partial.mkdir()
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_full_disk_is_named(tmp_path):
