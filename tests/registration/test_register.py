@@ -141,7 +141,7 @@ def test_a_second_registration_replaces_the_first(tmp_path, shifted, quick):
 def test_nothing_half_written_when_it_fails(tmp_path, shifted, monkeypatch, quick):
     (tmp_path / "displacement.tif").write_text("of an earlier run")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OutputError("disk full")
 
     monkeypatch.setattr(module, "resample", fail)
