@@ -31,7 +31,7 @@ class FabricOptions:
 
     devices: int = option(1, "processes on each node, started by torchrun or SLURM", low=1)
     num_nodes: int = option(1, "nodes", low=1)
-    accelerator: str = option("cpu", "where networks are evaluated by `similarity`", choices=["cpu", "cuda"])
+    accelerator: str = option("cpu", "where networks are trained and evaluated", choices=["cpu", "cuda"])
 
 
 class Ranks:
@@ -40,7 +40,7 @@ class Ranks:
     Attributes:
         rank: number of this process.
         size: number of processes.
-        device: where this process evaluates networks.
+        device: where this process trains and evaluates networks.
     """
 
     def __init__(self, options: FabricOptions | None = None) -> None:

@@ -76,7 +76,8 @@ def _prepare(config: RunConfig, run: Path) -> None:
 
 
 def _train(config: RunConfig, run: Path) -> None:
-    train_rounds(TileStore.open(run / "prepare"), config.model, config.training, run / "train")
+    device = launch(config.fabric).device
+    train_rounds(TileStore.open(run / "prepare"), config.model, config.training, run / "train", device)
 
 
 def _similarity(config: RunConfig, run: Path) -> None:
@@ -92,7 +93,8 @@ def _denoise(config: RunConfig, run: Path) -> None:
 def _evaluate(config: RunConfig, run: Path) -> None:
     compared = run / "similarity" if _digest(run, "similarity") else None
     store = TileStore.open(run / "prepare")
-    evaluate_stage(store, _model(run), config.evaluate, run / "evaluate", config.seed, compared)
+    device = launch(config.fabric).device
+    evaluate_stage(store, _model(run), config.evaluate, run / "evaluate", config.seed, compared, device)
 
 
 def _report(config: RunConfig, run: Path) -> None:

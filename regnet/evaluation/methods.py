@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from regnet import files
@@ -58,21 +59,23 @@ def weights_digest(network: NetworkOptions) -> str | None:
     return files.file_digest(Path(network.weights)) if network.weights and Path(network.weights).is_file() else None
 
 
-def make_solver(name: str, store: TileStore, model_path: Path | None, options: EvaluateOptions) -> Method:
-    """Make the function that solves one block by a method; networks are loaded here.
+def make_solver(
+    name: str, store: TileStore, model_path: Path | None, options: EvaluateOptions, device: torch.device
+) -> Method:
+    """Make the function that solves one block by a method; networks are loaded here, and evaluated on the device.
 
     Raises:
         InputError: the model is missing.
     """
     if name == "matcher_mind":
         model = model_for(ModelOptions(descriptor="mind"), store.fixed_channels, store.moving_channels)
-        return _by_windows(NetworkMatcher(model), options.windows)
+        return _by_windows(NetworkMatcher(model.to(device)), options.windows)
     if name == "model":
         if model_path is None:
             raise InputError("there is no trained model; run `regnet train` first, or leave model out of methods")
         model = load_checkpoint(model_path)
         check_channels(model, len(store.fixed_channels), len(store.moving_channels))
-        matcher = NetworkMatcher(model)
+        matcher = NetworkMatcher(model.to(device))
         return _by_windows(matcher, options.windows, matcher.pair_spread_px)
     method = find_method(name, options.baselines)
     return _by_windows(_certain(method), options.windows) if name in WINDOWED else method

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import torch
 
 from regnet import files
 from regnet.baselines.registry import Method
@@ -21,6 +22,7 @@ from regnet.evaluation.neighbours import NEAREST, TABLE, compare_neighbours
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
+from regnet.models.base import CPU
 from regnet.tiles.store import TileStore
 
 # Methods whose map is shown as the difference to the model's too.
@@ -35,6 +37,7 @@ def evaluate_stage(
     folder: Path,
     seed: int = 0,
     similarity_folder: Path | None = None,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Compare methods on the store's held-out parts under random displacements that are known, or at check points.
 
@@ -51,6 +54,7 @@ def evaluate_stage(
         seed: of the random displacements.
         similarity_folder: what the similarity stage found; then neighbours are compared too
             (`regnet.evaluation.neighbours`).
+        device: where networks are evaluated.
 
     Returns:
         What summary.json holds: `evaluation.<family>.<method>.<metric>` and the same for the other parts, and
@@ -69,7 +73,7 @@ def evaluate_stage(
     if not cases:
         raise InputError(f"the prepared tiles have no block in the parts {', '.join(options.parts)}; check the split")
     predictions = _predictions_folder(store, model_path, options, folder, seed)
-    solvers = _solvers(store, model_path, options)
+    solvers = _solvers(store, model_path, options, device)
     predict_all(cases, CaseMaker(store, seed), solvers, predictions)
     rows, regions = _tables(cases, list(solvers), predictions, store)
     if LABELS in options.methods:
@@ -134,13 +138,15 @@ def _keep_only(folder: Path, settings: dict[str, Any]) -> None:
         files.write_stamp(folder, settings)
 
 
-def _solvers(store: TileStore, model_path: Path | None, options: EvaluateOptions) -> dict[str, Method | str]:
+def _solvers(
+    store: TileStore, model_path: Path | None, options: EvaluateOptions, device: torch.device
+) -> dict[str, Method | str]:
     """The methods by name; one that cannot even start is there with the reason instead."""
     solvers: dict[str, Method | str] = {}
     for name in options.methods:
         if name != LABELS:
             try:
-                solvers[name] = make_solver(name, store, model_path, options)
+                solvers[name] = make_solver(name, store, model_path, options, device)
             except InputError as error:
                 if name == "model" and model_path is not None and model_path.is_file():
                     raise

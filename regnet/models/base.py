@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class LevelOutput:

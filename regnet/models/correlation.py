@@ -8,8 +8,8 @@ from torch import Tensor
 
 CELL = 4
 """Side of the cells over which the correlation is summed, px: the smallest window of any matcher."""
-_FLOATS_AT_ONCE = 2**19
-"""Products are made and summed by as many rows of cells as stay in a processor's cache (2 MB)."""
+_FLOATS_AT_ONCE = {"cpu": 2**19, "cuda": 2**28}
+"""Products are made and summed by as many rows of cells as stay in a processor's cache (2 MB), or fill a GPU (1 GB)."""
 
 
 def correlation_volume(
@@ -32,7 +32,7 @@ def correlation_volume(
     batch, channels, height, width = fixed.shape
     reach, offsets = CELL + 2 * radius, 2 * radius + 1
     rows, columns = height // CELL, width // CELL
-    some = max(1, _FLOATS_AT_ONCE // (batch * columns * (CELL * CELL + channels) * reach * reach))
+    some = max(1, _FLOATS_AT_ONCE[fixed.device.type] // (batch * columns * (CELL * CELL + channels) * reach * reach))
     sums = []
     for first in range(0, rows, some):
         few = min(some, rows - first)

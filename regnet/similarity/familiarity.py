@@ -117,8 +117,8 @@ def remember(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], trained
         # Kept until the sum is whole, at half the size: no tile needs to be differentiated twice.
         rows.append(whitened(jacobians).bfloat16())
     total = counter.sums()
-    own = torch.cat([(part * (total.float() - part)).sum((1, 2)) / part.shape[1] for part in rows])
-    return Familiarity(total, own / max(len(own) - 1, 1), trained, side_px, model_digest(model))
+    own = torch.cat([(part * (total.float() - part)).sum((1, 2)) / part.shape[1] for part in rows]).cpu()
+    return Familiarity(total.cpu(), own / max(len(own) - 1, 1), trained, side_px, model_digest(model))
 
 
 def centred(images: Tensor) -> Tensor:

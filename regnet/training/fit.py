@@ -19,6 +19,7 @@ from tqdm import tqdm
 from regnet.errors import InputError
 from regnet.files import digest, remove, whole_path, write_json, write_text
 from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
+from regnet.models.base import CPU
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.similarity.familiarity import FAMILIARITY, remember
@@ -67,6 +68,7 @@ class Fit:
         folder: of the outputs.
         model: a network to go on from, whose parameters without `requires_grad` stay; None for a fresh one.
         most_seconds: an epoch that would end later than this, counted over all runs of the training, is not begun.
+        device: where the network is trained.
 
     Raises:
         InputError: no tiles to train or validate on, or nothing to train.
@@ -80,8 +82,9 @@ class Fit:
         folder: Path,
         model: Matcher | UNet | None = None,
         most_seconds: float = float("inf"),
+        device: torch.device = CPU,
     ) -> None:
-        self.options, self.folder, self.most_seconds = options, folder, most_seconds
+        self.options, self.folder, self.most_seconds, self.device = options, folder, most_seconds, device
         self.train_tiles, self.validation_tiles = store.tiles("train"), store.tiles("validation")
         if not len(self.train_tiles) or not len(self.validation_tiles):
             raise InputError(
@@ -89,7 +92,7 @@ class Fit:
                 "both are needed: make the blocks or tiles smaller, or the shares larger"
             )
         torch.manual_seed(options.seed)
-        self.model = model or model_for(model_options, store.fixed_channels, store.moving_channels)
+        self.model = (model or model_for(model_options, store.fixed_channels, store.moving_channels)).to(device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise InputError(f"model.descriptor={model_options.descriptor}: has nothing to train; choose learned")
@@ -160,6 +163,7 @@ class Fit:
             self.options.steps,
             (self.options.seed, epoch),
             self.shifts.corrected,
+            self.device,
         )
         pairs = np.random.default_rng((self.options.seed, epoch, 1))
         self.model.train()
@@ -201,9 +205,10 @@ class Fit:
         """Keep what the model is to know its training tiles by, as training draws them."""
         options, positions = self.options, self.train_tiles
         steps = -(-min(options.familiarity_tiles, len(positions)) // options.batch)
-        drawn = draw_batches(self.cache, positions, options, steps, (options.seed, 1_000_006), self.shifts.corrected)
+        seed = (options.seed, 1_000_006)
+        drawn = draw_batches(self.cache, positions, options, steps, seed, self.shifts.corrected, self.device)
         batches = tqdm(drawn, total=steps, desc="familiarity", unit="batch")
-        model = load_checkpoint(self.folder / MODEL)
+        model = load_checkpoint(self.folder / MODEL).to(self.device)
         known = remember(model, ((batch.fixed, batch.moving) for batch in batches), len(positions))
         known.save(self.folder / FAMILIARITY)
 
@@ -250,7 +255,7 @@ class Fit:
             partial.write_bytes(whole.getvalue())
 
     def _resume(self) -> None:
-        state = _read_state(self.folder / STATE)
+        state = _read_state(self.folder / STATE, self.device)
         if state is not None and state["settings"] == self.settings:
             self.progress = Progress(**state["progress"])
             self.model.load_state_dict(state["model"])
@@ -263,10 +268,10 @@ class Fit:
             remove(self.folder / name)
 
 
-def _read_state(path: Path) -> dict[str, Any] | None:
+def _read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
     """Where a training stands; None if it has not begun, or the file is damaged."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, device, weights_only=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError):
         return None
     return state
@@ -291,7 +296,8 @@ def validation_epe(
     model.eval()
     errors: dict[str, list[Tensor]] = {}
     steps = -(-len(positions) // options.batch)
-    for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003)):
+    device = next(model.parameters()).device
+    for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003), device=device):
         predicted: Tensor = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
         for pair, error, known in zip(batch.pairs, predicted - batch.target, batch.target_valid[:, 0], strict=True):
             every = np.s_[..., ::VALIDATION_STEP_PX, ::VALIDATION_STEP_PX]
@@ -307,7 +313,9 @@ def validation_epe(
     return float(torch.cat(of_pairs, 1).norm(dim=0).mean())
 
 
-def train(store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
+def train(
+    store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device = CPU
+) -> None:
     """Train a model on the labels of a tile store.
 
     Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), familiarity.safetensors
@@ -317,4 +325,4 @@ def train(store: TileSource, model_options: ModelOptions, options: TrainingOptio
     Raises:
         InputError: no tiles to train or validate on, nothing to train, or a loss that is no longer finite.
     """
-    Fit(store, model_options, options, folder).run()
+    Fit(store, model_options, options, folder, device=device).run()

@@ -27,7 +27,7 @@ def held_out_errors(store: TileStore, model: Matcher | UNet, options: TrainingOp
     The tiles are those of the test part whose true offset is known, or of the validation part if there is no other; the
     draw is the same for every model and for every noise of the labels, so that errors can be compared.
     """
-    model.eval()
+    device = next(model.eval().parameters()).device
     part = "test" if len(store.tiles("test")) else "validation"
     positions = store.tiles(part)
     chosen = positions[np.unique(np.linspace(0, len(positions) - 1, MOST_TILES).round().astype(int))]
@@ -39,10 +39,10 @@ def held_out_errors(store: TileStore, model: Matcher | UNet, options: TrainingOp
         known = [replace(tile, label_offset=tile.true_offset) for tile in tiles if tile.true_offset is not None]
         if not known:
             continue
-        batch = make_batch(known, plain, generator)
+        batch = make_batch(known, plain, generator, device)
         predicted = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
-        seen = batch.target_valid[:, 0].numpy() & np.stack([tile.structure for tile in known])
-        errors.append((predicted - batch.target).permute(0, 2, 3, 1).numpy()[seen])
+        seen = batch.target_valid[:, 0].cpu().numpy() & np.stack([tile.structure for tile in known])
+        errors.append((predicted - batch.target).permute(0, 2, 3, 1).cpu().numpy()[seen])
     return np.concatenate(errors)
 
 

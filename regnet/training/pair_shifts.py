@@ -53,13 +53,13 @@ class PairShifts:
             known = batch.target_valid[place, 0]
             if not known.any():
                 continue
-            answer, target = (field[place][:, known].mean(1) for field in (found, batch.target))
+            answer, target = (field[place][:, known].mean(1).cpu() for field in (found, batch.target))
             self._response.lerp_(torch.stack((answer @ target, target @ target)), LAST_SHARE)
             response = float(self._response[0] / self._response[1].clamp_min(1e-6))
             beyond = answer / max(response, LEAST_RESPONSE) - target
             at = self._names.index(name)
             share = max(LAST_SHARE, 1 / (1 / FIRST_SHARE + float(self._seen[at])))
-            self._shifts[at].lerp_(own[at] + batch.turns[place].T @ beyond, share)
+            self._shifts[at].lerp_(own[at] + batch.turns[place].T.cpu() @ beyond, share)
             self._seen[at] += 1
 
     @property

@@ -23,6 +23,7 @@ from regnet.displacement import warp, warp_valid
 from regnet.files import digest, is_stamped, read_json, remove, whole_path, write_json, write_stamp
 from regnet.metrics import epe
 from regnet.models import ModelOptions, load_checkpoint
+from regnet.models.base import CPU
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.similarity.familiarity import FAMILIARITY
@@ -37,7 +38,9 @@ SHIFTS = 4  # known shifts under which a prediction has to stay the same
 MOST_PIXELS = 4_000_000  # whose errors are held for their median; of more, a share
 
 
-def train_rounds(store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
+def train_rounds(
+    store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device = CPU
+) -> None:
     """Train `options.rounds` times, each on the labels that the one before corrected; a single round is `train`.
 
     Each of several rounds fills `round_<k>/` as `train` does, beside the labels that it corrected (`corrected.zarr`)
@@ -50,7 +53,7 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
     """
     if options.rounds == 1:
         _forget(folder, 1)
-        train(store, model_options, options, folder)
+        train(store, model_options, options, folder, device)
         return
     rows: list[dict[str, Any]] = []
     # How many rounds there are to be changes none of them: more can be added.
@@ -59,9 +62,9 @@ def train_rounds(store: TileStore, model_options: ModelOptions, options: Trainin
     for number in range(1, options.rounds + 1):
         place = folder / f"round_{number}"
         if not is_stamped(place, {**settings, "round": number}):
-            fit = Fit(store, model_options, options, place)
+            fit = Fit(store, model_options, options, place, device=device)
             fit.run()
-            model = load_checkpoint(place / MODEL)
+            model = load_checkpoint(place / MODEL).to(device)
             found = error_summary(held_out_errors(store, model, options), "model")
             shifts = fit.shifts.shifts_px()
             write_json(place / CORRECTION, {**correct(store, model, options, place / CORRECTED, shifts), **found})
@@ -134,14 +137,15 @@ def correct(
 
 def under_shifts(tile: Patch, model: Matcher | UNet, shifts: Tensor) -> Tensor:
     """Predictions of one tile with its moving image shifted by (k, 2) px, less the shifts: (k, 2, S, S) px."""
+    device = next(model.parameters()).device
     size = (len(shifts), *tile.fixed.shape[-2:])
-    drawn = shifts[:, :, None, None].expand(-1, -1, *size[1:])
-    fixed, moving = (torch.from_numpy(image).expand(size[0], -1, -1, -1) for image in (tile.fixed, tile.moving))
-    fixed_valid, moving_valid = (
-        torch.from_numpy(mask)[None, None].expand(size[0], -1, -1, -1) for mask in (tile.fixed_valid, tile.moving_valid)
+    drawn = shifts[:, :, None, None].expand(-1, -1, *size[1:]).to(device)
+    arrays = (tile.fixed, tile.moving, tile.fixed_valid[None], tile.moving_valid[None])
+    fixed, moving, fixed_valid, moving_valid = (
+        torch.from_numpy(array).to(device).expand(size[0], -1, -1, -1) for array in arrays
     )
     prediction = model(fixed, warp(moving, -drawn, "bicubic"), fixed_valid, warp_valid(moving_valid, -drawn))
-    result: Tensor = prediction.displacement - drawn
+    result: Tensor = (prediction.displacement - drawn).cpu()
     return result
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet.displacement import compose, invert, random_field, warp, warp_valid
+from regnet.models.base import CPU
 from regnet.tiles.store import Tile, TileSource
 from regnet.training.options import TrainingOptions
 
@@ -68,6 +69,7 @@ def draw_batches(
     steps: int,
     seed: tuple[int, ...],
     correct: Callable[[Tile], Tile] = lambda tile: tile,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """Draw `steps` batches; the same seed gives the same batches.
 
@@ -78,6 +80,7 @@ def draw_batches(
         steps: number of batches.
         seed: e.g. (seed, epoch).
         correct: what is done to a tile's label before it is drawn.
+        device: where batches are made.
     """
     generator = np.random.default_rng(seed)
     queue: list[int] = []
@@ -85,18 +88,22 @@ def draw_batches(
         while len(queue) < options.batch:
             queue.extend(int(p) for p in generator.permutation(positions))
         chosen, queue = queue[: options.batch], queue[options.batch :]
-        yield make_batch([correct(cache[position]) for position in chosen], options, generator)
+        yield make_batch([correct(cache[position]) for position in chosen], options, generator, device)
 
 
-def make_batch(tiles: list[Tile], options: TrainingOptions, generator: np.random.Generator) -> Batch:
+def make_batch(
+    tiles: list[Tile], options: TrainingOptions, generator: np.random.Generator, device: torch.device = CPU
+) -> Batch:
     """Augment tiles, displace moving by a random field, and carry the labels along.
 
     With the drawn displacement t, moving is pulled by the inverse of t, so that pulling the result by
     `compose(t, label)` gives what pulling moving by the label gives.
     """
     turned = [_turn(tile, generator, options.flips) for tile in tiles]
-    fixed, moving, fixed_valid, moving_valid, label, turns = (torch.stack(parts) for parts in zip(*turned, strict=True))
-    drawn = torch.stack([_draw((fixed.shape[-2], fixed.shape[-1]), options, generator) for _ in tiles])
+    fixed, moving, fixed_valid, moving_valid, label, turns = (
+        torch.stack(parts).to(device) for parts in zip(*turned, strict=True)
+    )
+    drawn = torch.stack([_draw((fixed.shape[-2], fixed.shape[-1]), options, generator) for _ in tiles]).to(device)
     back = invert(drawn, iterations=12)
     target = compose(drawn, label)
     displaced_valid = warp_valid(moving_valid, back)
@@ -160,6 +167,6 @@ def recolour(image: Tensor, spread: float, generator: np.random.Generator) -> Te
     if spread == 0:
         return image
     draws = generator.standard_normal((2, *image.shape[:2], 1, 1)).astype(np.float32)
-    gain, offset = torch.from_numpy(draws) * spread
+    gain, offset = torch.from_numpy(draws).to(image.device) * spread
     recoloured: Tensor = image * torch.exp(gain) + offset * 0.5
     return recoloured
