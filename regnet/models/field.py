@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from regnet.displacement import gaussian
 from regnet.models.correlation import CELL
@@ -186,8 +187,13 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
 
 
 def _counts(share: Tensor) -> bool:
-    """Whether any of the shares is to be looked at: `torch.func.vmap` cannot follow a choice that the values make."""
-    return share.numel() > 0 and (torch.is_grad_enabled() or bool(share.any()))
+    """Whether any of the shares is to be looked at."""
+    return share.numel() > 0 and (not values_tell(share) or bool(share.any()))
+
+
+def values_tell(values: Tensor) -> bool:
+    """Whether what is done next may depend on the values: `torch.func.vmap` cannot follow that."""
+    return not is_functorch_wrapped_tensor(values)
 
 
 def _drawn(like: Tensor) -> Choice:
@@ -284,7 +290,7 @@ def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Choi
         better = going & (top > best)
         best = torch.where(better, top, best)
         going = going & (better | (len(looks) < LEAST_VIEWS))
-        if not torch.is_grad_enabled() and not bool(going.any()):
+        if values_tell(going) and not bool(going.any()):
             break
     share = _shares(torch.stack(fits, 1), torch.stack(tried, 1))
     return looks, Choice(share[:, -len(noises) :], torch.stack(noises, 1))
