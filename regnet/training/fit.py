@@ -60,16 +60,20 @@ class Progress:
 class Fit:
     """One training run in one folder; `run` goes to its end, from the beginning or from where it was killed.
 
+    Writes into the folder: model.safetensors (running mean of the weights at the epoch kept), familiarity.safetensors
+    (what `register` tells familiar ground by), checkpoints/ (weights and Adam's second moments along the way), log.csv,
+    loss.png, summary.json. A killed run goes on from its last epoch.
+
     Args:
         store: the tiles.
         model_options: of the network.
         options: of the training.
-        folder: of the outputs.
+        folder: of the outputs; what a training with other settings left there is deleted at the start.
         model: a network to go on from, whose parameters without `requires_grad` stay; None for a fresh one.
         most_seconds: an epoch that would end later than this, counted over all runs of the training, is not begun.
 
     Raises:
-        InputError: no tiles to train or validate on, or nothing to train.
+        InputError: no tiles to train or validate on, or nothing to train; from `run`, a loss that is no longer finite.
     """
 
     def __init__(
@@ -305,16 +309,3 @@ def validation_epe(
     if beside_shifts:
         of_pairs = [error - error.median(1, keepdim=True).values for error in of_pairs]
     return float(torch.cat(of_pairs, 1).norm(dim=0).mean())
-
-
-def train(store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path) -> None:
-    """Train a model on the labels of a tile store.
-
-    Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), familiarity.safetensors
-    (what `register` tells familiar ground by), checkpoints/ (weights and Adam's second moments along the way), log.csv,
-    loss.png, summary.json. A killed run goes on from its last epoch.
-
-    Raises:
-        InputError: no tiles to train or validate on, nothing to train, or a loss that is no longer finite.
-    """
-    Fit(store, model_options, options, folder).run()
