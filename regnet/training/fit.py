@@ -116,15 +116,13 @@ class Fit:
         self._resume()
         if self.progress.epoch == 0:
             self.trail.keep(START, self.model, self.optimiser, 0, 0.0)
-        epochs = tqdm(range(self.progress.epoch, self.options.epochs), desc="train", unit="epoch")
-        epochs.update(self.progress.epoch)
-        for epoch in range(self.progress.epoch, self.options.epochs):
-            if self._late() or self._settled():
-                break
-            row = self._epoch(epoch)
-            epochs.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
-            epochs.update(1)
-        epochs.close()
+        with tqdm(total=self.options.epochs, initial=self.progress.epoch, desc="train", unit="epoch") as bar:
+            for epoch in range(self.progress.epoch, self.options.epochs):
+                if self._late() or self._settled():
+                    break
+                row = self._epoch(epoch)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
+                bar.update(1)
         draw_curve(self.progress.rows, self.folder / CURVE)
         if self.options.familiarity_tiles:
             self._remember()
@@ -206,9 +204,9 @@ class Fit:
         options, positions = self.options, self.train_tiles
         steps = -(-min(options.familiarity_tiles, len(positions)) // options.batch)
         drawn = draw_batches(self.cache, positions, options, steps, (options.seed, 1_000_006), self.shifts.corrected)
-        batches = tqdm(drawn, total=steps, desc="familiarity", unit="batch")
         model = load_checkpoint(self.folder / MODEL)
-        known = remember(model, ((batch.fixed, batch.moving) for batch in batches), len(positions))
+        with tqdm(drawn, total=steps, desc="familiarity", unit="batch") as batches:
+            known = remember(model, ((batch.fixed, batch.moving) for batch in batches), len(positions))
         known.save(self.folder / FAMILIARITY)
 
     def _validate(self) -> float:
