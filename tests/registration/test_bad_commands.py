@@ -18,6 +18,7 @@ from affine import Affine
 from safetensors.numpy import save_file
 
 from regnet.models import ModelOptions, build_model, save_checkpoint
+from regnet.registration.progress import Progress
 from regnet.training.fit import STATE, Fit
 from tests.registration.conftest import CRS, ORIGIN, texture, write_raster
 from tests.test_cli import refused
@@ -327,6 +328,18 @@ def test_invalid_and_empty_polygons_do_not_keep_the_others_from_being_registered
     valid = moved.set_index("n").geometry[:4]
     assert valid.is_valid.all()
     assert (valid.area > 0).all()
+
+
+def test_an_interrupted_registration_says_so_on_a_line_of_its_own(here, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "save", stopped)
+    settings = ("output_dir=out", "global_stage=false")
+    done = here("register", "fixed=fixed.tif", "moving=moving.tif", *settings)
+    assert done.returncode == 130
+    assert done.stderr.split("\n")[-2] == "regnet: interrupted; the same command goes on from what is whole"
+    assert not list(Path("out").glob("[!.]*"))
 
 
 def contents(folder):
