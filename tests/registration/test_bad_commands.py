@@ -3,10 +3,8 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import geopandas as gpd
@@ -19,7 +17,6 @@ from safetensors.numpy import save_file
 
 from regnet.models import ModelOptions, build_model, save_checkpoint
 from regnet.registration.progress import Progress
-from regnet.training.fit import STATE, Fit
 from tests.registration.conftest import CRS, ORIGIN, texture, write_raster
 from tests.test_cli import refused
 
@@ -340,50 +337,3 @@ def test_an_interrupted_registration_says_so_on_a_line_of_its_own(here, monkeypa
     assert done.returncode == 130
     assert done.stderr.split("\n")[-2] == "regnet: interrupted; the same command goes on from what is whole"
     assert not list(Path("out").glob("[!.]*"))
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def trained(mini_run, tmp_path):
-    """A run's tiles and its finished model."""
-    for name in ("prepare", "train"):
-        shutil.copytree(mini_run[0] / name, tmp_path / "mini" / name)
-    return tmp_path / "mini" / "train"
-
-
-def test_a_refused_training_leaves_the_model_there_is(refuses, here, trained, mini_settings):
-    expected = r"model\.descriptor=mind: has nothing to train; choose learned"
-    refuses(expected, "train", *mini_settings, "model.descriptor=mind", "output_dir=mini")
-    assert here("train", *mini_settings, "output_dir=mini").stdout.startswith("train: skipped")
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_training_leaves_the_model_there_is_and_goes_on(
-    here, trained, mini_settings, tmp_path, monkeypatch, how
-):
-    before = contents(trained)
-    command = ("train", *mini_settings, "training.epochs=4", "output_dir=mini")
-    process = subprocess.Popen([SCRIPT, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    kept = trained.parent / ".next-train" / STATE
-    for _ in range(6000):
-        if kept.exists():
-            break
-        time.sleep(0.02)
-    process.send_signal(how)
-    told = process.communicate()[1]
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert told.splitlines()[-1] == "regnet: interrupted; the same command goes on from what is whole"
-    assert contents(trained) == before
-    assert kept.exists()
-    epoch, done = Fit._epoch, []
-    monkeypatch.setattr(Fit, "_epoch", lambda self, number: done.append(number) or epoch(self, number))
-    result = here(*command)
-    assert result.returncode == 0, result.stderr
-    assert done == list(range(done[0], 4))
-    assert done[0] > 0
-    assert len((trained / "log.csv").read_text().splitlines()) == 5
-    assert sorted(os.listdir("mini")) == ["config.yaml", "prepare", "summary.json", "train"]
