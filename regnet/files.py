@@ -39,17 +39,43 @@ def whole_path(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    path = Path(path)
-    partial, older = (path.with_name(f".{kind}-{path.name}") for kind in ("partial", "older"))
+    partial = _sibling(path, "partial")
+    try:
+        with _replacing(path, partial):
+            remove(partial)
+            yield partial
+    finally:
+        if partial.exists():
+            remove(partial)
+
+
+@contextmanager
+def next_folder(path: Path) -> Iterator[Path]:
+    """Give a hidden sibling of a folder to work in, `.next-<name>`, which takes its place when the block ends well.
+
+    Whatever stood at `path` before is untouched until then. If the block raises or is killed, what it has written is
+    there for the next one to go on from.
+
+    Raises:
+        OutputError: as `whole_path` does.
+    """
+    place = _sibling(path, "next")
+    with _replacing(path, place):
+        yield place
+
+
+@contextmanager
+def _replacing(path: Path, successor: Path) -> Iterator[None]:
+    """Put a file or folder in the place of `path` when the block ends well."""
+    older = _sibling(path, "older")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_back(older, path)
-        remove(partial)
-        yield partial
+        yield
         if path.is_dir():
             # A folder cannot be replaced by another, and to delete one takes long enough to be killed in.
             os.replace(path, older)
-        os.replace(partial, path)
+        os.replace(successor, path)
         remove(older)
     except OSError as error:
         if error.errno in UNWRITABLE:
@@ -59,8 +85,10 @@ def whole_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         _put_back(older, path)
-        if partial.exists():
-            remove(partial)
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{kind}-{path.name}")
 
 
 def _put_back(older: Path, path: Path) -> None:
@@ -121,6 +149,19 @@ def write_stamp(folder: Path, settings: Mapping[str, Any]) -> None:
 def is_stamped(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Tell whether a stage's folder is whole and was made with just these settings."""
     return stamped_digest(folder) == digest(settings)
+
+
+def inherited(place: Path, earlier: Path, settings: Mapping[str, Any]) -> bool:
+    """Tell whether a folder is whole and was made with just these settings; an earlier one that was is copied there."""
+    if not is_stamped(place, settings) and is_stamped(earlier, settings):
+        copy_whole(earlier, place)
+    return is_stamped(place, settings)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file or folder; the copy appears when it is whole."""
+    with whole_path(target) as partial:
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, partial)
 
 
 def stamped_digest(folder: Path) -> str | None:

@@ -154,7 +154,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare, swaps=True),
-        Stage("train", "train", ("prepare",), (), _train_settings, _train),
+        Stage("train", "train", ("prepare",), (), _train_settings, _train, swaps=True),
         Stage(
             "similarity",
             "similarity",
@@ -200,6 +200,7 @@ STAGES = {
             _enforced_settings,
             _paper_enforced_similarity,
             study=True,
+            swaps=True,
         ),
     )
 }

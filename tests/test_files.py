@@ -4,7 +4,7 @@ import os
 import pytest
 
 from regnet.errors import OutputError
-from regnet.files import digest, is_stamped, read_json, whole_path, write_json, write_stamp
+from regnet.files import digest, inherited, is_stamped, next_folder, read_json, whole_path, write_json, write_stamp
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -61,6 +61,36 @@ def test_a_folder_stays_if_its_successor_cannot_take_its_place(tmp_path, monkeyp
         partial.mkdir()
     assert [path.name for path in target.iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_next_folder_is_gone_on_with_and_replaces_the_old_one_when_it_is_whole(tmp_path):
+    target = tmp_path / "run"
+    target.mkdir()
+    (target / "old").touch()
+
+    def killed():
+        with next_folder(target) as place:
+            place.mkdir()
+            (place / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert [path.name for path in target.iterdir()] == ["old"]
+    with next_folder(target) as place:
+        (place / "half").rename(place / "new")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_only_what_was_made_alike_is_inherited(tmp_path):
+    write_stamp(tmp_path / "earlier", {"a": 1})
+    place = tmp_path / "place"
+    assert not inherited(place, tmp_path / "earlier", {"a": 2})
+    assert not place.exists()
+    assert inherited(place, tmp_path / "earlier", {"a": 1})
+    assert is_stamped(place, {"a": 1})
+    assert inherited(place, tmp_path / "nowhere", {"a": 1})
 
 
 def test_a_full_disk_is_named(tmp_path):

@@ -78,17 +78,23 @@ def test_a_stage_that_failed_is_not_taken_for_whole(config: RunConfig, monkeypat
     assert run.run_stages(other, ALL) == ALL[1:]
 
 
-def test_bad_input_to_prepare_leaves_a_finished_run_whole(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("prepare", {"prepare": PrepareOptions(tile_px=64)}), ("train", {"training": TrainingOptions(epochs=3)})],
+)
+def test_what_prepare_and_train_refuse_leaves_a_finished_run_whole(
+    name: str, change: dict[str, object], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.run_stages(config, ALL)
 
     def refused(_: RunConfig, path: Path) -> None:
         raise InputError("no such file")
 
-    whole = run.STAGES["prepare"]
-    monkeypatch.setitem(run.STAGES, "prepare", replace(whole, work=refused))
+    whole = run.STAGES[name]
+    monkeypatch.setitem(run.STAGES, name, replace(whole, work=refused))
     with pytest.raises(InputError):
-        run.run_stages(replace(config, prepare=PrepareOptions(tile_px=64)), ALL)
-    monkeypatch.setitem(run.STAGES, "prepare", whole)
+        run.run_stages(replace(config, **change), ALL)
+    monkeypatch.setitem(run.STAGES, name, whole)
     assert run.run_stages(config, ALL) == []
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from regnet import metrics
 from regnet.evaluation.methods import LABELS
-from regnet.evaluation.tables import EVERYTHING, STRUCTURE, Errors, summary_row
+from regnet.evaluation.tables import PIXELS, STRUCTURE, Errors, over_each, summary_row
 from regnet.tiles.store import TileStore
 
 MAX_TILES = 2000
@@ -30,7 +30,7 @@ def label_rows(store: TileStore, parts: list[str], families: list[str]) -> list[
     """
     tiles = store.tiles("train")
     chosen = tiles[np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))]
-    errors: dict[str, list[Errors]] = {STRUCTURE: [], EVERYTHING: []}
+    errors: dict[str, list[Errors]] = {within: [] for within in PIXELS}
     gsd_m = {pair: store.scene(pair).gsd_m for pair in store.pairs}
     for position in tqdm(chosen, desc="labels", unit="tile"):
         tile = store.tile(int(position))
@@ -39,8 +39,8 @@ def label_rows(store: TileStore, parts: list[str], families: list[str]) -> list[
         valid = tile.fixed_valid & tile.moving_valid
         px = metrics.epe(tile.label_offset, tile.true_offset).astype(np.float32)
         gsd = gsd_m[store.index["pair"].iloc[int(position)]]
-        errors[STRUCTURE].append(Errors(px[valid & tile.structure], gsd))
-        errors[EVERYTHING].append(Errors(px[valid], gsd))
+        for within, of_these in over_each(px[valid], tile.structure[valid]).items():
+            errors[within].append(Errors(of_these, gsd))
     unknown = [] if errors[STRUCTURE] else ["the true offset of the training tiles is not known"]
     return [
         {
@@ -52,5 +52,5 @@ def label_rows(store: TileStore, parts: list[str], families: list[str]) -> list[
         }
         for part in parts
         for family in families
-        for within in (STRUCTURE, EVERYTHING)
+        for within in PIXELS
     ]

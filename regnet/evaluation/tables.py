@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from regnet import metrics
 from regnet.evaluation.predictions import Outcome
 
-# The two sets of pixels that errors are summarised over, both valid in fixed and in moving.
-STRUCTURE = "structure"
-EVERYTHING = "everything"
+# The sets of pixels that errors are summarised over, all valid in fixed and in moving.
+PIXELS = STRUCTURE, BESIDE, EVERYTHING = ("structure", "beside", "everything")
 METRES = ("epe_mean", "epe_median", "epe_p95")
 SHOWN = {
     "part": "part",
@@ -33,6 +32,9 @@ SHOWN = {
     "peak_memory_mb": "peak memory, MB",
     "status": "status",
 }
+TITLES = {STRUCTURE: "Where the ground has structure", BESIDE: "Everywhere beside it"}
+OF_METHOD = ("seconds", "peak_memory_mb", "status")
+"""What is the method's, whatever the pixels."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,16 @@ def summary_row(
     return {**row, "seconds": seconds, "peak_memory_mb": peak_mb, "status": status}
 
 
+def over_each(errors_px: NDArray[np.float32], structure: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+    """Errors over what has structure, over everything beside it, and over both, each (n,)."""
+    return {STRUCTURE: errors_px[structure], BESIDE: errors_px[~structure], EVERYTHING: errors_px.ravel()}
+
+
 def select(outcome: Outcome, within: str) -> NDArray[np.float32]:
-    """Errors of one outcome over the structure or over everything; the outcome must not be a failure."""
-    errors = outcome.errors_px
-    if errors is None:
+    """Errors of one outcome over one set of pixels; the outcome must not be a failure."""
+    if outcome.errors_px is None:
         raise ValueError("a failed outcome has no errors")
-    return errors[outcome.structure] if within == STRUCTURE else errors.ravel()
+    return over_each(outcome.errors_px, outcome.structure)[within]
 
 
 def method_rows(outcomes: Iterable[Outcome], gsd_m: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -95,7 +101,7 @@ def method_rows(outcomes: Iterable[Outcome], gsd_m: Mapping[str, float]) -> tupl
     first = cases[0]
     key = {"part": first.case.part, "family": first.case.family.name, "method": first.method}
     rows = []
-    for within in (STRUCTURE, EVERYTHING):
+    for within in PIXELS:
         errors = [Errors(select(outcome, within), gsd_m[outcome.case.block.pair]) for outcome in done]
         rows.append({**key, "within": within, **summary_row(errors, seconds, failures, len(cases), peak_mb)})
     regions = []
@@ -119,7 +125,8 @@ def summary_tree(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `evaluation` (the test part over structure), `evaluation_<part>` for the other parts, and
-        `evaluation_everything` (the test part without the structure mask).
+        `evaluation_everything` (the test part without the structure mask). What a method reaches beside the structure
+        is below `<method>.beside`, its errors alone.
     """
     tree: dict[str, Any] = {}
     for row in rows:
@@ -127,17 +134,23 @@ def summary_tree(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if row["within"] == EVERYTHING:
             name += "_everything"
         metrics_of = {key: value for key, value in row.items() if key not in ("part", "family", "method", "within")}
-        tree.setdefault(name, {}).setdefault(row["family"], {})[row["method"]] = metrics_of
+        method = tree.setdefault(name, {}).setdefault(row["family"], {}).setdefault(row["method"], {})
+        if row["within"] == BESIDE:
+            method[BESIDE] = {key: value for key, value in metrics_of.items() if key not in OF_METHOD}
+        else:
+            method |= metrics_of
     return tree
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table over the structure as Markdown; a failed method has dashes and says why."""
-    lines = ["| " + " | ".join(SHOWN.values()) + " |", "| " + " | ".join("---" for _ in SHOWN) + " |"]
-    for row in rows:
-        if row["within"] == STRUCTURE:
-            lines.append("| " + " | ".join(_cell(row[name]) for name in SHOWN) + " |")
-    return "\n".join(lines) + "\n"
+    """The tables over the structure and beside it as Markdown; a failed method has dashes and says why."""
+    texts = []
+    for within, title in TITLES.items():
+        lines = ["| " + " | ".join(SHOWN.values()) + " |", "| " + " | ".join("---" for _ in SHOWN) + " |"]
+        chosen = [row for row in rows if row["within"] == within]
+        lines += ["| " + " | ".join(_cell(row[name]) for name in SHOWN) + " |" for row in chosen]
+        texts.append("\n".join([f"{title}:", "", *lines]) + "\n")
+    return "\n".join(texts)
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -292,7 +292,10 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
         for alpha in _alpha_bands(dataset):
             valid &= dataset.read(alpha, window=window) > 0
     except RasterioError as error:
-        raise InputError(f"{dataset.name}: damaged or cut short, it cannot be read at {inside}") from error
+        raise InputError(
+            f"{dataset.name}: damaged or cut short, it cannot be read at row {inside.row}, column {inside.col}; "
+            "fetch or write it again"
+        ) from error
     values[:, ~valid] = np.nan
     values[~np.isfinite(values)] = np.nan
     row, col = inside.row - box.row, inside.col - box.col

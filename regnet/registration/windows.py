@@ -91,7 +91,7 @@ def predict_strips(
     kept = kept or Progress(None)
     todo = [row for place, row in enumerate(rows) if not kept.has(place)]
     reads = [partial(read, row, col, height, width) for row in todo for col in cols]
-    with closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
+    with bar, closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
         for place, (row, following) in enumerate(zip(rows, [*rows[1:], shape[0]], strict=True)):
             count = following - row
             if row not in todo:
@@ -112,7 +112,6 @@ def predict_strips(
                 yield Strip(row + start, means[:2], means[2:])
             buffer[:, : height - count] = buffer[:, count:].copy()
             buffer[:, height - count :] = 0
-    bar.close()
 
 
 def _matched(matcher: Matcher, patch: Patch) -> Match | None:

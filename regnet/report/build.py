@@ -118,7 +118,14 @@ def _ground(run: RunFolder, families: list[str], options: ReportOptions) -> list
                 )
             ],
         ),
-        (Section("Accuracy", "End-point errors where the ground has structure; every method saw the same images."), []),
+        (
+            Section(
+                "Accuracy",
+                "End-point errors where the ground has structure and, in one column, everywhere beside it; every "
+                f"method saw the same images.{_structure_rule(run)}",
+            ),
+            [],
+        ),
         (
             Section("Ground", "Parts share no pixel and lie a gap apart."),
             [_Sheet("split", "The parts of the scene.", lambda: maps.split_figure(run, options))],
@@ -236,6 +243,19 @@ def _fill(sections: list[Section], run: RunFolder) -> None:
         by_title[title].facts = {
             key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()
         }
+
+
+def _structure_rule(run: RunFolder) -> str:
+    """What counts as structure, in a sentence."""
+    try:
+        rule = run.settings("prepare")
+    except AbsentError:
+        return ""
+    return (
+        " Structure is one mask for all, made from fixed alone: where its brightness (0 to 1, smoothed by "
+        f"{rule['structure_fine_px']:g} px) has a standard deviation above {rule['structure_threshold']:g} in a "
+        f"Gaussian window of {rule['structure_sigma_px']:g} px (prepare.structure_*)."
+    )
 
 
 def _families(run: RunFolder) -> list[str]:

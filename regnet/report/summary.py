@@ -18,7 +18,7 @@ def collect_summary(run: Path) -> dict[str, Any]:
         the stage found.
     """
     summary: dict[str, Any] = {"regnet": version("regnet")}
-    for path in sorted(run.glob("*/summary.json")):
+    for path in sorted(run.glob("[!.]*/summary.json")):
         if (path.parent / STAMP).is_file():
             found = read_json(path)
             found.pop("settings", None)

@@ -14,6 +14,7 @@ HEADS = {
     "epe_p95_px": "95 %, px",
     "ce90_px": "ce90, px",
     "epe_mean_m": "mean, m",
+    "beside": "mean beside structure, px",
     "pck_1px": "within 1 px",
     "pck_3px": "within 3 px",
     "seconds": "seconds",
@@ -67,7 +68,7 @@ class Table:
 
 
 def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """One table a part and family of displacements, over ground with structure.
+    """One table a part and family of displacements, over ground with structure; one column is of all ground beside it.
 
     The least mean error is the best, among the methods that had an answer everywhere.
     """
@@ -77,7 +78,8 @@ def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
             continue
         part = section.removeprefix("evaluation").removeprefix("_") or "test"
         for family, methods in families.items():
-            rows = [[name, *(cell(row.get(key)) for key in HEADS)] for name, row in methods.items()]
+            shown = {name: {**row, "beside": row.get("beside", {}).get("epe_mean_px")} for name, row in methods.items()}
+            rows = [[name, *(cell(row.get(key)) for key in HEADS)] for name, row in shown.items()]
             means = [row.get("epe_mean_px") if row.get("status") == "ok" else None for row in methods.values()]
             least = min((mean for mean in means if mean is not None), default=None)
             best = [mean is not None and mean == least for mean in means]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from regnet.files import is_stamped, whole_path, write_figure, write_json, write_stamp
+from regnet.files import inherited, next_folder, whole_path, write_figure, write_json, write_stamp
 from regnet.models import ModelOptions
 from regnet.tiles.store import TileStore
 from regnet.training.digits import train_digits
@@ -43,35 +43,48 @@ def run_enforced_similarity(
     """Train with and without the similarity term, and count the epochs until a validation error is reached.
 
     Writes `curves.csv` (a row an epoch), `epochs.csv` (a row a target), `enforced.png` and `summary.json`, beside one
-    folder for each training of the registration network; those that are whole are not repeated.
+    folder for each training of the registration network; those that are whole are not repeated. What stood in `folder`
+    before stays until all of it is there, as with `train_rounds`.
 
     Raises:
         InputError: scikit-learn is not installed, or as `train` does.
     """
+    with next_folder(folder) as place:
+        curves = _curves(store, model_options, training, options, place, folder)
+        table = pd.DataFrame([row for task in TITLES for row in epochs_table(curves, task)])
+        for name, data in (("curves", curves), ("epochs", table)):
+            with whole_path(place / f"{name}.csv") as partial:
+                data.to_csv(partial, index=False, float_format="%.4g")
+        _draw(curves, place / "enforced.png")
+        summary = {
+            "epochs": table.to_dict("records"),
+            "seconds_ratio": {task: _seconds_ratio(curves, task) for task in TITLES},
+            "kc_digits": curves[curves["task"] == "digits"].groupby("kind")["kc"].last().to_dict(),
+            "settings": asdict(options),
+        }
+        write_json(place / "summary.json", summary)
+
+
+def _curves(
+    store: TileStore,
+    model_options: ModelOptions,
+    training: TrainingOptions,
+    options: EnforcedSimilarityOptions,
+    folder: Path,
+    earlier: Path,
+) -> pd.DataFrame:
+    """Errors of all trainings, a row an epoch; those that an earlier study had alike are taken from its folder."""
     rows: list[dict[str, Any]] = []
     for seed in tqdm(options.seeds, desc="seeds"):
         for kind in (PLAIN, WITH):
             weight = options.digits.weight if kind == WITH else 0.0
             own = train_digits(options.digits, weight, seed)
             rows += [{"task": "digits", "kind": kind, "seed": seed, **row} for row in own]
-            weight = options.weight if kind == WITH else 0.0
-            own = _register(store, model_options, _settings(training, weight, seed), folder / f"{kind}_{seed}")
+            settings = _settings(training, options.weight if kind == WITH else 0.0, seed)
+            place = folder / f"{kind}_{seed}"
+            own = _register(store, model_options, settings, place, earlier / place.name)
             rows += [{"task": "registration", "kind": kind, "seed": seed, **row} for row in own]
-    curves = pd.DataFrame(rows)
-    table = pd.DataFrame([row for task in TITLES for row in epochs_table(curves, task)])
-    for name, data in (("curves", curves), ("epochs", table)):
-        with whole_path(folder / f"{name}.csv") as partial:
-            data.to_csv(partial, index=False, float_format="%.4g")
-    _draw(curves, folder / "enforced.png")
-    write_json(
-        folder / "summary.json",
-        {
-            "epochs": table.to_dict("records"),
-            "seconds_ratio": {task: _seconds_ratio(curves, task) for task in TITLES},
-            "kc_digits": curves[curves["task"] == "digits"].groupby("kind")["kc"].last().to_dict(),
-            "settings": asdict(options),
-        },
-    )
+    return pd.DataFrame(rows)
 
 
 def _settings(training: TrainingOptions, weight: float, seed: int) -> TrainingOptions:
@@ -81,10 +94,10 @@ def _settings(training: TrainingOptions, weight: float, seed: int) -> TrainingOp
 
 
 def _register(
-    store: TileStore, model_options: ModelOptions, training: TrainingOptions, folder: Path
+    store: TileStore, model_options: ModelOptions, training: TrainingOptions, folder: Path, earlier: Path
 ) -> list[dict[str, Any]]:
     stamp = {"model": asdict(model_options), "training": asdict(training), "tiles": store.manifest}
-    if not is_stamped(folder, stamp):
+    if not inherited(folder, earlier, stamp):
         Fit(store, model_options, training, folder).run()
         write_stamp(folder, stamp)
     log = pd.read_csv(folder / LOG)

@@ -61,17 +61,21 @@ class Progress:
 class Fit:
     """One training run in one folder; `run` goes to its end, from the beginning or from where it was killed.
 
+    Writes into the folder: model.safetensors (running mean of the weights at the epoch kept), familiarity.safetensors
+    (what `register` tells familiar ground by), checkpoints/ (weights and Adam's second moments along the way), log.csv,
+    loss.png, summary.json. A killed run goes on from its last epoch.
+
     Args:
         store: the tiles.
         model_options: of the network.
         options: of the training.
-        folder: of the outputs.
+        folder: of the outputs; what a training with other settings left there is deleted at the start.
         model: a network to go on from, whose parameters without `requires_grad` stay; None for a fresh one.
         most_seconds: an epoch that would end later than this, counted over all runs of the training, is not begun.
         device: where the network is trained.
 
     Raises:
-        InputError: no tiles to train or validate on, or nothing to train.
+        InputError: no tiles to train or validate on, or nothing to train; from `run`, a loss that is no longer finite.
     """
 
     def __init__(
@@ -115,15 +119,13 @@ class Fit:
         self._resume()
         if self.progress.epoch == 0:
             self.trail.keep(START, self.model, self.optimiser, 0, 0.0)
-        epochs = tqdm(range(self.progress.epoch, self.options.epochs), desc="train", unit="epoch")
-        epochs.update(self.progress.epoch)
-        for epoch in range(self.progress.epoch, self.options.epochs):
-            if self._late() or self._settled():
-                break
-            row = self._epoch(epoch)
-            epochs.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
-            epochs.update(1)
-        epochs.close()
+        with tqdm(total=self.options.epochs, initial=self.progress.epoch, desc="train", unit="epoch") as bar:
+            for epoch in range(self.progress.epoch, self.options.epochs):
+                if self._late() or self._settled():
+                    break
+                row = self._epoch(epoch)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
+                bar.update(1)
         draw_curve(self.progress.rows, self.folder / CURVE)
         if self.options.familiarity_tiles:
             self._remember()
@@ -207,9 +209,9 @@ class Fit:
         steps = -(-min(options.familiarity_tiles, len(positions)) // options.batch)
         seed = (options.seed, 1_000_006)
         drawn = draw_batches(self.cache, positions, options, steps, seed, self.shifts.corrected, self.device)
-        batches = tqdm(drawn, total=steps, desc="familiarity", unit="batch")
         model = load_checkpoint(self.folder / MODEL).to(self.device)
-        known = remember(model, ((batch.fixed, batch.moving) for batch in batches), len(positions))
+        with tqdm(drawn, total=steps, desc="familiarity", unit="batch") as batches:
+            known = remember(model, ((batch.fixed, batch.moving) for batch in batches), len(positions))
         known.save(self.folder / FAMILIARITY)
 
     def _validate(self) -> float:
@@ -311,18 +313,3 @@ def validation_epe(
     if beside_shifts:
         of_pairs = [error - error.median(1, keepdim=True).values for error in of_pairs]
     return float(torch.cat(of_pairs, 1).norm(dim=0).mean())
-
-
-def train(
-    store: TileSource, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device = CPU
-) -> None:
-    """Train a model on the labels of a tile store.
-
-    Writes into `folder`: model.safetensors (running mean of the weights at the epoch kept), familiarity.safetensors
-    (what `register` tells familiar ground by), checkpoints/ (weights and Adam's second moments along the way), log.csv,
-    loss.png, summary.json. A killed run goes on from its last epoch.
-
-    Raises:
-        InputError: no tiles to train or validate on, nothing to train, or a loss that is no longer finite.
-    """
-    Fit(store, model_options, options, folder, device=device).run()

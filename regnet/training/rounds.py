@@ -6,7 +6,6 @@ than they are, since it averaged their noise away, so that it can correct them, 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regnet.displacement import warp, warp_valid
-from regnet.files import digest, is_stamped, read_json, remove, whole_path, write_json, write_stamp
+from regnet.files import (
+    copy_whole,
+    digest,
+    inherited,
+    is_stamped,
+    next_folder,
+    read_json,
+    remove,
+    whole_path,
+    write_json,
+    write_stamp,
+)
 from regnet.metrics import epe
 from regnet.models import ModelOptions, load_checkpoint
 from regnet.models.base import CPU
@@ -29,7 +39,7 @@ from regnet.models.unet import UNet
 from regnet.similarity.familiarity import FAMILIARITY
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
-from regnet.training.fit import CHECKPOINTS, CURVE, LOG, MODEL, SUMMARY, Fit, train
+from regnet.training.fit import CHECKPOINTS, CURVE, LOG, MODEL, STATE, SUMMARY, Fit
 from regnet.training.held_out import Vectors, error_summary, held_out_errors
 from regnet.training.options import TrainingOptions
 
@@ -41,34 +51,52 @@ MOST_PIXELS = 4_000_000  # whose errors are held for their median; of more, a sh
 def train_rounds(
     store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device = CPU
 ) -> None:
-    """Train `options.rounds` times, each on the labels that the one before corrected; a single round is `train`.
+    """Train `options.rounds` times, each on the labels that the one before corrected.
 
-    Each of several rounds fills `round_<k>/` as `train` does, beside the labels that it corrected (`corrected.zarr`)
-    and the errors of labels and model (`correction.json`); `rounds.csv` has them round by round. What the last one made
-    is copied to `folder`. A killed run goes on in its round. Rounds end early once the labels move by less than
+    A single round fills `folder` as `Fit` does. Each of several rounds so fills `round_<k>/`, beside the labels that it
+    corrected (`corrected.zarr`) and the errors of labels and model (`correction.json`); `rounds.csv` has them round by
+    round, and what the last one made is copied to `folder`. Rounds end early once the labels move by less than
     `options.settled_px` on average.
 
+    What stood in `folder` before stays until all of it is there: until then the training lies in the hidden folder
+    `.next-<name>` beside it, where a killed one goes on from its last epoch.
+
     Raises:
-        InputError: as `train` does.
+        InputError: as `Fit` does.
     """
-    if options.rounds == 1:
-        _forget(folder, 1)
-        train(store, model_options, options, folder, device)
+    settings = {"settings": digest([asdict(model_options), asdict(options), store.manifest])}
+    if is_stamped(folder, settings):
         return
+    with next_folder(folder) as place:
+        # Whole and not yet in its place: killed just then, or the disk was full.
+        if not is_stamped(place, settings):
+            if options.rounds == 1:
+                _forget(place, 1)
+                remove(place / ROUNDS)
+                Fit(store, model_options, options, place, device=device).run()
+            else:
+                _train_several(store, model_options, options, place, folder, device)
+            write_stamp(place, settings)
+
+
+def _train_several(
+    store: TileStore,
+    model_options: ModelOptions,
+    options: TrainingOptions,
+    folder: Path,
+    earlier: Path,
+    device: torch.device,
+) -> None:
+    """Train in rounds; those that an earlier training had alike are taken from its folder."""
     rows: list[dict[str, Any]] = []
     # How many rounds there are to be changes none of them: more can be added.
-    same = asdict(replace(options, rounds=1, settled_px=0.0))
-    settings = {"settings": digest([asdict(model_options), same, store.manifest])}
+    options_of_one = replace(options, rounds=1, settled_px=0.0)
+    settings = {"settings": digest([asdict(model_options), asdict(options_of_one), store.manifest])}
     for number in range(1, options.rounds + 1):
-        place = folder / f"round_{number}"
-        if not is_stamped(place, {**settings, "round": number}):
-            fit = Fit(store, model_options, options, place, device=device)
-            fit.run()
-            model = load_checkpoint(place / MODEL).to(device)
-            found = error_summary(held_out_errors(store, model, options), "model")
-            shifts = fit.shifts.shifts_px()
-            write_json(place / CORRECTION, {**correct(store, model, options, place / CORRECTED, shifts), **found})
-            write_stamp(place, {**settings, "round": number})
+        place, stamp = folder / f"round_{number}", {**settings, "round": number}
+        if not inherited(place, earlier / place.name, stamp):
+            _train_one(store, model_options, options_of_one, place, device)
+            write_stamp(place, stamp)
         trained = read_json(place / SUMMARY)
         told = {name: value for name, value in trained.items() if name != "pair_shifts_px"}
         rows.append({"round": number, **told, **read_json(place / CORRECTION)})
@@ -76,13 +104,24 @@ def train_rounds(
         if rows[-1]["moved_px"] < options.settled_px:
             break
     _forget(folder, len(rows) + 1)
-    for name in (MODEL, FAMILIARITY, LOG, CURVE, CHECKPOINTS):
+    for name in (MODEL, FAMILIARITY, LOG, CURVE, CHECKPOINTS, STATE):
         remove(folder / name)
         if (made := folder / f"round_{len(rows)}" / name).exists():
-            _copy(made, folder / name)
+            copy_whole(made, folder / name)
     with whole_path(folder / ROUNDS) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False)
     write_json(folder / SUMMARY, {**trained, "rounds": rows})
+
+
+def _train_one(
+    store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device
+) -> None:
+    fit = Fit(store, model_options, options, folder, device=device)
+    fit.run()
+    model = load_checkpoint(folder / MODEL).to(device)
+    found = error_summary(held_out_errors(store, model, options), "model")
+    shifts = fit.shifts.shifts_px()
+    write_json(folder / CORRECTION, {**correct(store, model, options, folder / CORRECTED, shifts), **found})
 
 
 @torch.no_grad()
@@ -154,8 +193,3 @@ def _forget(folder: Path, first: int) -> None:
     while (place := folder / f"round_{first}").is_dir():
         remove(place)
         first += 1
-
-
-def _copy(source: Path, target: Path) -> None:
-    with whole_path(target) as partial:
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, partial)

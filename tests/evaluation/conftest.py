@@ -30,6 +30,7 @@ def store(tmp_path_factory):
         stride_px=64,
         split=SplitOptions("blocks", 144, GAP_PX, 0.12, 0.25, 0.15),
         noise=NoiseOptions("systematic", shift_dx_px=3.0, shift_dy_px=-4.0),
+        structure_threshold=0.12,  # so that some of the picture has none
     )
     prepare(options, folder / "prepare")
     return TileStore.open(folder / "prepare")

@@ -17,6 +17,7 @@ from regnet.evaluation import predictions as predictions_module
 from regnet.evaluation.cases import CaseMaker, SceneField, list_cases
 from regnet.evaluation.options import EvaluateOptions, FamilyOptions
 from regnet.evaluation.stage import evaluate_stage
+from regnet.evaluation.tables import over_each
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
 
@@ -91,6 +92,35 @@ def test_the_rows_are_what_they_are_called(run, store):
     lengths = [np.hypot(*maker.problem(one).true)[one.own].mean() for one in case]
     assert min(lengths) - 0.2 < rows["none"]["epe_mean_px"] < max(lengths) + 0.2
     assert rows["matcher_mind"]["epe_mean_px"] < 0.4 * rows["none"]["epe_mean_px"]
+
+
+def test_structure_and_what_lies_beside_it_are_everything(run):
+    folder, _, summary = run
+    table = pd.read_csv(folder / "table.csv").set_index(["part", "method", "within"])
+    for part, tree in (("test", summary["evaluation"]), ("shifted", summary["evaluation_shifted"])):
+        for method, row in tree["smooth"].items():
+            whole, with_structure, beside = (
+                table.loc[(part, method, within)] for within in ("everything", "structure", "beside")
+            )
+            assert whole["count"] == with_structure["count"] + beside["count"]
+            assert row["beside"]["count"] == beside["count"]
+            assert row["count"] == with_structure["count"]
+            if row["status"] == "ok":
+                assert beside["count"] > 0
+                means, counts = zip(
+                    *[(one["epe_mean_px"], one["count"]) for one in (with_structure, beside)], strict=True
+                )
+                assert np.average(means, weights=counts) == pytest.approx(whole["epe_mean_px"], rel=1e-4)
+    text = (folder / "table.md").read_text()
+    assert "Where the ground has structure:\n\n| part |" in text
+    beside = summary["evaluation"]["smooth"]["none"]["beside"]
+    assert f"| test | smooth | none | {beside['epe_mean_px']:.3f} |" in text.split("beside it:")[1]
+
+
+def test_errors_are_divided_by_the_mask():
+    errors, structure = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([[1, 0, 1], [0, 0, 0]], bool)
+    found = {within: px.tolist() for within, px in over_each(errors, structure).items()}
+    assert found == {"structure": [0, 2], "beside": [1, 3, 4, 5], "everything": [0, 1, 2, 3, 4, 5]}
 
 
 def test_a_method_that_fails_says_so_and_is_no_zero(run):

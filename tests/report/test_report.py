@@ -55,6 +55,7 @@ def test_numbers_of_the_report_are_those_of_the_summary(mini_run: MiniRun) -> No
     page = (mini_run[0] / "report.html").read_text()
     for row in read_json(mini_run[0] / "summary.json")["evaluation"]["rough"].values():
         assert f"<td>{row['epe_mean_px']:.3f}</td>" in page
+    assert "a standard deviation above 0.033 in a Gaussian window of 8 px" in page
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_table_marks_the_least_error_and_survives_a_failure() -> None:
     ok = {"status": "ok"}
     rows = {
         "none": {"epe_mean_px": 3.0, **ok},
-        "model": {"epe_mean_px": 0.5, **ok},
+        "model": {"epe_mean_px": 0.5, "beside": {"epe_mean_px": 0.25}, **ok},
         "broken": {"epe_mean_px": None, "status": "failed in 2 of 2 blocks: too plain"},
         "half": {"epe_mean_px": 0.1, "status": "failed in 1 of 2 blocks: too plain"},
     }
@@ -104,6 +105,8 @@ def test_table_marks_the_least_error_and_survives_a_failure() -> None:
         "test part, smooth displacements",
         "shifted part, smooth displacements",
     ]
+    beside = tables[0].head.index("mean beside structure, px")
+    assert [row[beside] for row in tables[0].rows] == ["–", "0.250", "–", "–"]
     # What failed on the harder blocks is not the best for its error on the easy ones.
     assert tables[0].best == [False, True, False, False]
     assert tables[0].rows[3][-1] == "failed in 1 of 2 blocks: too plain"

@@ -7,7 +7,7 @@ import torch
 
 from regnet.errors import InputError
 from regnet.files import read_json
-from regnet.training import digits
+from regnet.training import digits, enforced
 from regnet.training.digits import label_log_odds, train_digits
 from regnet.training.enforced import PLAIN, WITH, epochs_table, epochs_to_reach
 from regnet.training.options import DigitsOptions
@@ -59,7 +59,7 @@ def test_digits_need_scikit_learn(monkeypatch):
         digits.load_images()
 
 
-def test_the_experiment_through_the_console(here, mini_settings, tmp_path):
+def test_the_experiment_through_the_console(here, mini_settings, tmp_path, monkeypatch):
     command = (
         "run",
         "experiment=paper_enforced_similarity",
@@ -81,3 +81,12 @@ def test_the_experiment_through_the_console(here, mini_settings, tmp_path):
     assert set(epochs["task"]) == {"digits", "registration"}
     assert (folder / "enforced.png").stat().st_size > 1000
     assert read_json(folder / "summary.json")["seconds_ratio"]["registration"] > 0
+    # With other settings and killed, what was there is still whole, and the trainings that are alike are not repeated.
+    monkeypatch.setattr(enforced, "train_digits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert here(*command, "paper_enforced_similarity.digits.epochs=2").returncode == 130
+    assert here(*command).stdout.count("skipped") == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(enforced, "Fit", None)
+    assert here(*command, "paper_enforced_similarity.digits.epochs=2").returncode == 0
+    assert len(pd.read_csv(folder / "curves.csv")) == len(curves) + 2

@@ -16,11 +16,15 @@ from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, Spli
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
 from regnet.training import fit
-from regnet.training.fit import Fit, train, validation_epe
+from regnet.training.fit import Fit, validation_epe
 from regnet.training.options import TrainingOptions
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0, familiarity_tiles=4)
+
+
+def train(store, model_options, options, folder):
+    Fit(store, model_options, options, folder).run()
 
 
 @pytest.fixture(scope="module")
