@@ -92,6 +92,7 @@ def test_summary_and_tie_points_tell_the_shift(done):
         "displacement.tif",
         "registered.tif",
         "report.html",
+        "stamp.json",
         "summary.json",
         "tie_points.gpkg",
     ]
