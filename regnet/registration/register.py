@@ -98,7 +98,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             )
             samples = _samples(windows)
             common = _common_shift(overall, network, reader, samples)
-            matcher = JudgedMatcher(network, common, network.trained)
+            matcher = JudgedMatcher(network, common, network.trained, network.backward)
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
