@@ -153,7 +153,7 @@ class GatherPairs(Callback):
     What became of each is read from its folder, since a launcher may have had it registered by another process.
 
     Attributes:
-        codes: exit codes of the pairs.
+        codes: exit codes of the pairs, and of telling of them if that failed.
     """
 
     codes: ClassVar[list[int]] = []
@@ -165,9 +165,16 @@ class GatherPairs(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra in the process that started the pairs, when all have ended."""
         folder = Path(config.hydra.sweep.dir)
-        outcomes = gather_outcomes(folder)
-        self.codes.extend(outcome["code"] for outcome in outcomes)
-        print(f"\n{outcomes_text(outcomes)}\n\ntable: {folder / TABLE}")
+
+        def work() -> int:
+            outcomes = gather_outcomes(folder)
+            self.codes.extend(outcome["code"] for outcome in outcomes)
+            print(f"\n{outcomes_text(outcomes)}\n\ntable: {folder / TABLE}")
+            return DONE
+
+        # Hydra makes a warning of what a callback raises.
+        if (code := _guarded(work, RegisterConfig)) != DONE:
+            self.codes.append(code)
 
 
 class GatherSweep(Callback):

@@ -3,12 +3,13 @@
 import csv
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
 from regnet import cli
 from regnet.config import pair_rows
-from regnet.errors import ConfigError, InputError
+from regnet.errors import ConfigError, InputError, OutputError
 from regnet.registration import register as module
 from regnet.registration.outcomes import forget_outcomes, gather_outcomes, outcomes_text, write_outcome
 
@@ -137,6 +138,8 @@ def test_the_exit_code_of_many_pairs(small, pairs, many, monkeypatch, tmp_path):
     assert ends(0.0, 0.0) == 3
     assert ends(InputError("no"), 0.0) == 2
     assert ends(InputError("no"), ZeroDivisionError()) == 1
+    monkeypatch.setattr(cli, "gather_outcomes", Mock(side_effect=OutputError("full")))
+    assert ends(0.5, 0.5) == 2
 
 
 def test_sections_by_their_short_name_and_keys_from_the_command_line(small, pairs, here):
