@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from regnet.config import pair_rows
 from regnet.errors import ConfigError
-from regnet.registration.pairs import read_pairs
 
 # Hydra's own flags that are passed on; those with a value take it from the next word.
 FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
@@ -20,8 +20,8 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     """Put Hydra's flags after the overrides, wherever they were written; many pairs become a multirun.
 
     Raises:
-        ConfigError: a flag is not known, a key is added or deleted, or as `read_pairs`.
-        InputError: as `read_pairs`.
+        ConfigError: a flag is not known, a key is added or deleted, or as `pair_rows`.
+        InputError: as `pair_rows`.
     """
     flags, overrides = [], []
     words = iter(_every_row(arguments))
@@ -43,7 +43,7 @@ def _every_row(arguments: list[str]) -> list[str]:
     named = dict(word.partition("=")[::2] for word in arguments if not word.startswith("-"))
     if "pairs" not in named or "row" in named:
         return arguments
-    rows = range(len(read_pairs(named["pairs"])))
+    rows = range(len(pair_rows(named["pairs"])))
     return [*arguments, f"row={','.join(map(str, rows))}", "--multirun"]
 
 

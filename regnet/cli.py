@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 import yaml
@@ -30,6 +30,7 @@ from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, fill_
 from regnet.errors import ConfigError, RegnetError
 from regnet.files import UNWRITABLE, read_json
 from regnet.registration.options import ApplyOptions
+from regnet.registration.outcomes import TABLE, forget_outcomes, gather_outcomes, outcomes_text, write_outcome
 from regnet.usage import command_help, overview
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -49,6 +50,7 @@ class Command:
         config: name of its file there.
         sections: sections of the schema that it reads; empty: all.
         work: does it, given the settings, and tells the exit code.
+        apart: jobs of a multirun have nothing to do with each other: one that fails is told of with the others.
     """
 
     help: str
@@ -57,6 +59,7 @@ class Command:
     config: str
     sections: tuple[str, ...]
     work: Callable[[Any], int]
+    apart: bool = False
 
 
 class JobError(Exception):
@@ -80,7 +83,11 @@ def main() -> int:
         print(f"regnet {version('regnet')}")
         return DONE
     schema = COMMANDS[name].schema if name in COMMANDS else RunConfig
-    return _guarded(lambda: _command(name, rest), schema)
+    try:
+        return _guarded(lambda: _command(name, rest), schema)
+    except KeyboardInterrupt:
+        print("regnet: interrupted; the same command goes on from what is whole", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _command(name: str, arguments: list[str]) -> int:
@@ -102,20 +109,28 @@ def _hydra(command: Command, arguments: list[str]) -> int:
 
     def job(config: DictConfig) -> None:
         """Do the command for one configuration and keep its exit code; a failed run ends a multirun."""
-        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        several = _several()
         if several and "output_dir" in config:
             config.output_dir = HydraConfig.get().runtime.output_dir
+        whose = f"{config.pairs}: row {config.row}: " if several and config.get("pairs") else ""
 
         def work() -> int:
             fill_row(config)
             return command.work(typed(config, command.schema))
 
-        code = _guarded(work, command.schema)
-        if several and code not in (DONE, ABSTAINED):
+        code, message = _tried(work, command.schema)
+        if message:
+            print(f"regnet: {whose}{message}", file=sys.stderr)
+        if several and command.apart:
+            given = {name: config.get(name) for name in ("row", "fixed", "moving")}
+            write_outcome(Path(config.output_dir), given, code, message)
+        elif several and code not in (DONE, ABSTAINED):
             raise JobError(code)
-        codes.append(code)
+        else:
+            codes.append(code)
 
     register_schemas()
+    GatherPairs.codes.clear()
     sys.argv = ["regnet", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder() / command.folder), config_name=command.config)(
@@ -123,8 +138,43 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         )()
     except JobError as failure:
         return failure.code
+    codes += GatherPairs.codes
     # Of many pairs some may be left as they are.
-    return ABSTAINED if set(codes) == {ABSTAINED} else max((code for code in codes if code != ABSTAINED), default=DONE)
+    return next((code for code in (DEFECT, BAD_INPUT, DONE) if code in codes), ABSTAINED if codes else DONE)
+
+
+def _several() -> bool:
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+class GatherPairs(Callback):
+    """Tells of all pairs that were registered together; `conf/register/register.yaml` names it.
+
+    What became of each is read from its folder, since a launcher may have had it registered by another process.
+
+    Attributes:
+        codes: exit codes of the pairs, and of telling of them if that failed.
+    """
+
+    codes: ClassVar[list[int]] = []
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before the first pair."""
+        forget_outcomes(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra in the process that started the pairs, when all have ended."""
+        folder = Path(config.hydra.sweep.dir)
+
+        def work() -> int:
+            outcomes = gather_outcomes(folder)
+            self.codes.extend(outcome["code"] for outcome in outcomes)
+            print(f"\n{outcomes_text(outcomes)}\n\ntable: {folder / TABLE}")
+            return DONE
+
+        # Hydra makes a warning of what a callback raises.
+        if (code := _guarded(work, RegisterConfig)) != DONE:
+            self.codes.append(code)
 
 
 class GatherSweep(Callback):
@@ -146,25 +196,30 @@ class GatherSweep(Callback):
 
 def _guarded(work: Callable[[], int], schema: type) -> int:
     """Do the work; whatever goes wrong becomes one line on stderr and an exit code."""
+    code, message = _tried(work, schema)
+    if message:
+        print(f"regnet: {message}", file=sys.stderr)
+    return code
+
+
+def _tried(work: Callable[[], int], schema: type) -> tuple[int, str]:
+    """Do the work; tells the exit code and, in one line, what went wrong; an interruption passes."""
     try:
-        return work()
+        return work(), ""
     except RegnetError as error:
-        return _complain(" ".join(str(error).split()))
+        return BAD_INPUT, " ".join(str(error).split())
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        return _complain(explain(error, schema))
-    except KeyboardInterrupt:
-        print("regnet: interrupted; the same command goes on from what is whole", file=sys.stderr)
-        return INTERRUPTED
+        return BAD_INPUT, explain(error, schema)
     except BrokenPipeError:
-        return _quiet()
+        return _quiet(), ""
     except OSError as error:
         if error.errno in UNWRITABLE:
-            return _complain(f"{error.filename}: {error.strerror}; free some space or choose another output_dir")
-        return _defect(error)
+            return BAD_INPUT, f"{error.filename}: {error.strerror}; free some space or choose another output_dir"
+        return DEFECT, _defect(error)
     except JobError:
         raise
     except Exception as error:
-        return _defect(error)
+        return DEFECT, _defect(error)
 
 
 def _quiet() -> int:
@@ -173,17 +228,11 @@ def _quiet() -> int:
     return DONE
 
 
-def _complain(message: str) -> int:
-    print(f"regnet: {message}", file=sys.stderr)
-    return BAD_INPUT
-
-
-def _defect(error: Exception) -> int:
+def _defect(error: Exception) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="regnet-traceback-", suffix=".txt", delete=False) as stream:
         traceback.print_exception(error, file=stream)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"regnet: defect of regnet ({cause}); the traceback is in {stream.name}", file=sys.stderr)
-    return DEFECT
+    return f"defect of regnet ({cause}); the traceback is in {stream.name}"
 
 
 def _stage(name: str) -> Callable[[RunConfig], int]:
@@ -213,14 +262,18 @@ def _run(config: RunConfig) -> int:
 
 
 def _register(config: RegisterConfig) -> int:
-    from regnet.registration.register import register
+    from regnet.registration.register import finished, register
     from regnet.run import seed_everything
 
+    share = finished(config, Path(config.output_dir)) if _several() else None
+    if share is not None:
+        print(f"skipped, {config.output_dir} was made with these settings", flush=True)
+        return DONE if share > 0 else ABSTAINED
     seed_everything(config.seed, config.threads)
     share = register(config, Path(config.output_dir))
     for note in read_json(Path(config.output_dir) / "summary.json")["notes"]:
         print(note)
-    print(f"registered {share:.0%} of the area; see {config.output_dir}")
+    print(f"registered {share:.0%} of the area; see {config.output_dir}", flush=True)
     return DONE if share > 0 else ABSTAINED
 
 
@@ -245,7 +298,7 @@ COMMANDS = {
     "denoise": Command("how much label noise was averaged away", RunConfig, "", "run", ("denoise",), _stage("denoise")),
     "evaluate": Command("accuracy beside other methods", RunConfig, "", "run", ("evaluate",), _stage("evaluate")),
     "report": Command("a run folder to figures and report.html", RunConfig, "", "run", ("report",), _stage("report")),
-    "register": Command("register a pair of files", RegisterConfig, "register", "register", (), _register),
+    "register": Command("register a pair of files", RegisterConfig, "register", "register", (), _register, apart=True),
     "apply": Command("a saved displacement onto other files", ApplyOptions, "apply", "apply", (), _apply),
 }
 

@@ -104,9 +104,15 @@ class RegisterConfig(RegisterOptions, CommonConfig):
     """Settings of `register`: its options stand at the top level."""
 
     pairs: str | None = option(
-        None, "CSV of pairs, one a row: columns fixed, moving and any other key; row by row into folders of output_dir"
+        None,
+        "CSV of pairs, one a row: columns fixed, moving and any other key, windows.window_px for one; row by row into "
+        "folders of output_dir, those that are finished skipped",
     )
     row: int = option(0, "row of the CSV of pairs, counted from 0", low=0)
+
+
+OF_ALL_PAIRS = ("output_dir", "data", "pairs", "row")
+"""Keys of `register` that are no pair's own."""
 
 
 class Key(NamedTuple):
@@ -139,6 +145,18 @@ def register_schemas() -> None:
     store.store(name="apply_schema", node=_open_twin(ApplyOptions))
 
 
+def pair_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of a CSV of pairs, whose columns are keys of `register` or sections of it.
+
+    Raises:
+        InputError: as `read_pairs`.
+        ConfigError: likewise.
+    """
+    names = [key.path for key in keys(RegisterConfig) if key.path.partition(".")[0] not in OF_ALL_PAIRS]
+    sections = dict.fromkeys(name.partition(".")[0] for name in names)
+    return read_pairs(path, list(dict.fromkeys([*sections, *names])))
+
+
 def fill_row(config: DictConfig) -> None:
     """Put a row of the CSV of pairs into the configuration, if it names one.
 
@@ -147,11 +165,11 @@ def fill_row(config: DictConfig) -> None:
     """
     if config.get("pairs") is None:
         return
-    rows = read_pairs(config.pairs)
+    rows = pair_rows(config.pairs)
     if config.row >= len(rows):
         raise InputError(f"{config.pairs}: has no row {config.row}; it has {len(rows)}, counted from 0")
     for name, value in rows[config.row].items():
-        OmegaConf.update(config, f"{name}.enabled" if name == "adapt" and isinstance(value, bool) else name, value)
+        OmegaConf.update(config, f"{name}.enabled" if name == "adapt" and isinstance(value, str) else name, value)
 
 
 def typed(config: DictConfig, schema: type[Config]) -> Config:

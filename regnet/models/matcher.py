@@ -25,6 +25,11 @@ CAUTION = (1.5, 12.0)
 """So many times the noise that predicts best is taken on the finest level, and on coarser ones, before training."""
 CAUTION_PACE = 10.0
 """A parameter's change changes the logarithm of the caution by so much, or training would be over before it moved."""
+BACKWARD_SCALE = 4
+"""Side of a pixel of the way back in px of the full grid: finer ones are not worth their time."""
+BACKWARD_RADIUS_PX, BACKWARD_WINDOW_PX = 6, 24.0
+"""How far the way back looks, and the Gaussian window of what it looks for, px of its own: with smaller windows it is
+often led astray where the match is right."""
 
 
 def _residual(width: int, dilation: int) -> nn.Sequential:
@@ -142,6 +147,40 @@ class Matcher(nn.Module):
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
+
+    def backward(
+        self, fixed: Tensor, moving: Tensor, found: Tensor, fixed_valid: Tensor, moving_valid: Tensor
+    ) -> Tensor:
+        """How far from where a displacement brings them the places of moving fit fixed, (B, 1, H, W) px.
+
+        Forward, places of fixed are looked for on moving. Here, each place of moving as the displacement brings it is
+        looked for on fixed, all around and whatever its neighbours find; of a right match the two ways are one
+        (left-right consistency: Hirschmueller, IEEE PAMI 2008). The descriptors only change their parts. What is given
+        is the length of the mean offset, which is next to none where places fit alike everywhere or nothing is known.
+
+        Args:
+            fixed: as for `forward`.
+            moving: likewise.
+            found: (B, 2, H, W) px, what `forward` gave.
+            fixed_valid: (B, 1, H, W) bool.
+            moving_valid: (B, 1, H, W) bool.
+        """
+        height, width = fixed.shape[-2:]
+        side, radius = CELL * BACKWARD_SCALE, BACKWARD_RADIUS_PX
+        pad = (0, -width % side, 0, -height % side)
+        fixed, moving, found = (F.pad(values, pad, mode="replicate") for values in (fixed, moving, found - self.shift))
+        here, there = (F.pad(valid, pad).to(fixed.dtype) for valid in (fixed_valid, moving_valid))
+        seen, share = pooled(fixed, here, BACKWARD_SCALE)
+        pull = F.avg_pool2d(found, BACKWARD_SCALE) / BACKWARD_SCALE
+        sought, brought = _moved(*pooled(moving, there, BACKWARD_SCALE), pull)
+        weights, offsets = (brought, share), offset_grid(radius, fixed.device)
+        volumes = [correlation_volume(m, f, radius, weights) for f, m in self._describe(seen, sought)]
+        base = F.avg_pool2d(torch.zeros_like(pull), CELL)
+        evidence = Evidence(torch.stack(volumes).mean(0), count_volume(*weights, radius), offsets, base)
+        apart, _ = statistics(evidence.window(BACKWARD_WINDOW_PX).logits(), offsets)
+        length = BACKWARD_SCALE * apart.square().sum(1, keepdim=True).sqrt()
+        fine = F.interpolate(length, scale_factor=side, mode="bilinear", align_corners=False)
+        return fine[..., :height, :width]
 
     def _pyramid(self, image: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Means of the valid pixels over squares of 1, 2, 4 ... px, and which share of each is valid (as float)."""

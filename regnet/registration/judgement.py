@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,13 +19,13 @@ from regnet.tiles.patch import Patch
 
 Values = NDArray[np.float32]
 
-CONFIDENCE, ERROR, VALID, RESIDUAL, MISALIGNMENT, DOUBT = range(6)
+CONFIDENCE, ERROR, VALID, RESIDUAL, MISALIGNMENT, DOUBT, BACKWARD = range(7)
 """Channels of a judged match's quality.
 
 The matcher's own confidence (0..1); the expected error (px); data in both images (0 or 1); the distance from the local
-affine displacement (px); and, over a neighbourhood, the root mean squares of the displacement found and of its expected
-error (px)."""
-CHANNELS = 6
+affine displacement (px); over a neighbourhood, the root mean squares of the displacement found and of its expected
+error (px); and the difference between the ways forward and backward (px; 0 if there is no way back)."""
+CHANNELS = 7
 NEIGHBOURHOOD_PX = 128.0
 """Gaussian neighbourhood over which a displacement is weighed against its error."""
 CLEAR_RATIO = (1.25, 2.0)
@@ -41,10 +43,18 @@ class JudgedMatcher:
         matcher: of windows.
         common: the shift of the whole pair; what of it is not believed is taken off, and not judged.
         trained: whether the matcher is a trained network.
+        backward: the way back, if there is one: tells of a window and its displacement (2, H, W) how far from where it
+            brings them the places of moving fit fixed, (H, W) px.
     """
 
-    def __init__(self, matcher: Matcher, common: CommonShift = NO_SHIFT, trained: bool = False) -> None:
-        self._matcher, self._common, self._trained = matcher, common, trained
+    def __init__(
+        self,
+        matcher: Matcher,
+        common: CommonShift = NO_SHIFT,
+        trained: bool = False,
+        backward: Callable[[Patch, Values], Values] | None = None,
+    ) -> None:
+        self._matcher, self._common, self._trained, self._backward = matcher, common, trained, backward
 
     @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:
@@ -57,7 +67,8 @@ class JudgedMatcher:
         error = expected_error(told, known.shape)
         apart = local_affine_residual(taken, known * match.quality[0])
         around = neighbourhood(torch.from_numpy(taken), error, weight.float(), NEIGHBOURHOOD_PX)
-        layers = [match.quality[0], error.numpy(), known, apart, *around.numpy()]
+        back = self._backward(patch, match.displacement) if self._backward else np.zeros_like(apart)
+        layers = [match.quality[0], error.numpy(), known, apart, *around.numpy(), back]
         return Match(taken, np.stack(layers).astype(np.float32))
 
 

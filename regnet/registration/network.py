@@ -64,13 +64,25 @@ class NetworkMatcher:
     @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:
         """Match one window; its quality has one channel, the network's confidence."""
-        prediction = self._model(
-            self._tensor(patch.fixed),
-            self._tensor(patch.moving),
-            self._tensor(patch.fixed_valid[None]),
-            self._tensor(patch.moving_valid[None]),
-        )
+        prediction = self._model(*self._images(patch), *self._masks(patch))
         return Match(prediction.displacement[0].float().cpu().numpy(), prediction.confidence[0].float().cpu().numpy())
+
+    @torch.inference_mode()
+    def backward(self, patch: Patch, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How far from where a displacement (2, H, W) brings them places of moving fit fixed, (H, W) px.
+
+        Only a matcher can tell; of what another network says it is not known, and 0.
+        """
+        if not isinstance(self._model, Matcher):
+            return np.zeros(found.shape[1:], np.float32)
+        apart = self._model.backward(*self._images(patch), self._tensor(found), *self._masks(patch))
+        return np.asarray(apart[0, 0].float().cpu().numpy())
+
+    def _images(self, patch: Patch) -> tuple[Tensor, Tensor]:
+        return self._tensor(patch.fixed), self._tensor(patch.moving)
+
+    def _masks(self, patch: Patch) -> tuple[Tensor, Tensor]:
+        return self._tensor(patch.fixed_valid[None]), self._tensor(patch.moving_valid[None])
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))[None].to(self._device)

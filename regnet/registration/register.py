@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,9 @@ NOT_SOUGHT = Overall(np.eye(2, 3), False, "not asked for")
 def register(options: RegisterOptions, output_dir: Path) -> float:
     """Register moving onto fixed and write everything about it into a folder.
 
-    Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg, summary.json and report.html, and with
-    `adapt` a folder adapt/ with its model.safetensors; they appear together when all of them are whole. The same call
-    after an interruption goes on where it was.
+    Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg, summary.json, report.html and the stamp
+    by which `finished` knows them, and with `adapt` a folder adapt/ with its model.safetensors; they appear together
+    when all of them are whole. The same call after an interruption goes on where it was.
 
     Args:
         options: the files and how to register them.
@@ -82,7 +82,8 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     with block_cache(options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         threads = torch.get_num_threads()  # on which the windows depend
-        settings = {**asdict(options), "inputs": input_marks(_inputs(options)), "threads": threads}
+        stamp = _stamp(options)
+        settings = {**asdict(options), "inputs": stamp["inputs"], "threads": threads}
         with Progress(output_dir / UNFINISHED, settings) as progress:
             overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
             if overall.found:
@@ -97,7 +98,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             )
             samples = _samples(windows)
             common = _common_shift(overall, network, reader, samples)
-            matcher = JudgedMatcher(network, common, network.trained)
+            matcher = JudgedMatcher(network, common, network.trained, network.backward)
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
@@ -122,10 +123,31 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 after = reader.with_moving(moved) if tally.known else None
                 errors = (check.stated_px, check.made_px) if check else None
                 report_registration(folder, reader, after, summary, points, errors)
+                files.write_stamp(folder, stamp)
                 if kept.exists():
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def finished(options: RegisterOptions, output_dir: Path) -> float | None:
+    """Share of the ground that was registered, if a folder holds all outputs of just this registration; else None.
+
+    Raises:
+        InputError: fixed or moving is missing or no raster.
+    """
+    moved = VECTOR if is_vector(options.moving) else RASTER
+    whole = all((output_dir / name).is_file() for name in (DISPLACEMENT, moved, TIES, SUMMARY, REPORT))
+    if not whole or (output_dir / WHOLE).exists() or not files.is_stamped(output_dir, _stamp(options)):
+        return None
+    return float(files.read_json(output_dir / SUMMARY)["share_registered"])
+
+
+def _stamp(options: RegisterOptions) -> dict[str, Any]:
+    """All that the outputs depend on: the options of a registration, and which files it reads."""
+    settings = asdict(options)
+    own = {spec.name: settings[spec.name] for spec in fields(RegisterOptions)}
+    return {"settings": own, "inputs": input_marks(_inputs(options))}
 
 
 def _samples(windows: WindowOptions) -> WindowOptions:

@@ -15,10 +15,21 @@ from regnet import files
 from regnet.geo.grid import Grid
 from regnet.registration.places import to_ground
 
-STATUSES = ("matched", "global stage only", "no data", "no clear gain", "local affine outlier", "error too large")
-MATCHED, OVERALL, NO_DATA, UNCLEAR, OUTLIER, UNSURE = range(len(STATUSES))
-"""A match is no clear gain if the displacement found is not clearly longer than its expected error."""
-COLUMNS = ("col", "row", "dx_px", "dy_px", "expected_error_px", "confidence", "status")
+STATUSES = (
+    "matched",
+    "global stage only",
+    "no data",
+    "no clear gain",
+    "local affine outlier",
+    "error too large",
+    "forward-backward outlier",
+)
+MATCHED, OVERALL, NO_DATA, UNCLEAR, OUTLIER, UNSURE, INCONSISTENT = range(len(STATUSES))
+"""A match is no clear gain if the displacement found is not clearly longer than its expected error, a local affine
+outlier if it is far from what its neighbours say, a forward-backward outlier if what it brings to a place is found
+elsewhere on the way back."""
+COLUMNS = ("col", "row", "dx_px", "dy_px", "expected_error_px", "backward_px", "confidence", "status")
+MEASURED = COLUMNS[2:-1]
 
 
 class TiePoints:
@@ -33,6 +44,7 @@ class TiePoints:
         row: int,
         displacement: NDArray[np.float32],
         error_px: NDArray[np.float32],
+        backward_px: NDArray[np.float32],
         confidence: NDArray[np.float32],
         status: NDArray[np.uint8],
     ) -> None:
@@ -42,6 +54,7 @@ class TiePoints:
             row: first row of the strip.
             displacement: (2, h, W) px as matched, before abstention.
             error_px: (h, W), expected error.
+            backward_px: (h, W), difference between the ways forward and backward.
             confidence: (h, W) in 0..1.
             status: (h, W), what became of each pixel, as places in `STATUSES`.
         """
@@ -56,6 +69,7 @@ class TiePoints:
             row_grid,
             *matched,
             error_px[at].ravel(),
+            backward_px[at].ravel(),
             confidence[at].ravel(),
             np.array(STATUSES)[status[at].ravel()],
         ]
@@ -68,7 +82,7 @@ class TiePoints:
         frame = gpd.GeoDataFrame(
             table, geometry=shapely.points(to_ground(self._grid.transform, centres)), crs=self._grid.crs.to_wkt()
         )
-        frame.loc[frame["status"] == STATUSES[NO_DATA], ["dx_px", "dy_px", "expected_error_px", "confidence"]] = np.nan
+        frame.loc[frame["status"] == STATUSES[NO_DATA], list(MEASURED)] = np.nan
         return frame
 
 

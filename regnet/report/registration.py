@@ -260,11 +260,13 @@ def _ties(ties: Any) -> Section:
     counts = ties["status"].value_counts()
     rows = [[status, str(count), f"{count / len(ties):.0%}"] for status, count in counts.items()]
     tables = [Table("What became of the tie points", ["status", "points", "share"], rows, [False] * len(rows))]
-    columns = ("status", "col", "row", "dx_px", "dy_px", "expected_error_px", "confidence")
+    columns = ("status", "col", "row", "dx_px", "dy_px", "expected_error_px", "backward_px", "confidence")
     listed = ties.iloc[np.unique(np.linspace(0, len(ties) - 1, LISTED).round().astype(int))] if len(ties) else ties
     cells = [[_text(getattr(point, name)) for name in columns] for point in listed.itertuples()]
     tables.append(Table(f"{len(listed)} of {len(ties)} tie points", list(columns), cells, [False] * len(cells)))
-    return Section("Tie points", "Every point of tie_points.gpkg carries what became of it.", tables=tables)
+    said = "Every point of tie_points.gpkg carries what became of it. A local affine outlier is far from what its "
+    said += "neighbours say; what a forward-backward outlier brings to its place is found elsewhere on the way back, "
+    return Section("Tie points", f"{said}backward_px away.", tables=tables)
 
 
 def _step(reader: PairReader) -> float:

@@ -50,6 +50,14 @@ def shifted(tmp_path_factory, scene):
     )
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory, scene):
+    """As `shifted`, in 128 x 128 px."""
+    folder = tmp_path_factory.mktemp("small")
+    fixed, moving = scene[50:178, 50:178], 9000 - scene[46:174, 56:184]
+    return write_raster(folder / "fixed.tif", fixed), write_raster(folder / "moving.tif", moving.astype("uint16"))
+
+
 TRUE = (-6.0, 4.0)
 
 

@@ -49,8 +49,8 @@ def test_the_result_is_saved_and_goes_with_its_object(done, tmp_path):
     (done.folder / "adapt" / "model.safetensors").write_text("weights")
     folder = done.save(tmp_path / "kept")
     assert (folder / "adapt" / "model.safetensors").read_text() == "weights"
-    names = {"adapt", "displacement.tif", "registered.tif", "tie_points.gpkg", "summary.json", "report.html"}
-    assert {path.name for path in folder.iterdir()} == names
+    names = {"displacement.tif", "registered.tif", "tie_points.gpkg", "summary.json", "report.html", "stamp.json"}
+    assert {path.name for path in folder.iterdir()} == {*names, "adapt"}
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         done.save(tmp_path / "file" / "below")

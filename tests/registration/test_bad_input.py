@@ -25,7 +25,6 @@ from regnet.errors import ConfigError, InputError, OutputError
 from regnet.models.base import Prediction
 from regnet.registration import register as module
 from regnet.registration.options import RegisterOptions
-from regnet.registration.pairs import read_pairs
 from regnet.registration.progress import Progress, input_marks
 from regnet.registration.register import register
 from regnet.registration.windows import FAIR_PX, WindowOptions, bounded, predict_strips, side_by_side
@@ -41,14 +40,6 @@ class Plain(torch.nn.Module):
     def forward(self, fixed, moving, fixed_valid, moving_valid):
         mean = torch.nn.functional.avg_pool2d(fixed[:, :1], 9, 1, 4)
         return Prediction(torch.cat((TRUE[0] + mean / 10, TRUE[1] - mean / 10), 1), torch.ones_like(mean))
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, scene):
-    """As `shifted`, in 128 x 128 px."""
-    folder = tmp_path_factory.mktemp("small")
-    fixed, moving = scene[50:178, 50:178], 9000 - scene[46:174, 56:184]
-    return write_raster(folder / "fixed.tif", fixed), write_raster(folder / "moving.tif", moving.astype("uint16"))
 
 
 def field(folder):
@@ -373,32 +364,3 @@ def test_windows_keep_to_the_memory():
     assert bounded(wanted, 10_000, 1500, 1400).window_px < bounded(wanted, 10_000, 1500, 900).window_px
     with pytest.raises(ConfigError, match=r"memory_mb=700 is too little for a raster 100000 px wide; give \d+"):
         bounded(wanted, 100_000, 700, 1400)
-
-
-def test_a_csv_of_pairs_is_registered_row_by_row(tmp_path, small, here):
-    fixed, moving = small
-    (tmp_path / "pairs.csv").write_text(
-        f"fixed,moving,tie_spacing_px,windows\n{fixed},{moving},32,\n{fixed},nowhere.tif,,\n{fixed},{moving},,\n"
-    )
-    done = here("register", "pairs=pairs.csv", "output_dir=many", "global_stage=false")
-    assert done.returncode == 2, done.stderr
-    assert "nowhere.tif: no such file" in done.stderr
-    summaries = [json.loads((tmp_path / "many" / row / "summary.json").read_text()) for row in "02"]
-    assert [summary["settings"]["tie_spacing_px"] for summary in summaries] == [32, 64]
-    assert all(summary["status"] == "registered" for summary in summaries)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "message"),
-    [
-        ("fixed,moving\n", InputError, "has no pairs"),
-        ("a,b\n1,2\n", InputError, "has no pairs"),
-        ("fixed,moving,colour\na,b,c\n", ConfigError, "column colour is not a key"),
-    ],
-)
-def test_a_csv_that_holds_no_pairs(tmp_path, text, kind, message):
-    (tmp_path / "pairs.csv").write_text(text)
-    with pytest.raises(kind, match=message):
-        read_pairs(str(tmp_path / "pairs.csv"))
-    with pytest.raises(InputError, match="not a CSV"):
-        read_pairs(str(tmp_path / "missing.csv"))

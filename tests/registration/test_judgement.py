@@ -19,6 +19,7 @@ from regnet.registration.calibration import (
 )
 from regnet.registration.check import PEAK_PX, check_errors
 from regnet.registration.judgement import (
+    BACKWARD,
     CHANNELS,
     DOUBT,
     ERROR,
@@ -28,12 +29,12 @@ from regnet.registration.judgement import (
     neighbourhood,
     taken_share,
 )
-from regnet.registration.matching import believe
+from regnet.registration.matching import BACKWARD_PX, believe
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.options import WindowOptions
 from regnet.registration.overall import Overall
 from regnet.registration.register import NOT_SOUGHT
-from regnet.registration.ties import MATCHED, NO_DATA, OVERALL, UNCLEAR, UNSURE
+from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OVERALL, UNCLEAR, UNSURE
 from regnet.registration.windows import Match, PatchReader, Strip
 from regnet.tiles.patch import Patch
 from tests.registration.conftest import texture
@@ -111,6 +112,55 @@ def test_what_has_no_data_says_nothing(displaced, elsewhere):
     )
     np.testing.assert_allclose(half[:, :4], whole[:, :4], atol=0.03)
     assert half[:, -1:].abs().max() < 1e-3
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return build_model(ModelOptions(**{"descriptor": "mind", "descriptor_channels": 4, "width": 4} | options), 1, 1)
+
+
+@pytest.mark.parametrize("by", [(0, 0), (8, 0), (0, -12), (-8, 8)])
+def test_the_way_back_ends_as_far_off_as_the_match_is(displaced, by):
+    back = NetworkMatcher(network()).backward(displaced, constant(TRUE[0] + by[0], TRUE[1] + by[1]))
+    assert back.shape == (SIDE, SIDE)
+    assert np.median(back[48:-48, 48:-48]) == pytest.approx(np.hypot(*by), abs=0.5)
+
+
+def test_the_way_back_is_told_place_by_place(displaced):
+    found = constant(*TRUE)
+    found[0, :, SIDE // 2 :] += 12
+    back = NetworkMatcher(network()).backward(displaced, found)
+    assert back[48:-48, 32:64].max() < 2
+    assert back[48:-48, -64:-32].min() > 8
+
+
+def test_where_nothing_is_known_the_way_back_contradicts_nothing(displaced):
+    nowhere = np.zeros((SIDE, SIDE), bool)
+    unknown = Patch(displaced.fixed, displaced.moving, displaced.fixed_valid, nowhere, displaced.structure)
+    assert NetworkMatcher(network()).backward(unknown, constant(9, 0)).max() < 0.01
+
+
+def test_a_shift_that_was_learned_is_no_contradiction(displaced):
+    """It is what the labels say beyond what the images show."""
+    model = network(descriptor="mind+learned", descriptor_channels=2)
+    still = NetworkMatcher(model).backward(displaced, constant(*TRUE))
+    with torch.no_grad():
+        model.shift.copy_(torch.tensor([8.0, 0]).reshape(2, 1, 1))
+    shifted = NetworkMatcher(model).backward(displaced, constant(TRUE[0] + 8, TRUE[1]))
+    np.testing.assert_allclose(shifted, still, atol=1e-3)
+
+
+def test_of_a_network_without_descriptors_the_way_back_is_not_known(displaced):
+    assert not NetworkMatcher(network(name="unet", levels=2)).backward(displaced, constant(9, 0)).any()
+
+
+def test_the_way_back_is_part_of_the_judgement(displaced):
+    def match(window):
+        return Match(constant(*TRUE), np.ones_like(window.fixed))
+
+    told = JudgedMatcher(match, backward=lambda window, found: 2 * found[0])(displaced)
+    np.testing.assert_array_equal(told.quality[BACKWARD], 2 * TRUE[0])
+    assert not JudgedMatcher(match)(displaced).quality[BACKWARD].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 40), (72, 33)])
@@ -242,6 +292,17 @@ def test_what_is_believed_of_a_match():
     np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, UNSURE, MATCHED, UNCLEAR, MATCHED])
     np.testing.assert_allclose(beliefs.displacement[0, 0], [2, 0, 0, 1, 0, 2], atol=1e-5)
     np.testing.assert_allclose(beliefs.error_px[0], [0.2, np.inf, np.inf, np.hypot(0.1, 1), np.inf, 0.2], atol=1e-5)
+
+
+def test_a_match_that_the_way_back_contradicts_is_an_outlier():
+    """Beyond the limit and clearly more than its expected error; other reasons come first."""
+    given = strip(2.0, 0.2)
+    given.quality[BACKWARD, 0] = [BACKWARD_PX - 0.1, 99, 99, BACKWARD_PX + 0.1, 99, BACKWARD_PX + 0.1]
+    given.quality[ERROR, 0, 5] = BACKWARD_PX / 2.9
+    beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5)
+    np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, UNSURE, INCONSISTENT, UNCLEAR, MATCHED])
+    assert beliefs.error_px[0, 3] == np.inf
+    assert not beliefs.displacement[:, 0, 3].any()
 
 
 def test_of_a_match_and_a_believed_similarity_the_better_is_taken():

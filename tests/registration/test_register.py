@@ -85,6 +85,7 @@ def test_summary_and_tie_points_tell_the_shift(done):
     assert len(matched) >= 9
     assert matched["dx_px"].median() == pytest.approx(TRUE[0], abs=0.15)
     assert matched["dy_px"].median() == pytest.approx(TRUE[1], abs=0.15)
+    assert matched["backward_px"].between(0, 1).all()
     first = matched.iloc[0]
     assert first.geometry.x == pytest.approx(ORIGIN[0] + GSD * (first["col"] + 0.5))
     assert first.geometry.y == pytest.approx(ORIGIN[1] - GSD * (first["row"] + 0.5))
@@ -92,6 +93,7 @@ def test_summary_and_tie_points_tell_the_shift(done):
         "displacement.tif",
         "registered.tif",
         "report.html",
+        "stamp.json",
         "summary.json",
         "tie_points.gpkg",
     ]
