@@ -38,6 +38,8 @@ OWN_ID = "regnet_id"
 def read_features(path: str, layer: str | None = None, where: str | None = None) -> gpd.GeoDataFrame:
     """Read all features of a layer as they are, in their own CRS; the index is that of their ids, `fid`.
 
+    Curves become lines of many vertices.
+
     Args:
         path: vector file.
         layer: layer name; None for the only or first one.
@@ -79,16 +81,16 @@ def _layer(path: str, layer: str | None) -> str:
 def _read_layer(source: str, layer: str, where: str | None) -> gpd.GeoDataFrame:
     # GDAL's quick way to read FlatGeobuf ends the process at a feature without geometry (seen in GDAL 3.12).
     pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": "YES"})
+    which = {"layer": layer, "where": where, "fid_as_index": True}
+    exact = {"use_arrow": True, "arrow_to_pandas_kwargs": {"types_mapper": pd.ArrowDtype}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        frame = pyogrio.read_dataframe(
-            source,
-            layer=layer,
-            where=where,
-            fid_as_index=True,
-            use_arrow=True,
-            arrow_to_pandas_kwargs={"types_mapper": pd.ArrowDtype},
-        )
+        try:
+            frame = pyogrio.read_dataframe(source, **which, **exact)
+        except NotImplementedError:  # curves, which shapely does not know and GDAL can draw as lines
+            lines = pyogrio.read_dataframe(source, **which, columns=[], use_arrow=False)
+            frame = pyogrio.read_dataframe(source, **which, **exact, read_geometry=False)
+            frame = gpd.GeoDataFrame(frame, geometry=lines.geometry)
     if not isinstance(frame, gpd.GeoDataFrame):
         raise InputError(f"{source}: layer {layer!r} has no geometries; choose another layer")
     for name in [name for name, kind in frame.dtypes.items() if isinstance(kind, np.dtype) and kind.kind == "O"]:

@@ -1,5 +1,8 @@
 import datetime
 import json
+import sqlite3
+import struct
+from contextlib import closing
 
 import geopandas as gpd
 import numpy as np
@@ -147,6 +150,22 @@ def test_every_kind_of_geometry_and_none(tmp_path, suffix):
             assert after is None or after.is_empty
         else:
             assert after.equals(before)
+
+
+def test_curves_are_drawn_as_lines(tmp_path):
+    """A circle in GeoPackage's own form, which nothing at hand writes: put into its table by hand."""
+    frame_of({"whole": [2**40 + 1]}, [shapely.box(-1, -1, 1, 1)]).to_file(tmp_path / "a.gpkg")
+    arc = struct.pack("<BII10d", 1, 8, 5, -1, 0, 0, 1, 1, 0, 0, -1, -1, 0)
+    with closing(sqlite3.connect(tmp_path / "a.gpkg")) as file:
+        for (name,) in file.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+            file.execute(f'drop trigger "{name}"')
+        header = file.execute("select geom from a").fetchone()[0][:40]  # with the bounds
+        file.execute("update a set geom = ?", (header + struct.pack("<BII", 1, 10, 1) + arc,))
+        file.commit()
+    found = read_features(str(tmp_path / "a.gpkg"))
+    assert found["whole"].tolist() == [2**40 + 1]
+    assert found.geometry.iloc[0].area == pytest.approx(np.pi, rel=1e-3)
+    assert found.crs == CRS
 
 
 MEASURED = [
