@@ -3,6 +3,10 @@
 Every way of saying "no data here" (nodata value, alpha band, mask band, NaN, infinities) becomes one: invalid. That is
 why a window is read from the file, masked and warped in memory, and not through a `WarpedVRT`, which ignores mask bands
 and takes infinities for values.
+
+Each band has its own validity, as in GDAL, where a nodata value is looked for band by band. A pixel is valid if any of
+the bands that are read has a value there: nodata in one band, as dark ground has it where nodata is 0, does not take
+the pixel from the others.
 """
 
 from __future__ import annotations
@@ -185,8 +189,8 @@ class GridRaster:
         """Read a box of the grid; it may reach beyond the grid and the raster.
 
         Returns:
-            values: (C, height, width), 0 where invalid.
-            valid: (height, width), true where every band has a finite value.
+            values: (C, height, width), 0 where invalid, NaN where a band of a valid pixel has no value.
+            valid: (height, width), true where any band has a finite value.
 
         Raises:
             InputError: the file is damaged.
@@ -195,7 +199,7 @@ class GridRaster:
         for dataset in dict.fromkeys(dataset for dataset, _ in self._bands):
             places = [place for place, (owner, _) in enumerate(self._bands) if owner is dataset]
             values[places] = _read_warped(dataset, [self._bands[place][1] for place in places], self.grid, box)
-        valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
+        valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).any(axis=0))
         values[:, ~valid] = 0
         return values, valid
 
@@ -273,6 +277,7 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
         dst_nodata=np.nan,
         resampling=Resampling.average if ratio < AVERAGE_BELOW else Resampling.cubic,
         tolerance=WARP_TOLERANCE_PX,
+        UNIFIED_SRC_NODATA="NO",
     )
     return result
 
@@ -287,14 +292,13 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
     try:
         raw = dataset.read(list(bands), window=window)
         values = (np.abs(raw) if np.iscomplexobj(raw) else raw).astype(np.float32)
-        valid = dataset.dataset_mask(window=window) > 0
+        valid = dataset.read_masks(list(bands), window=window) > 0
         # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
         for alpha in _alpha_bands(dataset):
             valid &= dataset.read(alpha, window=window) > 0
     except RasterioError as error:
         raise InputError(f"{dataset.name}: damaged or cut short, it cannot be read at {inside}") from error
-    values[:, ~valid] = np.nan
-    values[~np.isfinite(values)] = np.nan
+    values[~valid | ~np.isfinite(values)] = np.nan
     row, col = inside.row - box.row, inside.col - box.col
     result[:, row : row + inside.height, col : col + inside.width] = values
     return result

@@ -32,12 +32,14 @@ MAX_DECIMATION, SIDE_STEP = 64, 16
 def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None, resampling: str = "auto") -> float:
     """Write all bands of moving, pulled by a displacement, with moving's own dtype and nodata.
 
-    Complex values, as single-look SAR has them, become their amplitude.
+    Each band has its own validity: where one has no value, the others keep theirs. Complex values, as single-look SAR
+    has them, become their amplitude.
 
     Args:
         moving: raster, or several joined by | that are stacked.
         field: the displacement.
-        path: of the Cloud Optimized GeoTIFF. Without a nodata value or an alpha band it gets a mask.
+        path: of the Cloud Optimized GeoTIFF. Without a nodata value or an alpha band it gets a mask, which is false
+            where no band has a value; a band without one beside others is NaN, or 0 if it is of whole numbers.
         grid: of the result; None for the field's own.
         resampling: nearest, cubic, or auto: nearest if moving has a colour table.
 
@@ -55,7 +57,8 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
         dtypes = [dataset.dtypes[band - 1] for dataset, band in bands]
         amplitude = any(map(amplitude_dtype, dtypes))
         kind = np.result_type(*(amplitude_dtype(dtype) or dtype for dtype in dtypes))
-        usable = [dataset.nodata for dataset in datasets if not amplitude and _fits(dataset.nodata, kind)]
+        told = [nodata for dataset in datasets for nodata in dataset.nodatavals]
+        usable = [nodata for nodata in told if not amplitude and _fits(nodata, kind)]
         nodata = usable[0] if usable else None
         masked = nodata is None and all(ColorInterp.alpha not in dataset.colorinterp for dataset in datasets)
         coloured = any(ColorInterp.palette in dataset.colorinterp for dataset in datasets)
@@ -82,8 +85,10 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
 
         def work(block: _Block) -> tuple[_Block, NDArray[Any], NDArray[np.bool_]]:
             values, valids = zip(*(sampled(source, categorical) for source in block.sources), strict=True)
-            valid = np.logical_and.reduce(valids)
-            return block, to_dtype(np.concatenate(values), valid, kind, nodata), valid
+            valid = np.concatenate(valids)
+            least = 0 if amplitude else -np.inf  # bicubic interpolation may fall below
+            result = to_dtype(np.maximum(np.concatenate(values), least), valid, kind, nodata)
+            return block, result, np.asarray(valid.any(axis=0))
 
         boxes = grid.blocks(BLOCK_PX)
         reads = [partial(read, box) for box in boxes]
@@ -103,7 +108,7 @@ class Source:
 
     Attributes:
         values: (C, h, w) pixels of a file, 0 where invalid; of no size if the places need none.
-        valid: (h, w).
+        valid: (C, h, w).
         places: (2, height, width) columns and rows, px of `values` from the centre of the first one; far outside for
             nowhere.
     """
@@ -138,31 +143,38 @@ def read_source(dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64],
     needed = _needed(cols, rows, dataset.shape, step)
     places = np.stack([(cols - needed.col) / step - 0.5, (rows - needed.row) / step - 0.5])
     if not needed.height or not needed.width:
-        return Source(np.zeros((dataset.count, 0, 0)), np.zeros((0, 0), bool), places)
+        return Source(np.zeros((dataset.count, 0, 0)), np.zeros((dataset.count, 0, 0), bool), places)
     return Source(*_read(dataset, needed, step), np.nan_to_num(places, copy=False, nan=-1e6))
 
 
 def sampled(source: Source, categorical: bool) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
     """Interpolate at the places, bicubic, nearest for categories: (C, height, width) values and their validity."""
-    height, width = source.places.shape[1:]
+    shape = (len(source.values), *source.places.shape[1:])
     if not source.valid.size:
-        return np.zeros((len(source.values), height, width)), np.zeros((height, width), bool)
+        return np.zeros(shape), np.zeros(shape, bool)
+    height, width = shape[1:]
     pull = torch.from_numpy(source.places - np.stack(np.meshgrid(np.arange(width), np.arange(height))))[None]
-    mask = torch.from_numpy(source.valid)[None, None]
+    # Nearly always the bands are valid at the same places, which are then looked at once.
+    alike = (source.valid == source.valid[:1]).all()
+    valid = source.valid[:1] if alike else source.valid
+    mask = torch.from_numpy(valid)[None]
     if categorical:
         padded = torch.nn.functional.pad(mask.double(), (1, 1, 1, 1))
-        known = displacement.warp(padded, pull + 1, "nearest")[0, 0].numpy() > 0.5
-        nearest = displacement.warp(torch.from_numpy(source.values)[None], pull, "nearest")
-        return nearest[0].numpy(), known
-    known = displacement.warp_valid(mask, pull.float())[0, 0].numpy()
-    values = displacement.warp(torch.from_numpy(_filled(source.values, source.valid))[None], pull, "bicubic")
-    return values[0].numpy(), known
+        known = displacement.warp(padded, pull + 1, "nearest")[0].numpy() > 0.5
+        values = displacement.warp(torch.from_numpy(source.values)[None], pull, "nearest")
+    else:
+        known = displacement.warp_valid(mask, pull.float())[0].numpy()
+        values = displacement.warp(torch.from_numpy(_filled(source.values, valid))[None], pull, "bicubic")
+    return values[0].numpy(), np.broadcast_to(known, shape)
 
 
 def to_dtype(
     values: NDArray[np.floating], valid: NDArray[np.bool_], kind: np.dtype[Any], nodata: float | None
 ) -> NDArray[Any]:
-    """Round and clip (C, H, W) values into a dtype; invalid ones become nodata, and valid ones never do."""
+    """Round and clip (C, H, W) values into a dtype; invalid ones (C, H, W) become nodata, and valid ones never do.
+
+    Without a nodata value they become NaN, or 0 if the dtype is of whole numbers.
+    """
     if np.issubdtype(kind, np.integer):
         limits = np.iinfo(kind)
         # The largest 64-bit integers have no exact float, so they are clipped a little earlier.
@@ -171,14 +183,14 @@ def to_dtype(
     else:
         result = values.astype(kind)
     if nodata is None:
-        return np.asarray(np.where(valid, result, kind.type(0)))
+        return np.asarray(np.where(valid, result, kind.type(0 if np.issubdtype(kind, np.integer) else np.nan)))
     empty = kind.type(nodata)
     if np.issubdtype(kind, np.integer):
         neighbour = empty + 1 if empty < np.iinfo(kind).max else empty - 1
     else:
         neighbour = np.nextafter(empty, kind.type(0) if empty else kind.type(1))
     result[(result == empty) & valid] = neighbour
-    result[:, ~valid] = empty
+    result[~valid] = empty
     return np.asarray(result)
 
 
@@ -214,7 +226,7 @@ def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequenc
 
 
 def _read(dataset: DatasetReader, box: Box, step: int) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Read a box of a file, averaged over `step` x `step` pixels, as (C, h, w) values and (h, w) validity.
+    """Read a box of a file, averaged over `step` x `step` pixels, as (C, h, w) values and (C, h, w) validity.
 
     Values are as exact as the file's: of 32 bits, or of 64 where these do not hold them.
     """
@@ -224,8 +236,8 @@ def _read(dataset: DatasetReader, box: Box, step: int) -> tuple[NDArray[np.float
     filled = read.filled(0)
     real = np.abs(filled) if np.iscomplexobj(filled) else filled
     values = real.astype(np.result_type(real, np.float32))
-    valid = ~np.ma.getmaskarray(read).any(axis=0) & np.isfinite(values).all(axis=0)
-    values[:, ~valid] = 0
+    valid = ~np.ma.getmaskarray(read) & np.isfinite(values)
+    values[~valid] = 0
     return values, np.asarray(valid)
 
 
@@ -237,12 +249,23 @@ def _fits(nodata: float | None, kind: np.dtype[Any]) -> bool:
 
 
 def _filled(values: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.floating]:
-    """Give invalid pixels the value of their nearest valid ones, so that bicubic interpolation has no false edge."""
+    """Give invalid pixels the value of their nearest valid ones, so that bicubic interpolation has no false edge.
+
+    Args:
+        values: (C, h, w).
+        valid: (C, h, w), or (1, h, w) for all bands.
+    """
     if valid.all() or not valid.any():
         return values
-    weight = torch.from_numpy(valid.astype(values.dtype))[None, None]
-    near = displacement.smooth(torch.from_numpy(values)[None], 1.5, weight)[0].numpy()
-    return np.where(valid, values, near)
+    bands = torch.from_numpy(values)[:, None]
+    weight = torch.from_numpy(valid.astype(values.dtype))[:, None]
+    # With one mask for all, bands are channels, with one for each, they are images of their own.
+    near = (
+        displacement.smooth(bands.transpose(0, 1), 1.5, weight)[0]
+        if len(valid) == 1
+        else displacement.smooth(bands, 1.5, weight)[:, 0]
+    )
+    return np.where(valid, values, near.numpy())
 
 
 def _describe(target: Any, bands: list[tuple[DatasetReader, int]]) -> None:
