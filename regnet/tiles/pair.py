@@ -24,7 +24,8 @@ from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
 from regnet.tiles.patch import Patch
 
-SAMPLE_PIXELS = 1_000_000
+SAMPLE_PIXELS, SAMPLE_VALUES = 1_000_000, 16_000_000
+"""Percentiles are of at most so many pixels, and of at most so many values of all bands together."""
 CLIP = 3.0
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -277,7 +278,9 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     Raises:
         InputError: at most one valid pixel, a constant band, or a logarithm of values that are never positive.
     """
-    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / SAMPLE_PIXELS)))
+    most = min(SAMPLE_PIXELS, SAMPLE_VALUES // len(image.names))
+    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / most)))
+    block_px = min(block_px, math.isqrt(SAMPLE_VALUES // len(image.names)))
     samples = []
     for box in grid.blocks(max(block_px // step, 1) * step):
         values, valid = image.read(box)

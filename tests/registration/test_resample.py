@@ -4,7 +4,8 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from regnet.registration.field import FieldFile
-from regnet.registration.resample import resample, to_dtype
+from regnet.registration.resample import resample
+from regnet.registration.sampling import to_dtype
 from tests.registration.conftest import write_raster
 from tests.registration.test_apply import SHAPE, SHIFT, constant, write_field
 
