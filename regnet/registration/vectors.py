@@ -28,7 +28,8 @@ POLYGON, MULTIPOLYGON = 3, 6
 SAMPLE_SPACING_PX = 2.0
 MIN_KNOWN = 0.5
 TOUCHING_PX = 1e-3
-COLUMNS = ("regnet_dx_px", "regnet_dy_px", "regnet_expected_error_px", "regnet_status")
+STATUS = "regnet_status"
+COLUMNS = ("regnet_dx_px", "regnet_dy_px", "regnet_expected_error_px", STATUS)
 MOVED, ABSTAINED, BESIDE, EMPTY = "moved", "abstained", "beside", "empty"
 
 
@@ -102,7 +103,7 @@ def move_vectors(
     others = [name for name in layers_of(moving) if name != layer][0 if layer else 1 :]
     if others:
         notes.append(f"of its layers, {', '.join(others)} stayed where they are; choose one by layer=")
-    features = {status: int(count) for status, count in result[COLUMNS[-1]].value_counts().items()}
+    features = {status: int(count) for status, count in result[STATUS].value_counts().items()}
     return Moved(features, [f"{moving}: {note}" for note in notes])
 
 

@@ -307,6 +307,6 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
         bands = [np.log(np.maximum(values, floor)) for values in bands]
     low, median, high = np.stack([np.percentile(values, [2, 50, 98]) for values in bands], 1).astype(np.float32)
     flat = high <= low
-    least, most = (np.array([reach(values) for values in bands]) for reach in (np.min, np.max))
-    low[flat], high[flat] = least[flat], most[flat]
+    reaches = np.array([(values.min(), values.max()) for values in bands], np.float32)
+    low[flat], high[flat] = reaches[flat].T
     return Scaling(floor, low, median, high)
