@@ -28,7 +28,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, apply, check_overlap, densify, transform_points
+from regnet.geo.grid import Box, Grid, apply, check_overlap, transform_points
 
 AVERAGE_BELOW = 0.7
 """Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
@@ -306,14 +306,32 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
 
 def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, float]:
     """Pixels of a file that a box of the grid needs, and the size of a source pixel in grid pixels."""
-    file = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-    source = apply(~dataset.transform, transform_points(grid.crs, file, apply(grid.transform, densify(box))))
+    cols, rows = (
+        np.linspace(at, at + side, 2 + side // 64) for at, side in ((box.col, box.width), (box.row, box.height))
+    )
+    lattice = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2)
+    ground = transform_points(grid.crs, grid_of(dataset), apply(grid.transform, lattice))
+    source = apply(~dataset.transform, np.concatenate([ground, _poles(dataset, grid, box)]))
     source = source[np.isfinite(source).all(axis=1)]
     if len(source) == 0:
         return Box(0, 0, 0, 0), 1.0
     low, high = source.min(axis=0), source.max(axis=0)
+    # Where longitudes begin anew inside the box, this is small, and pixels are averaged: GDAL's cubic kernel, which
+    # grows with the source's window, would be far too wide there.
     ratio = math.sqrt(box.height * box.width / max(float(np.prod(high - low)), 1e-12))
     margin = 4 + math.ceil(2 / ratio)
     col, row = (int(value) for value in np.floor(low) - margin)
     right, bottom = (int(value) for value in np.ceil(high) + margin)
     return Box(row, col, bottom - row, right - col).clipped(dataset.shape), ratio
+
+
+def _poles(dataset: DatasetReader, grid: Grid, box: Box) -> NDArray[np.float64]:
+    """Ends (n, 2) of the parallel that a pole in a box of a grid is in the degrees of a file; none elsewhere."""
+    if not dataset.crs.is_geographic or grid.crs.is_geographic:
+        return np.empty((0, 2))
+    poles = np.array([[0.0, 90.0], [0.0, -90.0]])
+    there = apply(~grid.transform, transform_points(dataset.crs, grid, poles))
+    low, high = np.array([box.col, box.row]), np.array([box.col + box.width, box.row + box.height])
+    left, _, right, _ = grid_of(dataset).bounds
+    inside = poles[((there >= low) & (there <= high)).all(axis=1)]
+    return np.array([[lon, lat] for _, lat in inside for lon in (left, right)]).reshape(-1, 2)

@@ -51,13 +51,14 @@ def read_source(
         pulled: (2, height, width) columns and rows of the grid, whole numbers at corners of pixels; NaN for nowhere.
         categorical: values are names of classes.
     """
-    cols, rows, pixel_px = _source_places(dataset, grid, pulled)
-    step = 1 if categorical else min(max(1, round(1 / pixel_px)), MAX_DECIMATION)
-    needed = _needed(cols, rows, dataset.shape, step)
-    places = np.stack([(cols - needed.col) / step - 0.5, (rows - needed.row) / step - 0.5])
+    file = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
+    cols, rows = found = project(grid, file, pulled)
+    steps = (1, 1) if categorical else _steps(found)
+    needed = _needed(cols, rows, dataset.shape, steps)
+    places = np.stack([(cols - needed.col) / steps[0] - 0.5, (rows - needed.row) / steps[1] - 0.5])
     if not needed.height or not needed.width:
         return Source(np.zeros((len(bands), 0, 0)), np.zeros((len(bands), 0, 0), bool), places)
-    return Source(*_read(dataset, bands, needed, step), np.nan_to_num(places, copy=False, nan=-1e6))
+    return Source(*_read(dataset, bands, needed, steps), np.nan_to_num(places, copy=False, nan=-1e6))
 
 
 def sampled(source: Source, categorical: bool) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
@@ -107,46 +108,45 @@ def to_dtype(
     return np.asarray(result)
 
 
-def _source_places(
-    dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Where in a file places of a grid lie, and how large a pixel of the file is, in steps from place to place.
+def _steps(places: NDArray[np.float64]) -> tuple[int, int]:
+    """How many columns and rows of a file go to a step from place to place; they differ for degrees near a pole.
 
-    Returns:
-        columns, rows: (height, width), corner-based; NaN where the file's CRS has no such place.
-        side of a file's pixel.
+    Args:
+        places: (2, height, width) columns and rows of the file; NaN where there is no such place.
     """
-    source = project(grid, Grid(dataset.crs, dataset.transform, dataset.height, dataset.width), pulled)
     # Every few places are enough to tell a side by.
-    lines = np.diff(source[:, :, ::SIDE_STEP], axis=1), np.diff(source[:, ::SIDE_STEP], axis=2)
-    steps = [np.hypot(*line) for line in lines]
-    sides = np.concatenate([step[np.isfinite(step)].ravel() for step in steps])
-    side = float(np.median(sides)) if sides.size else 1.0
-    return source[0], source[1], 1 / max(side, 1e-12)
+    lines = np.abs(np.diff(places[:, :, ::SIDE_STEP], axis=1)), np.abs(np.diff(places[:, ::SIDE_STEP], axis=2))
+    found = []
+    for axis in range(2):
+        sides = [line[axis][np.isfinite(line[axis])] for line in lines]
+        side = math.hypot(*(float(np.median(values)) for values in sides if values.size))
+        found.append(min(max(1, round(side)), MAX_DECIMATION))
+    return found[0], found[1]
 
 
-def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequence[int], step: int) -> Box:
+def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequence[int], steps: tuple[int, int]) -> Box:
     """The box of a file's pixels, whole steps of them, that bicubic interpolation reads."""
     if not (np.isfinite(cols) & np.isfinite(rows)).any():
         return Box(0, 0, 0, 0)
-    margin = 3 * step
-    low_col, low_row = (max(math.floor(np.nanmin(axis)) - margin, 0) // step * step for axis in (cols, rows))
-    high_col, high_row = (
-        min(math.ceil(np.nanmax(axis)) + margin, side) // step * step
-        for axis, side in zip((cols, rows), shape[::-1], strict=True)
+    (low_col, high_col), (low_row, high_row) = (
+        (
+            max(math.floor(np.nanmin(axis)) - 3 * step, 0) // step * step,
+            min(math.ceil(np.nanmax(axis)) + 3 * step, side) // step * step,
+        )
+        for axis, side, step in zip((cols, rows), shape[::-1], steps, strict=True)
     )
     return Box(low_row, low_col, max(high_row - low_row, 0), max(high_col - low_col, 0))
 
 
 def _read(
-    dataset: DatasetReader, bands: Sequence[int], box: Box, step: int
+    dataset: DatasetReader, bands: Sequence[int], box: Box, steps: tuple[int, int]
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Read a box of a file, averaged over `step` x `step` pixels, as (C, h, w) values and (C, h, w) validity.
+    """Read a box of a file, averaged over steps of columns and rows, as (C, h, w) values and (C, h, w) validity.
 
     Values are as exact as the file's: of 32 bits, or of 64 where these do not hold them.
     """
     window = Window(box.col, box.row, box.width, box.height)
-    shape = (len(bands), box.height // step, box.width // step)
+    shape = (len(bands), box.height // steps[1], box.width // steps[0])
     read = dataset.read(list(bands), window=window, masked=True, out_shape=shape, resampling=Resampling.average)
     filled = read.filled(0)
     real = np.abs(filled) if np.iscomplexobj(filled) else filled
