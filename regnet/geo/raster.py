@@ -107,6 +107,8 @@ def open_raster(path: str) -> DatasetReader:
         trouble = "has no bands; name one of its subdatasets"
     elif dataset.crs is None and dataset.gcps[0]:
         trouble = "has ground control points but no grid; warp it first, for example with gdalwarp -tps"
+    elif dataset.rpcs and dataset.transform.is_identity:
+        trouble = "has rational polynomial coefficients (RPC) but no grid; orthorectify it first, with gdalwarp -rpc"
     elif dataset.crs is None:
         trouble = "has no CRS; assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
     elif dataset.transform.is_identity or dataset.transform.is_degenerate:

@@ -11,6 +11,7 @@ import rasterio.vrt
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from regnet.errors import InputError
@@ -66,6 +67,18 @@ def test_an_image_with_control_points_alone_is_to_be_warped(tmp_path: Path) -> N
         target.gcps = points, rasterio.crs.CRS.from_epsg(32633)
     with pytest.raises(InputError, match="ground control points but no grid; warp it first"):
         open_raster(path)
+
+
+def test_an_image_with_rational_polynomials_alone_is_to_be_orthorectified(tmp_path: Path) -> None:
+    path = str(tmp_path / "rpc.tif")
+    line, sample, one = [0.0, 0, 1, *[0.0] * 17], [0.0, 1, *[0.0] * 18], [1.0, *[0.0] * 19]
+    offsets = {"height_off": 0, "lat_off": 10, "long_off": 20, "line_off": 5, "samp_off": 5, "err_bias": 0}
+    scales = {"height_scale": 100, "lat_scale": 0.1, "long_scale": 0.1, "line_scale": 5, "samp_scale": 5, "err_rand": 0}
+    with rasterio.open(path, "w", driver="GTiff", count=1, height=10, width=10, dtype="uint8") as target:
+        target.rpcs = RPC(
+            line_num_coeff=line, line_den_coeff=one, samp_num_coeff=sample, samp_den_coeff=one, **offsets, **scales
+        )
+    assert "has rational polynomial coefficients (RPC) but no grid; orthorectify it first" in refusal(path)
 
 
 def test_a_subdataset_is_named_as_gdal_names_it(raster_file: Write) -> None:
