@@ -238,8 +238,12 @@ def unwrap(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     if not grid.crs.is_geographic:
         return points
     left, _, right, _ = grid.bounds
-    x = points[:, 0]
-    return np.column_stack([x - 360 * np.round((x - (left + right) / 2) / 360), points[:, 1]])
+    return np.column_stack([turned(points[:, 0], (left + right) / 2), points[:, 1]])
+
+
+def turned(longitudes: NDArray[np.float64], near: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Longitudes, turned by whole turns to within half a turn of others."""
+    return np.asarray(longitudes - 360 * np.round((longitudes - near) / 360))
 
 
 def densify(box: Box, step_px: float = 64) -> NDArray[np.float64]:

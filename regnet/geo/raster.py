@@ -3,6 +3,10 @@
 Every way of saying "no data here" (nodata value, alpha band, mask band, NaN, infinities) becomes one: invalid. That is
 why a window is read from the file, masked and warped in memory, and not through a `WarpedVRT`, which ignores mask bands
 and takes infinities for values.
+
+Each band has its own validity, as in GDAL, where a nodata value is looked for band by band. A pixel is valid if any of
+the bands that are read has a value there: nodata in one band, as dark ground has it where nodata is 0, does not take
+the pixel from the others.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, apply, check_overlap, densify, transform_points
+from regnet.geo.grid import Box, Grid, apply, check_overlap, transform_points
 
 AVERAGE_BELOW = 0.7
 """Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
@@ -103,6 +107,8 @@ def open_raster(path: str) -> DatasetReader:
         trouble = "has no bands; name one of its subdatasets"
     elif dataset.crs is None and dataset.gcps[0]:
         trouble = "has ground control points but no grid; warp it first, for example with gdalwarp -tps"
+    elif dataset.rpcs and dataset.transform.is_identity:
+        trouble = "has rational polynomial coefficients (RPC) but no grid; orthorectify it first, with gdalwarp -rpc"
     elif dataset.crs is None:
         trouble = "has no CRS; assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
     elif dataset.transform.is_identity or dataset.transform.is_degenerate:
@@ -185,8 +191,8 @@ class GridRaster:
         """Read a box of the grid; it may reach beyond the grid and the raster.
 
         Returns:
-            values: (C, height, width), 0 where invalid.
-            valid: (height, width), true where every band has a finite value.
+            values: (C, height, width), 0 where invalid, NaN where a band of a valid pixel has no value.
+            valid: (height, width), true where any band has a finite value.
 
         Raises:
             InputError: the file is damaged.
@@ -195,7 +201,7 @@ class GridRaster:
         for dataset in dict.fromkeys(dataset for dataset, _ in self._bands):
             places = [place for place, (owner, _) in enumerate(self._bands) if owner is dataset]
             values[places] = _read_warped(dataset, [self._bands[place][1] for place in places], self.grid, box)
-        valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
+        valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).any(axis=0))
         values[:, ~valid] = 0
         return values, valid
 
@@ -273,6 +279,7 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
         dst_nodata=np.nan,
         resampling=Resampling.average if ratio < AVERAGE_BELOW else Resampling.cubic,
         tolerance=WARP_TOLERANCE_PX,
+        UNIFIED_SRC_NODATA="NO",
     )
     return result
 
@@ -287,7 +294,7 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
     try:
         raw = dataset.read(list(bands), window=window)
         values = (np.abs(raw) if np.iscomplexobj(raw) else raw).astype(np.float32)
-        valid = dataset.dataset_mask(window=window) > 0
+        valid = dataset.read_masks(list(bands), window=window) > 0
         # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
         for alpha in _alpha_bands(dataset):
             valid &= dataset.read(alpha, window=window) > 0
@@ -296,8 +303,7 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
             f"{dataset.name}: damaged or cut short, it cannot be read at row {inside.row}, column {inside.col}; "
             "fetch or write it again"
         ) from error
-    values[:, ~valid] = np.nan
-    values[~np.isfinite(values)] = np.nan
+    values[~valid | ~np.isfinite(values)] = np.nan
     row, col = inside.row - box.row, inside.col - box.col
     result[:, row : row + inside.height, col : col + inside.width] = values
     return result
@@ -305,14 +311,32 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
 
 def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, float]:
     """Pixels of a file that a box of the grid needs, and the size of a source pixel in grid pixels."""
-    file = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-    source = apply(~dataset.transform, transform_points(grid.crs, file, apply(grid.transform, densify(box))))
+    cols, rows = (
+        np.linspace(at, at + side, 2 + side // 64) for at, side in ((box.col, box.width), (box.row, box.height))
+    )
+    lattice = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2)
+    ground = transform_points(grid.crs, grid_of(dataset), apply(grid.transform, lattice))
+    source = apply(~dataset.transform, np.concatenate([ground, _poles(dataset, grid, box)]))
     source = source[np.isfinite(source).all(axis=1)]
     if len(source) == 0:
         return Box(0, 0, 0, 0), 1.0
     low, high = source.min(axis=0), source.max(axis=0)
+    # Where longitudes begin anew inside the box, this is small, and pixels are averaged: GDAL's cubic kernel, which
+    # grows with the source's window, would be far too wide there.
     ratio = math.sqrt(box.height * box.width / max(float(np.prod(high - low)), 1e-12))
     margin = 4 + math.ceil(2 / ratio)
     col, row = (int(value) for value in np.floor(low) - margin)
     right, bottom = (int(value) for value in np.ceil(high) + margin)
     return Box(row, col, bottom - row, right - col).clipped(dataset.shape), ratio
+
+
+def _poles(dataset: DatasetReader, grid: Grid, box: Box) -> NDArray[np.float64]:
+    """Ends (n, 2) of the parallel that a pole in a box of a grid is in the degrees of a file; none elsewhere."""
+    if not dataset.crs.is_geographic or grid.crs.is_geographic:
+        return np.empty((0, 2))
+    poles = np.array([[0.0, 90.0], [0.0, -90.0]])
+    there = apply(~grid.transform, transform_points(dataset.crs, grid, poles))
+    low, high = np.array([box.col, box.row]), np.array([box.col + box.width, box.row + box.height])
+    left, _, right, _ = grid_of(dataset).bounds
+    inside = poles[((there >= low) & (there <= high)).all(axis=1)]
+    return np.array([[lon, lat] for _, lat in inside for lon in (left, right)]).reshape(-1, 2)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import geopandas as gpd
 import numpy as np
-import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from regnet.errors import InputError
+from regnet.geo.features import read_features
 from regnet.geo.grid import Box, Grid, apply, check_overlap, unwrap
-from regnet.geo.raster import is_remote
 
 CHANNELS = ("interior", "edge", "vertex")
-PARQUET = (".parquet", ".geoparquet")
 SUPERSAMPLING = 4
 EDGE_HALF_WIDTH_PX = 1.0
 VERTEX_RADIUS_PX = 1.5
@@ -160,58 +154,6 @@ def burn(shapes: list[tuple[Any, int]], box: Box, size: tuple[int, int], dtype: 
 
 def _sample_transform(box: Box, size: tuple[int, int]) -> Any:
     return Affine.translation(box.col, box.row) @ Affine.scale(box.width / size[1], box.height / size[0])
-
-
-def read_features(path: str, layer: str | None, where: str | None) -> gpd.GeoDataFrame:
-    """Read all features of a layer as they are, in their own CRS; the index is that of their ids, `fid`.
-
-    Args:
-        path: vector file.
-        layer: layer name; None for the only or first one.
-        where: filter as in SQL's WHERE.
-
-    Raises:
-        InputError: missing file, not a vector file, unknown layer, bad filter, no geometries.
-    """
-    if not is_remote(path) and not Path(path).exists():
-        raise InputError(f"{path}: no such file; check the path")
-    source: str | io.BytesIO = _parquet_copy(path) if Path(path).suffix.lower() in PARQUET else path
-    try:
-        layers = [str(name) for name in pyogrio.list_layers(source)[:, 0]]
-        if layer is not None and layer not in layers:
-            raise InputError(f"{path}: has no layer {layer!r}; choose one of {', '.join(layers)}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frame = pyogrio.read_dataframe(
-                source, layer=layer or layers[0], where=where, force_2d=True, fid_as_index=True
-            )
-    except (DataSourceError, DataLayerError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{path}: not a vector file that GDAL can read ({reason}); check the file and `where`"
-        ) from error
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: cannot be read with where={where!r} ({reason}); check the filter") from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise InputError(f"{path}: layer {layer or layers[0]!r} has no geometries; choose another layer")
-    return frame
-
-
-def _parquet_copy(path: str) -> io.BytesIO:
-    """A GeoParquet file as GeoPackage in memory: GDAL, which filters by `where`, is mostly built without Parquet.
-
-    Raises:
-        InputError: it is not GeoParquet.
-    """
-    copy = io.BytesIO()
-    try:
-        pyogrio.write_dataframe(gpd.read_parquet(path), copy, driver="GPKG", layer=Path(path).stem)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: not GeoParquet that can be read ({reason}); check the file") from error
-    copy.seek(0)
-    return copy
 
 
 def _to_grid_crs(frame: gpd.GeoDataFrame, grid: Grid, path: str) -> gpd.GeoDataFrame:

@@ -53,8 +53,9 @@ def apply(options: ApplyOptions) -> Applied:
         raise OutputError(f"{output}: is an input and would be overwritten; choose another output")
     with FieldFile(options.displacement) as field:
         if is_vector(options.target):
-            features = move_vectors(options.target, field, output, options.polygons, options.layer, options.where)
-            return Applied(features.get(MOVED, 0) / max(sum(features.values()), 1), features, [])
+            moved = move_vectors(options.target, field, output, options.polygons, options.layer, options.where)
+            features = moved.features
+            return Applied(features.get(MOVED, 0) / max(sum(features.values()), 1), features, moved.notes)
         if output.suffix.lower() not in (".tif", ".tiff"):
             raise ConfigError(f"{output}: a raster is written as GeoTIFF; end the name in .tif")
         for source in raster_sources(options.target):

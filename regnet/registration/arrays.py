@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,13 @@ from rasterio.errors import CRSError
 
 from regnet import files
 from regnet.errors import ConfigError, InputError
+from regnet.geo.features import free_names, read_features, write_features
 from regnet.geo.raster import is_vector
 from regnet.registration import apply as applying
 from regnet.registration import register as registering
+from regnet.registration.labelled import like, values_of
 from regnet.registration.options import AdaptOptions, ApplyOptions, RegisterOptions, WindowOptions
+from regnet.registration.vectors import COLUMNS, STATUS
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,13 @@ class Registration:
 
     @cached_property
     def registered(self) -> Any:
-        """Moving in its new place: a `Raster`, a GeoDataFrame, or an array of xarray if moving was one."""
+        """Moving in its new place: a `Raster`, a GeoDataFrame, or an array of xarray if moving was one.
+
+        An array of xarray lies on fixed's grid and keeps its name, attributes, dtype, bands and nodata; what is masked
+        is not a number, or nodata, as it was.
+        """
         if (self.folder / registering.VECTOR).exists():
-            return gpd.read_file(self.folder / registering.VECTOR)
+            return _read_features(self.folder / registering.VECTOR, self._like)
         return _read(self.folder / registering.RASTER, self._like)
 
     def apply(self, target: Any, **settings: Any) -> Any:
@@ -103,7 +110,7 @@ class Registration:
             output = Path(scratch) / f"output{'.gpkg' if vector else '.tif'}"
             own = {"displacement": str(self.folder / registering.DISPLACEMENT), "target": path, "output": str(output)}
             applying.apply(_options(ApplyOptions, own, settings))
-            return gpd.read_file(output) if vector else _read(output, target)
+            return _read_features(output, target) if vector else _read(output, target)
 
     def save(self, folder: Path | str) -> Path:
         """Copy all output files into a folder, each whole or not at all; gives the folder.
@@ -171,15 +178,14 @@ def _path(given: Any, folder: Path, name: str) -> str:
     if isinstance(given, str | Path):
         return str(given)
     if isinstance(given, gpd.GeoDataFrame):
-        given.to_file(folder / f"{name}.gpkg", layer=name)
+        write_features(given.reset_index(drop=True), folder / f"{name}.gpkg")
         return str(folder / f"{name}.gpkg")
     path = folder / f"{name}.tif"
     if isinstance(given, Raster):
         _write(given, path, name)
     elif hasattr(given, "rio"):
-        if given.rio.crs is None:
-            raise InputError(f"{name}: the array has no CRS; give it one with .rio.write_crs(...)")
-        given.rio.to_raster(path)
+        values, nodata, names = values_of(given, name)
+        _write(Raster(values, given.rio.transform(recalc=True), given.rio.crs, nodata), path, name, names)
     elif hasattr(given, "dims") and hasattr(given, "coords"):
         raise InputError(f"{name}: the array has no georeferencing; import rioxarray first, and .rio.write_crs(...)")
     else:
@@ -188,7 +194,7 @@ def _path(given: Any, folder: Path, name: str) -> str:
     return str(path)
 
 
-def _write(raster: Raster, path: Path, name: str) -> None:
+def _write(raster: Raster, path: Path, name: str, bands: Sequence[str] = ()) -> None:
     values = np.asarray(raster.values)
     values = values[None] if values.ndim == 2 else values
     if values.ndim != 3:
@@ -204,6 +210,8 @@ def _write(raster: Raster, path: Path, name: str) -> None:
             rasterio.open(path, "w", dtype=values.dtype, tiled=True, **profile, **place) as target,
         ):
             target.write(values)
+            for number, band in enumerate(bands[: len(values)], 1):
+                target.set_band_description(number, band)
             if raster.valid is not None:
                 target.write_mask(raster.valid)
     except (CRSError, TypeError, ValueError) as error:
@@ -211,17 +219,21 @@ def _write(raster: Raster, path: Path, name: str) -> None:
         raise InputError(f"{name}: the array cannot be placed ({reason}); check its crs, dtype and nodata") from error
 
 
-def _read(path: Path, like: Any) -> Any:
-    """Read a raster; as an array of xarray if `like` is one."""
+def _read_features(path: Path, given: Any) -> gpd.GeoDataFrame:
+    """Read a layer; with the very columns and index that were given if that was a frame."""
+    if not isinstance(given, gpd.GeoDataFrame):
+        return gpd.read_file(path)
+    found = read_features(str(path))
+    # The layer was written without ids, so that its rows were counted from 1.
+    rows = given.iloc[found.index - 1].rename(columns=free_names(given, COLUMNS))
+    moved = rows.set_geometry(gpd.GeoSeries(found.geometry.values, index=rows.index, crs=found.crs))
+    return moved.assign(**{name: found[name].to_numpy(None if name == STATUS else float) for name in COLUMNS})
+
+
+def _read(path: Path, given: Any) -> Any:
+    """Read a raster; as an array of xarray if what was given is one."""
     with rasterio.open(path) as source:
-        values, nodata = source.read(), source.nodata
-        raster = Raster(values, source.transform, source.crs, nodata, source.dataset_mask() > 0)
-    if not hasattr(like, "rio"):
-        return raster
-    height, width = values.shape[1:]
-    # Pixel centres, as xarray counts; a rotated grid has no such axes, but its transform is kept in any case.
-    t = raster.transform
-    axes = {"y": t.f + t.e * (np.arange(height) + 0.5), "x": t.c + t.a * (np.arange(width) + 0.5)}
-    shaped = type(like)(values, dims=("band", "y", "x"), coords={"band": np.arange(len(values)) + 1, **axes})
-    placed = shaped.rio.write_crs(raster.crs).rio.write_transform(raster.transform)
-    return placed if nodata is None else placed.rio.write_nodata(nodata)
+        values, valid = source.read(), source.dataset_mask() > 0
+        if hasattr(given, "rio"):
+            return like(given, values, valid, source.crs, source.transform)
+        return Raster(values, source.transform, source.crs, source.nodata, valid)

@@ -15,6 +15,7 @@ Points = NDArray[np.float64]
 
 MAX_KNOTS = 64
 MIN_KNOT_PX = 16.0
+KNOT_TOLERANCE_PX = 0.02
 
 
 def to_ground(transform: Affine, points: Points) -> Points:
@@ -32,7 +33,8 @@ def project(grid: Grid, other: Grid, places: Points) -> Points:
     """From columns and rows of a grid to those of another grid or file.
 
     Between CRSs the transform is calculated at knots and interpolated bilinearly between them: in a window of a raster
-    it bends by far less than a pixel from knot to knot.
+    it bends by far less than a pixel from knot to knot. Where it does not, as around a pole and across the meridian at
+    which a file's longitudes begin, it is calculated everywhere.
 
     Args:
         grid: the grid that the places are on.
@@ -55,9 +57,19 @@ def project(grid: Grid, other: Grid, places: Points) -> Points:
         lows.append(low)
         axes.append(low + step * np.arange(math.ceil((high - low) / step) + 1))
         where.append((np.where(finite, values, low) - low) / step)
-    cols, rows = np.meshgrid(*axes)
-    ground = to_ground(grid.transform, np.column_stack([cols.ravel(), rows.ravel()]))
-    knots = to_pixels(other.transform, transform_points(grid.crs, other, ground)).T.reshape(2, *cols.shape)
-    knots = np.where(np.isfinite(knots), knots, np.nan)
+    knots = _projected(grid, other, np.stack(np.meshgrid(*axes)))
+    middles = _projected(grid, other, np.stack(np.meshgrid(*(axis[:-1] + np.diff(axis) / 2 for axis in axes))))
+    between = (knots[:, :-1, :-1] + knots[:, 1:, :-1] + knots[:, :-1, 1:] + knots[:, 1:, 1:]) / 4
+    if not (np.abs(middles - between) < KNOT_TOLERANCE_PX).all():
+        return _projected(grid, other, places)
     result = np.stack([map_coordinates(knot, where[::-1], order=1, mode="nearest") for knot in knots])
     return np.where(finite, result, np.nan)
+
+
+def _projected(grid: Grid, other: Grid, places: Points) -> Points:
+    """As `project`, each place by itself."""
+    finite = np.isfinite(places).all(0)
+    ground = to_ground(grid.transform, places[:, finite].T)
+    result = np.full_like(places, np.nan)
+    result[:, finite] = to_pixels(other.transform, transform_points(grid.crs, other, ground)).T
+    return np.where(np.isfinite(result).all(0), result, np.nan)

@@ -37,7 +37,7 @@ from regnet.registration.progress import Progress, input_marks
 from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
-from regnet.registration.vectors import move_vectors
+from regnet.registration.vectors import Moved, move_vectors
 from regnet.registration.windows import side_by_side
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
@@ -108,19 +108,20 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 # Windows are over; the files and the report take other arrays.
                 give_back()
                 points = familiar.onto(ties.frame()) if familiar else ties.frame()
+                moved = _move(options, folder)
                 summary = summarise(tally, overall, common, reader) | {
                     "tie_points": write_ties(points, folder / TIES),
-                    "polygons": _move(options, folder),
+                    "polygons": moved.features if moved else None,
                     "adapt": adapted,
                     "familiarity": familiar.summary() if familiar else None,
                     "check": check.summary() if check else None,
-                    "notes": [*notes(options), *unknown],
+                    "notes": [*notes(options), *unknown, *(moved.notes if moved else [])],
                     "seconds": time.perf_counter() - start,
                     "settings": asdict(options),
                 }
                 files.write_json(folder / SUMMARY, summary)
-                moved = str(folder / (VECTOR if is_vector(options.moving) else RASTER))
-                after = reader.with_moving(moved) if tally.known else None
+                there = str(folder / (RASTER if moved is None else VECTOR))
+                after = reader.with_moving(there) if tally.known else None
                 errors = (check.stated_px, check.made_px) if check else None
                 report_registration(folder, reader, after, summary, points, errors)
                 files.write_stamp(folder, stamp)
@@ -191,8 +192,8 @@ def _familiarity(
     return found, [] if found else [UNKNOWN.format(options.model)]
 
 
-def _move(options: RegisterOptions, folder: Path) -> dict[str, int] | None:
-    """Write moving in its new place; tells how many features have each status, None for a raster."""
+def _move(options: RegisterOptions, folder: Path) -> Moved | None:
+    """Write moving in its new place; tells what became of its features, None for a raster."""
     with FieldFile(folder / DISPLACEMENT) as field:
         if is_vector(options.moving):
             path = folder / VECTOR

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from regnet import displacement
 from regnet.geo.grid import Box, Grid
 from regnet.geo.raster import amplitude_dtype, open_raster, raster_sources
 from regnet.registration.ahead import worked
 from regnet.registration.cog import BLOCK_PX, write_cog
 from regnet.registration.field import FieldFile
-from regnet.registration.places import project
+from regnet.registration.sampling import Source, read_source, sampled, to_dtype
 
-MAX_DECIMATION, SIDE_STEP = 64, 16
+BANDS_AT_ONCE = 8
+"""However many bands a file has, memory is taken for so many."""
 
 
 def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None, resampling: str = "auto") -> float:
     """Write all bands of moving, pulled by a displacement, with moving's own dtype and nodata.
 
-    Complex values, as single-look SAR has them, become their amplitude.
+    Each band has its own validity: where one has no value, the others keep theirs. Complex values, as single-look SAR
+    has them, become their amplitude.
 
     Args:
         moving: raster, or several joined by | that are stacked.
         field: the displacement.
-        path: of the Cloud Optimized GeoTIFF. Without a nodata value or an alpha band it gets a mask.
+        path: of the Cloud Optimized GeoTIFF. Without a nodata value or an alpha band it gets a mask, which is false
+            where no band has a value; a band without one beside others is NaN, or 0 if it is of whole numbers.
         grid: of the result; None for the field's own.
         resampling: nearest, cubic, or auto: nearest if moving has a colour table.
 
@@ -50,183 +51,92 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
     grid = grid or field.grid
     known = 0
     with ExitStack() as stack:
-        datasets = [stack.enter_context(open_raster(source)) for source in raster_sources(moving)]
-        bands = [(dataset, band) for dataset in datasets for band in dataset.indexes]
-        dtypes = [dataset.dtypes[band - 1] for dataset, band in bands]
-        amplitude = any(map(amplitude_dtype, dtypes))
-        kind = np.result_type(*(amplitude_dtype(dtype) or dtype for dtype in dtypes))
-        usable = [dataset.nodata for dataset in datasets if not amplitude and _fits(dataset.nodata, kind)]
-        nodata = usable[0] if usable else None
-        masked = nodata is None and all(ColorInterp.alpha not in dataset.colorinterp for dataset in datasets)
-        coloured = any(ColorInterp.palette in dataset.colorinterp for dataset in datasets)
-        categorical = coloured if resampling == "auto" else resampling == "nearest"
+        stacked = _Stack([stack.enter_context(open_raster(source)) for source in raster_sources(moving)])
+        categorical = stacked.coloured if resampling == "auto" else resampling == "nearest"
+        place = {"height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
         target = stack.enter_context(
-            write_cog(
-                path,
-                "nearest" if categorical else "average",
-                count=len(bands),
-                dtype=kind.name,
-                nodata=nodata,
-                height=grid.height,
-                width=grid.width,
-                crs=grid.crs,
-                transform=grid.transform,
-            )
+            write_cog(path, "nearest" if categorical else "average", **stacked.profile, **place)
         )
-        _describe(target, bands)
+        _describe(target, stacked.bands)
+        pull = lru_cache(1)(partial(field.pull, grid))
 
-        def read(box: Box) -> _Block:
-            pulled, sure = field.pull(grid, box)
-            sources = [read_source(dataset, field.grid, pulled, categorical) for dataset in datasets]
-            return _Block(box, int(sure.sum()), sources)
+        def read(box: Box, group: _Group) -> _Piece:
+            pulled, sure = pull(box)
+            source = read_source(group.dataset, group.bands, field.grid, pulled, categorical)
+            return _Piece(box, group, int(sure.sum()), source)
 
-        def work(block: _Block) -> tuple[_Block, NDArray[Any], NDArray[np.bool_]]:
-            values, valids = zip(*(sampled(source, categorical) for source in block.sources), strict=True)
-            valid = np.logical_and.reduce(valids)
-            return block, to_dtype(np.concatenate(values), valid, kind, nodata), valid
+        def work(piece: _Piece) -> tuple[_Piece, NDArray[Any], NDArray[np.bool_]]:
+            return piece, *stacked.written(*sampled(piece.source, categorical))
 
-        boxes = grid.blocks(BLOCK_PX)
-        reads = [partial(read, box) for box in boxes]
-        blocks = stack.enter_context(closing(worked(reads, work, torch.get_num_threads())))
-        for block, values, valid in tqdm(blocks, total=len(boxes), desc="resample", unit="block"):
-            window = Window(block.box.col, block.box.row, block.box.width, block.box.height)
-            target.write(values, window=window)
-            if masked:
-                target.write_mask(valid, window=window)
-            known += block.known
+        reads = [partial(read, box, group) for box in grid.blocks(BLOCK_PX) for group in stacked.groups]
+        pieces = stack.enter_context(closing(worked(reads, work, torch.get_num_threads())))
+        anywhere: NDArray[np.bool_] | None = None
+        for piece, values, valid in tqdm(pieces, total=len(reads), desc="resample", unit="block"):
+            window = Window(piece.box.col, piece.box.row, piece.box.width, piece.box.height)
+            target.write(values, piece.group.places, window=window)
+            anywhere = valid if anywhere is None else anywhere | valid
+            if piece.group is stacked.groups[-1]:
+                if stacked.masked:
+                    target.write_mask(anywhere, window=window)
+                known, anywhere = known + piece.known, None
     return known / (grid.height * grid.width)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a block of places is interpolated from.
+class _Group:
+    """Bands of one file, counted from 1, and their places among all, that are worked on together."""
 
-    Attributes:
-        values: (C, h, w) pixels of a file, 0 where invalid; of no size if the places need none.
-        valid: (h, w).
-        places: (2, height, width) columns and rows, px of `values` from the centre of the first one; far outside for
-            nowhere.
-    """
-
-    values: NDArray[np.floating]
-    valid: NDArray[np.bool_]
-    places: NDArray[np.float64]
+    dataset: DatasetReader
+    bands: list[int]
+    places: list[int]
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A block of the result: its box, for how many of its pixels the field knows, and what of each file it needs."""
+class _Piece:
+    """Some bands of a block: its box, for how many of its pixels the field knows, and what of the file it needs."""
 
     box: Box
+    group: _Group
     known: int
-    sources: list[Source]
+    source: Source
 
 
-def read_source(dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64], categorical: bool) -> Source:
-    """Read the pixels of a file that places of a grid need.
+class _Stack:
+    """Files whose bands are stacked into one."""
 
-    Pixels much finer than the places lie apart are averaged, so that nothing aliases.
+    def __init__(self, datasets: Sequence[DatasetReader]) -> None:
+        self.bands = [(dataset, band) for dataset in datasets for band in dataset.indexes]
+        dtypes = [dataset.dtypes[band - 1] for dataset, band in self.bands]
+        self._amplitude = any(map(amplitude_dtype, dtypes))
+        self._kind = np.result_type(*(amplitude_dtype(dtype) or dtype for dtype in dtypes))
+        told = [nodata for dataset in datasets for nodata in dataset.nodatavals]
+        usable = [nodata for nodata in told if not self._amplitude and _fits(nodata, self._kind)]
+        self._nodata = usable[0] if usable else None
+        meanings = [dataset.colorinterp[band - 1] for dataset, band in self.bands]
+        self.masked = self._nodata is None and ColorInterp.alpha not in meanings
+        self.coloured = ColorInterp.palette in meanings
 
-    Args:
-        dataset: the file.
-        grid: the grid that the places are on.
-        pulled: (2, height, width) columns and rows of the grid, whole numbers at corners of pixels; NaN for nowhere.
-        categorical: values are names of classes.
-    """
-    cols, rows, pixel_px = _source_places(dataset, grid, pulled)
-    step = 1 if categorical else min(max(1, round(1 / pixel_px)), MAX_DECIMATION)
-    needed = _needed(cols, rows, dataset.shape, step)
-    places = np.stack([(cols - needed.col) / step - 0.5, (rows - needed.row) / step - 0.5])
-    if not needed.height or not needed.width:
-        return Source(np.zeros((dataset.count, 0, 0)), np.zeros((0, 0), bool), places)
-    return Source(*_read(dataset, needed, step), np.nan_to_num(places, copy=False, nan=-1e6))
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Number of bands, dtype and nodata of the result."""
+        return {"count": len(self.bands), "dtype": self._kind.name, "nodata": self._nodata}
 
+    @cached_property
+    def groups(self) -> list[_Group]:
+        """All bands in their order, a few of one file at a time."""
+        found: list[_Group] = []
+        for place, (dataset, band) in enumerate(self.bands, 1):
+            if not found or found[-1].dataset is not dataset or len(found[-1].bands) == BANDS_AT_ONCE:
+                found.append(_Group(dataset, [], []))
+            found[-1].bands.append(band)
+            found[-1].places.append(place)
+        return found
 
-def sampled(source: Source, categorical: bool) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Interpolate at the places, bicubic, nearest for categories: (C, height, width) values and their validity."""
-    height, width = source.places.shape[1:]
-    if not source.valid.size:
-        return np.zeros((len(source.values), height, width)), np.zeros((height, width), bool)
-    pull = torch.from_numpy(source.places - np.stack(np.meshgrid(np.arange(width), np.arange(height))))[None]
-    mask = torch.from_numpy(source.valid)[None, None]
-    if categorical:
-        padded = torch.nn.functional.pad(mask.double(), (1, 1, 1, 1))
-        known = displacement.warp(padded, pull + 1, "nearest")[0, 0].numpy() > 0.5
-        nearest = displacement.warp(torch.from_numpy(source.values)[None], pull, "nearest")
-        return nearest[0].numpy(), known
-    known = displacement.warp_valid(mask, pull.float())[0, 0].numpy()
-    values = displacement.warp(torch.from_numpy(_filled(source.values, source.valid))[None], pull, "bicubic")
-    return values[0].numpy(), known
-
-
-def to_dtype(
-    values: NDArray[np.floating], valid: NDArray[np.bool_], kind: np.dtype[Any], nodata: float | None
-) -> NDArray[Any]:
-    """Round and clip (C, H, W) values into a dtype; invalid ones become nodata, and valid ones never do."""
-    if np.issubdtype(kind, np.integer):
-        limits = np.iinfo(kind)
-        # The largest 64-bit integers have no exact float, so they are clipped a little earlier.
-        result = np.clip(np.rint(values), limits.min, np.nextafter(limits.max, 0) if limits.bits == 64 else limits.max)
-        result = result.astype(kind)
-    else:
-        result = values.astype(kind)
-    if nodata is None:
-        return np.asarray(np.where(valid, result, kind.type(0)))
-    empty = kind.type(nodata)
-    if np.issubdtype(kind, np.integer):
-        neighbour = empty + 1 if empty < np.iinfo(kind).max else empty - 1
-    else:
-        neighbour = np.nextafter(empty, kind.type(0) if empty else kind.type(1))
-    result[(result == empty) & valid] = neighbour
-    result[:, ~valid] = empty
-    return np.asarray(result)
-
-
-def _source_places(
-    dataset: DatasetReader, grid: Grid, pulled: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Where in a file places of a grid lie, and how large a pixel of the file is, in steps from place to place.
-
-    Returns:
-        columns, rows: (height, width), corner-based; NaN where the file's CRS has no such place.
-        side of a file's pixel.
-    """
-    source = project(grid, Grid(dataset.crs, dataset.transform, dataset.height, dataset.width), pulled)
-    # Every few places are enough to tell a side by.
-    lines = np.diff(source[:, :, ::SIDE_STEP], axis=1), np.diff(source[:, ::SIDE_STEP], axis=2)
-    steps = [np.hypot(*line) for line in lines]
-    sides = np.concatenate([step[np.isfinite(step)].ravel() for step in steps])
-    side = float(np.median(sides)) if sides.size else 1.0
-    return source[0], source[1], 1 / max(side, 1e-12)
-
-
-def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequence[int], step: int) -> Box:
-    """The box of a file's pixels, whole steps of them, that bicubic interpolation reads."""
-    if not (np.isfinite(cols) & np.isfinite(rows)).any():
-        return Box(0, 0, 0, 0)
-    margin = 3 * step
-    low_col, low_row = (max(math.floor(np.nanmin(axis)) - margin, 0) // step * step for axis in (cols, rows))
-    high_col, high_row = (
-        min(math.ceil(np.nanmax(axis)) + margin, side) // step * step
-        for axis, side in zip((cols, rows), shape[::-1], strict=True)
-    )
-    return Box(low_row, low_col, max(high_row - low_row, 0), max(high_col - low_col, 0))
-
-
-def _read(dataset: DatasetReader, box: Box, step: int) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Read a box of a file, averaged over `step` x `step` pixels, as (C, h, w) values and (h, w) validity.
-
-    Values are as exact as the file's: of 32 bits, or of 64 where these do not hold them.
-    """
-    window = Window(box.col, box.row, box.width, box.height)
-    shape = (dataset.count, box.height // step, box.width // step)
-    read = dataset.read(window=window, masked=True, out_shape=shape, resampling=Resampling.average)
-    filled = read.filled(0)
-    real = np.abs(filled) if np.iscomplexobj(filled) else filled
-    values = real.astype(np.result_type(real, np.float32))
-    valid = ~np.ma.getmaskarray(read).any(axis=0) & np.isfinite(values).all(axis=0)
-    values[:, ~valid] = 0
-    return values, np.asarray(valid)
+    def written(self, values: NDArray[np.floating], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Interpolated values (C, H, W) as they are written, and where any of them is valid (H, W)."""
+        if self._amplitude:
+            values = np.maximum(values, 0)  # bicubic interpolation may fall below
+        return to_dtype(values, valid, self._kind, self._nodata), np.asarray(valid.any(axis=0))
 
 
 def _fits(nodata: float | None, kind: np.dtype[Any]) -> bool:
@@ -234,15 +144,6 @@ def _fits(nodata: float | None, kind: np.dtype[Any]) -> bool:
     if nodata is None or not np.issubdtype(kind, np.integer):
         return nodata is not None
     return float(nodata).is_integer() and np.iinfo(kind).min <= nodata <= np.iinfo(kind).max
-
-
-def _filled(values: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.floating]:
-    """Give invalid pixels the value of their nearest valid ones, so that bicubic interpolation has no false edge."""
-    if valid.all() or not valid.any():
-        return values
-    weight = torch.from_numpy(valid.astype(values.dtype))[None, None]
-    near = displacement.smooth(torch.from_numpy(values)[None], 1.5, weight)[0].numpy()
-    return np.where(valid, values, near)
 
 
 def _describe(target: Any, bands: list[tuple[DatasetReader, int]]) -> None:

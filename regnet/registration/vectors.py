@@ -8,7 +8,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pyogrio
 import shapely
 import shapely.affinity
 from numpy.typing import NDArray
@@ -17,19 +16,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from regnet import files
 from regnet.errors import ConfigError, InputError
-from regnet.geo.grid import Grid, check_overlap, unwrap
-from regnet.geo.vector import read_features
+from regnet.geo.features import DRIVERS, free_names, layers_of, read_features, write_features
+from regnet.geo.grid import Grid, check_overlap, turned, unwrap
+from regnet.geo.measures import with_places
 from regnet.registration.field import FieldFile
 from regnet.registration.places import to_ground, to_pixels
 
-DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".parquet": ""}
-GEOPACKAGE, FID = ".gpkg", "fid"
+GEOPACKAGE = ".gpkg"
+POLYGON, MULTIPOLYGON = 3, 6
 SAMPLE_SPACING_PX = 2.0
 MIN_KNOWN = 0.5
 TOUCHING_PX = 1e-3
-COLUMNS = ("regnet_dx_px", "regnet_dy_px", "regnet_expected_error_px", "regnet_status")
+STATUS = "regnet_status"
+COLUMNS = ("regnet_dx_px", "regnet_dy_px", "regnet_expected_error_px", STATUS)
 MOVED, ABSTAINED, BESIDE, EMPTY = "moved", "abstained", "beside", "empty"
 
 
@@ -43,15 +43,28 @@ class Offset:
     status: str = MOVED
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What became of a vector file.
+
+    Attributes:
+        features: how many features have each status.
+        notes: what the user should know, one sentence each.
+    """
+
+    features: dict[str, int]
+    notes: list[str]
+
+
 def move_vectors(
     moving: str, field: FieldFile, path: Path, rule: str, layer: str | None = None, where: str | None = None
-) -> dict[str, int]:
+) -> Moved:
     """Move the features of a vector file by a displacement and write them, in their own CRS, to another.
 
-    The displacement pulls from fixed to moving, so features go by its inverse: polygons as the rule says, points and
-    lines vertex by vertex. New columns tell by how much each went (px of the working grid, to the right and down), its
-    expected error and its status: `moved`, `abstained` (the field does not know half of it), `beside` (not on the
-    fixed image) or `empty`; only `moved` ones are changed.
+    The displacement pulls from fixed to moving, so features go by its inverse: polygons as the rule says, points,
+    lines and collections vertex by vertex. Heights (Z) and measures (M) stay. New columns tell by how much each went
+    (px of the working grid, to the right and down), its expected error and its status: `moved`, `abstained` (the field
+    does not know half of it), `beside` (not on the fixed image) or `empty`; only `moved` ones are changed.
 
     Args:
         moving: vector file.
@@ -59,40 +72,82 @@ def move_vectors(
         path: of the result; its suffix (`DRIVERS`) tells the format.
         rule: rigid (each polygon by the median offset of its outline and inside), joined (the same for polygons that
             touch, together, so that their shared walls stay shared and straight) or vertices (each vertex by the field,
-            which keeps shared walls shared too; a polygon that would become invalid goes rigidly).
+            which keeps shared walls shared too; a polygon that is or would become invalid goes rigidly).
         layer: layer name; None for the only or first one.
         where: filter as in SQL's WHERE.
-
-    Returns:
-        How many features have each status.
 
     Raises:
         InputError: the file cannot be read, has no CRS, or lies elsewhere than the displacement.
         ConfigError: the format of the result is not known.
-        OutputError: the result cannot be written.
+        OutputError: the result cannot be written, or its format does not hold such features.
     """
     if path.suffix.lower() not in DRIVERS:
         raise ConfigError(f"{path}: format is not known; end the name in one of {', '.join(DRIVERS)}")
     frame = read_features(moving, layer, where)
     if frame.crs is None:
         raise InputError(f"{moving}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
-    geometry = np.array(frame.geometry.values)
-    if not (shapely.is_missing(geometry) | shapely.is_empty(geometry)).all():
-        check_overlap(tuple(frame.total_bounds), CRS.from_wkt(frame.crs.to_wkt()), field.grid, moving)
-    crs = field.grid.crs.to_wkt()
-    in_pixels = shapely.transform(
-        np.array(frame.geometry.to_crs(crs).values), lambda points: _places(points, field.grid)
-    )
-    shapes, offsets = move_shapes(in_pixels, field, rule)
+    shapes, offsets = move_shapes(_in_pixels(frame, field.grid, moving), field, rule)
     places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]
     on_ground = shapely.transform(shapes[places], lambda points: to_ground(field.grid.transform, points))
-    geometry[places] = np.array(gpd.GeoSeries(on_ground, crs=crs).to_crs(frame.crs).values)
-    result = frame.set_geometry(gpd.GeoSeries(geometry, index=frame.index, crs=frame.crs))
+    geometry = np.array(frame.geometry.values)
+    moved = gpd.GeoSeries(on_ground, crs=field.grid.crs.to_wkt()).to_crs(frame.crs)
+    geometry[places] = _with_places_of(geometry[places], np.array(moved.values), frame.crs.is_geographic)
+    names = free_names(frame, COLUMNS)
+    result = frame.set_geometry(gpd.GeoSeries(geometry, index=frame.index, crs=frame.crs)).rename(columns=names)
     told = [[getattr(offset, name) for offset in offsets] for name in ("dx_px", "dy_px", "error_px", "status")]
     for column, values in zip(COLUMNS, told, strict=True):
         result[column] = values
-    _write(result if Path(moving).suffix.lower() == GEOPACKAGE else result.reset_index(drop=True), path)
-    return {status: int(count) for status, count in result[COLUMNS[-1]].value_counts().items()}
+    own_ids = Path(moving).suffix.lower() == GEOPACKAGE
+    notes = write_features(result if own_ids else result.reset_index(drop=True), path)
+    notes += [f"the attribute {name} is now called {new}" for name, new in names.items()]
+    others = [name for name in layers_of(moving) if name != layer][0 if layer else 1 :]
+    if others:
+        notes.append(f"of its layers, {', '.join(others)} stayed where they are; choose one by layer=")
+    features = {status: int(count) for status, count in result[STATUS].value_counts().items()}
+    return Moved(features, [f"{moving}: {note}" for note in notes])
+
+
+def _in_pixels(frame: gpd.GeoDataFrame, grid: Grid, name: str) -> NDArray[np.object_]:
+    """Geometries (n,), without Z and M, in columns and rows of a grid; infinite where its CRS has no such place.
+
+    Raises:
+        InputError: all of them lie elsewhere.
+    """
+    flat = gpd.GeoSeries(shapely.force_2d(np.array(frame.geometry.values)), crs=frame.crs)
+    shapes = shapely.transform(np.array(flat.to_crs(grid.crs.to_wkt()).values), lambda points: _places(points, grid))
+    placed = shapes[np.isfinite(shapely.bounds(shapes)).all(axis=1)]
+    # Bounds of a layer of the whole Earth say nothing, but its features do.
+    if not shapely.intersects(shapely.box(0, 0, grid.width, grid.height), placed).any():
+        there = flat[~(flat.isna() | flat.is_empty)]
+        if len(there):
+            check_overlap(tuple(there.total_bounds), CRS.from_wkt(frame.crs.to_wkt()), grid, name)
+    return np.asarray(shapes)
+
+
+def _with_places_of(shapes: NDArray[np.object_], moved: NDArray[np.object_], geographic: bool) -> NDArray[np.object_]:
+    """Geometries (n,) with the x and y of others that have the same vertices; Z and M are their own.
+
+    Longitudes stay in the turn that they were given in, so that what crosses the 180th meridian is not torn.
+    """
+    result = moved.copy()
+    with_z, with_m = shapely.has_z(shapes), shapely.has_m(shapes)
+    for high in (False, True):
+        same = np.flatnonzero((with_z == high) & ~with_m)
+        own = shapely.get_coordinates(shapes[same], include_z=high)
+        own[:, :2] = _near(moved[same], own, geographic)
+        result[same] = shapely.transform(shapes[same], lambda _, own=own: own, include_z=high)
+    for place in np.flatnonzero(with_m):
+        own = shapely.get_coordinates(shapes[place])
+        result[place] = with_places(shapes[place], _near(moved[place], own, geographic))
+    return result
+
+
+def _near(moved: Any, own: NDArray[np.float64], geographic: bool) -> NDArray[np.float64]:
+    """Coordinates (n, 2) of moved geometries; longitudes in the turn of their own."""
+    places = shapely.get_coordinates(moved)
+    if geographic:
+        places[:, 0] = turned(places[:, 0], own[:, 0])
+    return np.asarray(places)
 
 
 def _places(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
@@ -122,7 +177,9 @@ def move_shapes(shapes: NDArray[np.object_], field: FieldFile, rule: str) -> tup
 
 def _touching(shapes: NDArray[np.object_]) -> NDArray[np.intp]:
     """Number the groups of polygons that touch or overlap; every other geometry is its own group."""
-    polygons = np.flatnonzero(np.isin(shapely.get_type_id(shapes), (3, 6)) & np.isfinite(shapely.bounds(shapes)).all(1))
+    polygons = np.flatnonzero(
+        np.isin(shapely.get_type_id(shapes), (POLYGON, MULTIPOLYGON)) & np.isfinite(shapely.bounds(shapes)).all(1)
+    )
     tree = shapely.STRtree(shapes[polygons])
     pairs = polygons[tree.query(shapes[polygons], predicate="dwithin", distance=TOUCHING_PX)]
     graph = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(len(shapes), len(shapes)))
@@ -148,7 +205,7 @@ def _offset(group: NDArray[np.object_], field: FieldFile) -> Offset:
 def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> Any:
     """One geometry in its new place."""
     rigid = shapely.affinity.translate(shape, offset.dx_px, offset.dy_px)
-    if rule != "vertices" and shapely.get_type_id(shape) in (3, 6):
+    if rule != "vertices" and shapely.get_type_id(shape) in (POLYGON, MULTIPOLYGON):
         return rigid
     moved = field.inverse_offsets(shapely.get_coordinates(shape))[:, :2]
     if not np.isfinite(moved).all():
@@ -160,29 +217,31 @@ def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> Any:
 
 def sample_points(shape: Any) -> NDArray[np.float64]:
     """Points (n, 2) along a geometry and, if it is a polygon, inside it: a few px apart and at most some thousand."""
-    if shape.geom_type in ("Point", "MultiPoint"):
+    if not shape.length:
         return np.asarray(shapely.get_coordinates(shape))
     spacing = max(SAMPLE_SPACING_PX, shape.length / 1000, (shape.area / 1000) ** 0.5)
-    outline = shapely.get_coordinates(shapely.segmentize(shape, spacing))
+    outline = _along(shape, spacing)
     if not shape.area:
-        return np.asarray(outline)
+        return outline
     left, top, right, bottom = shape.bounds
     grid = np.meshgrid(np.arange(left, right, spacing) + spacing / 2, np.arange(top, bottom, spacing) + spacing / 2)
     inside = np.column_stack([axis.ravel() for axis in grid])
     return np.concatenate([outline, inside[shapely.contains_xy(shape, inside)]])
 
 
-def _write(frame: gpd.GeoDataFrame, path: Path) -> None:
-    """Write features in the format that the path's suffix tells; ids of a GeoPackage, its index, stay in another."""
-    driver = DRIVERS[path.suffix.lower()]
-    if path.suffix.lower() == GEOPACKAGE:
-        # GeoPackage takes a column of this name for its ids, so that an attribute needs another.
-        frame = frame.rename(columns={name: f"{name}_attribute" for name in frame.columns if name.lower() == FID})
-        if frame.index.name == FID:
-            frame.insert(0, FID, frame.index)
-    frame = frame.reset_index(drop=True)
-    with files.whole_path(path) as partial:
-        if driver:
-            pyogrio.write_dataframe(frame, partial, driver=driver, layer=path.stem)
-        else:
-            frame.to_parquet(partial)
+def _along(shape: Any, spacing: float) -> NDArray[np.float64]:
+    """Points (n, 2) at the vertices of a geometry and between them.
+
+    GEOS's own way, `segmentize`, refuses segments of no length and ends the process at empty parts of a collection.
+    """
+    parts = np.array([shape])
+    while (shapely.get_type_id(parts) > POLYGON).any():
+        parts = shapely.get_parts(parts)
+    polygons = shapely.get_type_id(parts) == POLYGON
+    parts = np.concatenate([shapely.get_rings(parts[polygons]), parts[~polygons]])
+    points, part = shapely.get_coordinates(parts, return_index=True)
+    steps = np.diff(points, axis=0) * (np.diff(part) == 0)[:, None]
+    counts = np.maximum(np.ceil(np.hypot(*steps.T) / spacing), 1).astype(int)
+    place = np.repeat(np.arange(len(steps)), counts)
+    share = (np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)) / counts[place]
+    return np.concatenate([points[place] + share[:, None] * steps[place], points[-1:]])

@@ -250,7 +250,7 @@ def _over_fixed(reader: PairReader, title: str) -> tuple[Figure, Axes]:
         image, valid = raster.read(Box(0, 0, coarse.height, coarse.width))
     figure = draw.new_figure(7.5, 7.5 * max(coarse.height / coarse.width, 0.25) + 0.4)
     axes = figure.subplots()
-    draw.picture(axes, draw.display(image, valid), title)
+    draw.picture(axes, draw.display(reader.fixed_scaling.normalise(image, valid), valid), title)
     draw.scale_bar(axes, coarse.width, reader.gsd_m * step)
     return figure, axes
 

@@ -24,7 +24,8 @@ from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
 from regnet.tiles.patch import Patch
 
-SAMPLE_PIXELS = 1_000_000
+SAMPLE_PIXELS, SAMPLE_VALUES = 1_000_000, 16_000_000
+"""Percentiles are of at most so many pixels, and of at most so many values of all bands together."""
 CLIP = 3.0
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -38,7 +39,7 @@ class Image(Protocol):
         """A name for each band."""
 
     def read(self, box: Box) -> Arrays:
-        """(C, H, W) values and (H, W) validity of a box."""
+        """(C, H, W) values and (H, W) validity of a box; NaN where a band of a valid pixel has no value."""
 
 
 class _PolygonImage:
@@ -71,15 +72,28 @@ class Scaling:
         return raw if self.floor is None else np.log(np.maximum(raw, np.float32(self.floor)))
 
     def normalise(self, raw: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """(C, H, W) to (x - median) / (high - low), clipped, 0 where invalid."""
+        """(C, H, W) to (x - median) / (high - low), clipped, 0 where invalid.
+
+        A band without a value takes the mean of those that have one there: so it adds nothing of its own.
+        """
         spread = (self.high - self.low)[:, None, None]
         scaled = np.clip((self.values(raw) - self.median[:, None, None]) / spread, -CLIP, CLIP)
+        gap = np.isnan(scaled) & valid
+        scaled[gap] = np.broadcast_to(_mean(scaled, gap), scaled.shape)[gap]
         return np.where(valid, scaled, np.float32(0))
 
     def brightness(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """(C, H, W) to (H, W): mean of the bands, low = 0 and high = 1, clipped."""
         spread = (self.high - self.low)[:, None, None]
-        return np.asarray(np.clip((self.values(raw) - self.low[:, None, None]) / spread, 0, 1).mean(axis=0))
+        light = np.clip((self.values(raw) - self.low[:, None, None]) / spread, 0, 1)
+        return _mean(light, np.isnan(light))
+
+
+def _mean(bands: NDArray[np.float32], gap: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(C, H, W) to (H, W): mean of the bands that have a value, where any has."""
+    if not gap.any():
+        return np.asarray(bands.mean(axis=0))
+    return np.asarray(np.where(gap, np.float32(0), bands).sum(axis=0) / np.maximum((~gap).sum(axis=0), 1), np.float32)
 
 
 @dataclass(frozen=True)
@@ -264,7 +278,9 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     Raises:
         InputError: at most one valid pixel, a constant band, or a logarithm of values that are never positive.
     """
-    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / SAMPLE_PIXELS)))
+    most = min(SAMPLE_PIXELS, SAMPLE_VALUES // len(image.names))
+    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / most)))
+    block_px = min(block_px, math.isqrt(SAMPLE_VALUES // len(image.names)))
     samples = []
     for box in grid.blocks(max(block_px // step, 1) * step):
         values, valid = image.read(box)
@@ -274,19 +290,23 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
         raise InputError(f"{name}: has no valid pixel on the fixed image's grid; check its nodata value and mask")
     if sample.shape[1] == 1:
         raise InputError(f"{name}: has a single valid pixel on the fixed image's grid; give a larger image")
-    for band, values in zip(image.names, sample, strict=True):
+    bands = [values[np.isfinite(values)] for values in sample]
+    for band, values in zip(image.names, bands, strict=True):
+        if not values.size:
+            raise InputError(f"{name}: band {band} has no valid pixel; leave it out by fixed_bands/moving_bands")
         if values.min() == values.max():
             raise InputError(
                 f"{name}: band {band} is constant ({values[0]:g}); leave it out by fixed_bands/moving_bands"
             )
     floor = None
     if logarithm:
-        positive = sample[sample > 0]
+        positive = np.concatenate([values[values > 0] for values in bands])
         if positive.size == 0:
             raise InputError(f"{name}: has no positive value to take the logarithm of; set its transform to none")
         floor = float(np.percentile(positive, 1))
-        sample = np.log(np.maximum(sample, floor))
-    low, median, high = np.percentile(sample, [2, 50, 98], axis=1).astype(np.float32)
+        bands = [np.log(np.maximum(values, floor)) for values in bands]
+    low, median, high = np.stack([np.percentile(values, [2, 50, 98]) for values in bands], 1).astype(np.float32)
     flat = high <= low
-    low[flat], high[flat] = sample.min(axis=1)[flat], sample.max(axis=1)[flat]
+    reaches = np.array([(values.min(), values.max()) for values in bands], np.float32)
+    low[flat], high[flat] = reaches[flat].T
     return Scaling(floor, low, median, high)

@@ -11,6 +11,7 @@ import rasterio.vrt
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from regnet.errors import InputError
@@ -66,6 +67,18 @@ def test_an_image_with_control_points_alone_is_to_be_warped(tmp_path: Path) -> N
         target.gcps = points, rasterio.crs.CRS.from_epsg(32633)
     with pytest.raises(InputError, match="ground control points but no grid; warp it first"):
         open_raster(path)
+
+
+def test_an_image_with_rational_polynomials_alone_is_to_be_orthorectified(tmp_path: Path) -> None:
+    path = str(tmp_path / "rpc.tif")
+    line, sample, one = [0.0, 0, 1, *[0.0] * 17], [0.0, 1, *[0.0] * 18], [1.0, *[0.0] * 19]
+    offsets = {"height_off": 0, "lat_off": 10, "long_off": 20, "line_off": 5, "samp_off": 5, "err_bias": 0}
+    scales = {"height_scale": 100, "lat_scale": 0.1, "long_scale": 0.1, "line_scale": 5, "samp_scale": 5, "err_rand": 0}
+    with rasterio.open(path, "w", driver="GTiff", count=1, height=10, width=10, dtype="uint8") as target:
+        target.rpcs = RPC(
+            line_num_coeff=line, line_den_coeff=one, samp_num_coeff=sample, samp_den_coeff=one, **offsets, **scales
+        )
+    assert "has rational polynomial coefficients (RPC) but no grid; orthorectify it first" in refusal(path)
 
 
 def test_a_subdataset_is_named_as_gdal_names_it(raster_file: Write) -> None:
@@ -201,14 +214,28 @@ def test_every_way_of_no_data_is_invalid(raster_file: Write, grid: Grid, kind: s
     assert values[:, valid].min() > 0
 
 
-def test_one_missing_band_makes_a_pixel_invalid(raster_file: Write, grid: Grid) -> None:
-    image = ramp(100, 120, 10)
-    image[1, 20, 30] = np.nan
-    path = raster_file("m.tif", image)
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+@pytest.mark.parametrize("nodata", [0, -9999, None])
+def test_a_band_without_a_value_does_not_take_the_pixel_from_the_others(
+    raster_file: Write, grid: Grid, nodata: float | None, shift: float
+) -> None:
+    image = ramp(100, 120, 10) + 1
+    image[1, 20:40, 30:50] = np.nan if nodata is None else nodata
+    path = raster_file("m.tif", image, nodata=nodata, transform=from_origin(400_000 + shift, 4_000_000, 10, 10))
     with GridRaster(path, grid) as reader:
-        assert not reader.read(Box(20, 30, 1, 1))[1].any()
-    with GridRaster(path, grid, [1]) as reader:
-        assert reader.read(Box(20, 30, 1, 1))[1].all()
+        values, valid = reader.read(Box(10, 10, 60, 60))
+    assert valid.all()
+    gap = np.isnan(values)
+    assert not gap[0].any()
+    assert abs(int(gap[1].sum()) - 400) <= 20
+    assert gap[1, 11:29, 21:39].all()
+    np.testing.assert_allclose(
+        values[~gap], ((ramp(100, 120, 10) + 1)[:, 10:70, 10:70] - [[[shift]], [[0]]])[~gap], atol=20
+    )
+    with GridRaster(path, grid, [2]) as reader:
+        values, valid = reader.read(Box(10, 10, 60, 60))
+    assert (valid == ~gap[1]).mean() > 0.99  # beside others GDAL blends it a little farther into its gap
+    assert (values[:, ~valid] == 0).all()
 
 
 def test_files_are_stacked_each_from_its_own_grid(raster_file: Write, grid: Grid) -> None:

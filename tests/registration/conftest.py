@@ -72,6 +72,7 @@ class Still(torch.nn.Module):
     """Answers that nothing moves, at once."""
 
     pair_spread_px = 0.0
+    fixed_channels = moving_channels = 1
 
     def forward(self, fixed, moving, fixed_valid, moving_valid):
         return Prediction(torch.zeros(1, 2, *fixed.shape[-2:]), torch.ones(1, 1, *fixed.shape[-2:]))

@@ -3,6 +3,7 @@ import sys
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import shapely
@@ -102,6 +103,88 @@ def test_xarray_goes_in_and_comes_out(arrays):
     np.testing.assert_allclose(after["x"], axes["x"])
     with pytest.raises(InputError, match="fixed: the array has no CRS"):
         regnet.register(xarray.DataArray(arrays[0], dims=("y", "x"), coords=axes), moving)
+
+
+@pytest.fixture
+def labelled(arrays):
+    """Makes an array of xarray of a function of moving's values."""
+    xarray, _ = pytest.importorskip("xarray"), pytest.importorskip("rioxarray")
+    height, width = arrays[0].shape
+    axes = {"y": ORIGIN[1] - GSD * (np.arange(height) + 0.5), "x": ORIGIN[0] + GSD * (np.arange(width) + 0.5)}
+
+    def make(values, dims=("y", "x"), coords=axes, **settings):
+        return xarray.DataArray(values, dims=dims, coords=coords, **settings).rio.write_crs(CRS)
+
+    return make
+
+
+def test_an_array_of_xarray_keeps_all_that_it_is(done, arrays, labelled):
+    """Mask, nodata, dtype, names of bands, coordinates, attributes and encoding, in the order of its dimensions."""
+    values = arrays[1].astype(np.float32)
+    values[:80] = np.nan
+    axes = dict(labelled(values).coords)
+    gone = slice(0, 80 - int(TRUE[1]) - 3)
+
+    plain = done.apply(labelled(values, name="radiance", attrs={"units": "W"}))
+    assert (plain.dims, plain.dtype, plain.name, plain.attrs) == (("y", "x"), np.float32, "radiance", {"units": "W"})
+    assert np.isnan(plain.values[gone]).all()
+    assert np.isfinite(plain.values[90:-10, 10:-10]).all()
+    np.testing.assert_allclose(plain["y"], axes["y"])
+
+    whole = labelled(np.nan_to_num(values).astype(np.uint16)).rio.write_nodata(0)
+    kept = done.apply(whole)
+    assert (kept.dtype, kept.rio.nodata) == (np.uint16, 0)
+    assert not kept.values[gone].any()
+
+    masked = done.apply(labelled(values).rio.write_nodata(-1, encoded=True))
+    assert np.isnan(masked.values[gone]).all()
+    assert masked.rio.encoded_nodata == -1
+
+    bands = axes | {"band": ["red", "nir"], "time": np.datetime64("2020-01-01", "ns")}
+    stacked = labelled(np.stack([values, 2 * values], 2), dims=("y", "x", "band"), coords=bands)
+    after = done.apply(stacked)
+    assert after.dims == ("y", "x", "band")
+    assert after["band"].values.tolist() == ["red", "nir"]
+    assert after["time"] == stacked["time"]
+    np.testing.assert_allclose(after[..., 1], 2 * after[..., 0], rtol=1e-5)
+    assert done.apply(labelled(values > 7000)).dtype == bool
+
+
+def test_whole_numbers_without_nodata_get_one_that_none_of_them_is(done, arrays, labelled):
+    after = done.apply(labelled(arrays[1].clip(1)))
+    outside = after.values == after.rio.nodata
+    assert after.rio.nodata == 0
+    assert 0.01 < outside.mean() < 0.1
+    assert outside[:, : -int(TRUE[0]) - 1].all()
+
+
+def test_arrays_that_are_not_one_image_are_refused(arrays, labelled):
+    moving = labelled(arrays[1])
+    with pytest.raises(InputError, match=r"moving: is a whole Dataset; give one of its variables \(a\)"):
+        regnet.register(moving, moving.to_dataset(name="a"))
+    with pytest.raises(InputError, match="has the dimensions time, band, y, x; choose one of each"):
+        regnet.register(moving, moving.expand_dims(["time", "band"]))
+
+
+def test_a_frame_keeps_its_own_columns_and_index(done):
+    shapes = [shapely.box(*(TRANSFORM @ (col, 100)), *(TRANSFORM @ (col + 20, 80))) for col in (60, 100, 140)]
+    frame = gpd.GeoDataFrame(
+        {
+            "count": pd.array([1, None, 3], "Int16"),
+            "fid": ["x", "x", "y"],
+            "tags": [["a"], None, ["b", "c"]],
+            "regnet_status": ["old"] * 3,
+        },
+        geometry=shapes,
+        crs=CRS,
+        index=pd.Index([7, 5, 3], name="parcel"),
+    )
+    after = done.apply(frame, where="count > 1 or count is null")
+    assert after.index.tolist() == [5, 3]
+    pd.testing.assert_frame_equal(after[["count", "fid", "tags"]], frame.iloc[1:][["count", "fid", "tags"]])
+    assert after["regnet_status_attribute"].tolist() == ["old"] * 2
+    assert after["regnet_status"].tolist() == ["moved"] * 2
+    assert after["regnet_dx_px"].to_numpy() == pytest.approx([-TRUE[0]] * 2, abs=0.3)
 
 
 def test_an_array_of_xarray_without_rioxarray_is_told_what_is_missing(arrays):

@@ -36,6 +36,7 @@ class Plain(torch.nn.Module):
     """Answers with what is true and traces of fixed, at once."""
 
     pair_spread_px = 0.0
+    fixed_channels = moving_channels = 1
 
     def forward(self, fixed, moving, fixed_valid, moving_valid):
         mean = torch.nn.functional.avg_pool2d(fixed[:, :1], 9, 1, 4)

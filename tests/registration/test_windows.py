@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
+from regnet.models.checkpoint import model_for
+from regnet.models.options import ModelOptions
+from regnet.registration.network import NetworkMatcher
 from regnet.registration.windows import (
     ALIGN_PX,
     STRIP_PX,
     Match,
     PatchReader,
     WindowOptions,
+    bounded,
     layout,
     predict_field,
     predict_strips,
@@ -139,3 +143,14 @@ def test_windows_without_a_valid_pixel_are_never_matched():
     assert field.quality[0, 10, 10] == pytest.approx(1)
     assert not field.quality[0, 200, 200]
     assert not field.displacement[:, 200, 200].any()
+
+
+@pytest.mark.parametrize(("descriptor", "trained"), [("mind", False), ("mind+learned", True)])
+def test_more_bands_take_more_memory_and_smaller_windows(descriptor, trained):
+    """Of 13 bands in both images a pixel takes about twice the memory of one that has one."""
+    options, names = ModelOptions(descriptor=descriptor), [str(band) for band in range(13)]
+    one, many = (NetworkMatcher(model_for(options, names[:n], names[:n])) for n in (1, 13))
+    assert one.trained is many.trained is trained
+    assert 1.3 < many.pixel_bytes / one.pixel_bytes < 3
+    sides = [bounded(WindowOptions(1024, 64), 4000, 1100, network.pixel_bytes).window_px for network in (one, many)]
+    assert sides[0] > sides[1]

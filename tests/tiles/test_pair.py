@@ -148,3 +148,31 @@ def test_what_cannot_be_used_is_refused_by_name(raster_file: Write, ground: np.n
         assert "\n" not in str(caught.value)
     with PairReader(PairOptions("a", constant, good, fixed_bands=[1])) as reader:
         assert reader.fixed_channels == ["flat_1"]
+
+
+def test_a_band_without_a_value_says_what_the_others_say(raster_file: Write, ground: np.ndarray) -> None:
+    """Where nodata is 0, dark ground lacks one band or the other, and is still ground."""
+    bands = np.stack([ground[0], 3 * ground[1] + 100, ground[1]]).astype(np.float32)
+    whole_file = raster_file("whole.tif", bands)
+    bands[0, 30:50, 20:60] = bands[2, 40:60, 20:60] = -9999
+    bands[:, :8, :8] = -9999
+    gappy = raster_file("gappy.tif", bands, nodata=-9999)
+    with (
+        PairReader(PairOptions(name="a", fixed=whole_file, moving=gappy)) as reader,
+        PairReader(PairOptions(name="b", fixed=gappy, moving=whole_file)) as other,
+    ):
+        patch, swapped = whole(reader), whole(other)
+    np.testing.assert_array_equal(patch.moving_valid, ~(bands == -9999).all(0))
+    assert np.isfinite(patch.moving).all()
+    assert np.isfinite(swapped.fixed).all()
+    np.testing.assert_allclose(patch.moving[0, 30:40, 20:60], patch.moving[1:, 30:40, 20:60].mean(0), atol=1e-6)
+    np.testing.assert_allclose(patch.moving[0, 40:50, 20:60], patch.moving[1, 40:50, 20:60], atol=1e-6)
+    there = patch.moving_valid & (bands != -9999).all(0)
+    np.testing.assert_allclose(patch.moving[1][there], patch.fixed[1][there], atol=0.02)
+    assert not swapped.structure[~swapped.fixed_valid].any()
+
+
+def test_a_band_that_is_nowhere_valid_is_named(raster_file: Write, ground: np.ndarray) -> None:
+    empty = raster_file("e.tif", np.stack([ground[0], 0 * ground[0]]).astype(np.float32), nodata=0)
+    with pytest.raises(InputError, match=r"e\.tif: band e_2 has no valid pixel; leave it out by fixed_bands"):
+        PairReader(PairOptions(name="a", fixed=empty, moving=empty))

@@ -1,0 +1,129 @@
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+import shapely.affinity
+
+from regnet.geo.features import read_features
+from regnet.registration.apply import apply
+from regnet.registration.options import ApplyOptions
+from regnet.registration.vectors import sample_points
+from tests.registration.conftest import CRS
+from tests.registration.test_apply import SHIFT, bands_of, constant, in_pixels, on_ground, rotation, write_field
+
+BOX = shapely.box(40, 40, 60, 60)
+
+
+@pytest.fixture
+def field(tmp_path):
+    return write_field(tmp_path / "displacement.tif", constant())
+
+
+def layer(path, shapes, crs=CRS, **columns):
+    frame = gpd.GeoDataFrame(columns | {"n": range(len(shapes))}, geometry=shapes, crs=CRS).to_crs(crs)
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_file(path)
+    return str(path)
+
+
+def moved(field, target, suffix=".gpkg", **settings):
+    output = f"{target}.moved{suffix}"
+    applied = apply(ApplyOptions(field, target, output, **settings))
+    return read_features(output).sort_values("n"), applied
+
+
+@pytest.mark.parametrize("rule", ["rigid", "joined", "vertices"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet"])
+def test_heights_stay_where_places_move(tmp_path, field, rule, suffix):
+    kinds = [BOX, shapely.LineString([(80, 90), (100, 90)]), shapely.Point(20, 30)]
+    flat = [on_ground(shape) for shape in kinds[: 1 if suffix == ".fgb" else 3]]
+    count = len(shapely.get_coordinates(flat))
+    heights = np.arange(count) + 0.25
+    points = np.column_stack([shapely.get_coordinates(flat), heights])
+    high = shapely.transform(shapely.force_3d(flat), lambda _: points, include_z=True)
+    target = layer(tmp_path / f"high{suffix}", high, crs="EPSG:32617")
+    frame, _ = moved(field, target, suffix, polygons=rule)
+    found = frame.to_crs(CRS).geometry.values
+    np.testing.assert_allclose(shapely.get_coordinates(found, include_z=True)[:, 2], heights, atol=1e-6)
+    before, after = (shapely.get_coordinates([in_pixels(shape) for shape in shapes]) for shapes in (flat, found))
+    np.testing.assert_allclose(after, before - SHIFT, atol=0.02)
+
+
+def test_what_is_odd_moves_too_and_stays_what_it_is(tmp_path, field):
+    """Valid shapes stay valid; a polygon that crosses itself keeps its shape; nothing stays nothing."""
+    odd = {
+        "collection": shapely.GeometryCollection([BOX, shapely.LineString([(1, 1), (60, 60)]), shapely.Point()]),
+        "parts": shapely.MultiPolygon([shapely.box(100, 100, 110, 110), shapely.box(130, 100, 140, 110)]),
+        "bow tie": shapely.Polygon([(10, 10), (30, 30), (30, 10), (10, 30)]),
+        "holes": shapely.box(20, 20, 250, 240) - shapely.box(60, 60, 200, 200) - shapely.box(30, 30, 40, 40),
+        "points": shapely.MultiPoint([(1, 1), (200, 200)]),
+        "no length": shapely.LineString([(50, 50), (50, 50)]),
+        "no area": shapely.Polygon([(50, 50), (50, 50), (70, 50), (50, 50)]),
+        "none": None,
+        "empty": shapely.Polygon(),
+        "country": shapely.box(-5000, -5000, 5000, 5000),
+    }
+    target = layer(tmp_path / "odd.gpkg", [shape and on_ground(shape) for shape in odd.values()])
+    for rule in ("rigid", "vertices"):
+        frame, _ = moved(field, target, polygons=rule)
+        status = dict(zip(odd, frame["regnet_status"], strict=True))
+        assert [name for name in odd if status[name] == "empty"] == ["none", "empty"]
+        assert status["country"] == "abstained"
+        for (name, before), after in zip(odd.items(), frame.geometry, strict=True):
+            if status[name] == "moved":
+                wanted = shapely.affinity.translate(before, *-SHIFT)
+                places = [shapely.get_coordinates(shape) for shape in (on_ground(wanted), after)]
+                np.testing.assert_allclose(*places, atol=1e-3)
+                assert after.geom_type == before.geom_type
+                assert after.is_valid == before.is_valid, name
+
+
+@pytest.mark.parametrize("rule", ["rigid", "joined", "vertices"])
+def test_what_is_valid_stays_valid_under_a_field_that_turns(tmp_path, rule):
+    """Slivers and long outlines, in another CRS than the field's."""
+    field = write_field(tmp_path / "d.tif", bands_of(*rotation(20, 1.2, (3.0, 1.0))))
+    slivers = [shapely.Polygon([(x, 60), (x + 40, 60.001), (x + 39, 60.4), (x, 60.002)]) for x in range(20, 200, 30)]
+    round_ones = [shapely.Point(x, 150).buffer(12, 200) for x in range(30, 240, 22)]
+    target = layer(tmp_path / "thin.gpkg", [on_ground(shape) for shape in slivers + round_ones], crs="EPSG:4326")
+    frame, applied = moved(field, target, polygons=rule)
+    assert applied.features == {"moved": len(frame)}
+    assert frame.geometry.is_valid.all()
+
+
+def test_attributes_with_our_names_get_others_and_that_is_said(tmp_path, field):
+    target = layer(tmp_path / "a.gpkg", [on_ground(BOX)], regnet_status=["mine"], Regnet_DX_px=[5])
+    frame, applied = moved(field, target)
+    assert (frame["regnet_status_attribute"].iloc[0], frame["Regnet_DX_px_attribute"].iloc[0]) == ("mine", 5)
+    assert frame["regnet_status"].iloc[0] == "moved"
+    assert "the attribute regnet_status is now called regnet_status_attribute" in applied.notes[0]
+    frame, _ = moved(field, f"{target}.moved.gpkg")
+    assert list(frame["regnet_status_attribute"]) == ["mine"]
+    assert list(frame["regnet_status_attribute_"]) == ["moved"]
+
+
+def test_of_several_layers_those_that_stay_are_named(tmp_path, field):
+    path = tmp_path / "layers.gpkg"
+    for name in ("houses", "walls"):
+        gpd.GeoDataFrame({"n": [0]}, geometry=[on_ground(BOX)], crs=CRS).to_file(path, layer=name)
+    for chosen, other in ((None, "walls"), ("walls", "houses")):
+        frame, applied = moved(field, str(path), layer=chosen)
+        assert len(frame) == 1
+        assert f"of its layers, {other} stayed where they are" in applied.notes[0]
+    assert len(pyogrio.list_layers(f"{path}.moved.gpkg")) == 1
+
+
+def test_a_layer_of_the_whole_earth(tmp_path, field):
+    """Most of it has no place in fixed's CRS."""
+    house = gpd.GeoSeries([on_ground(BOX)], crs=CRS).to_crs(4326)[0]
+    shapes = [house, shapely.Point(179, -80), shapely.box(-180, -90, 180, 90), shapely.Point(-75, 89)]
+    gpd.GeoDataFrame({"n": range(4)}, geometry=shapes, crs=4326).to_file(tmp_path / "earth.gpkg")
+    frame, applied = moved(field, str(tmp_path / "earth.gpkg"))
+    assert applied.features["moved"] == 1
+    for before, after in zip(shapes[1:], frame.geometry[1:], strict=True):
+        assert after.equals_exact(before, 1e-9)
+
+
+def test_points_along_a_line_are_those_of_the_library():
+    zigzag = shapely.LineString([(0, 0), (10, 0), (10, 3), (0, 30)])
+    found = sample_points(zigzag)
+    assert shapely.LineString(found).equals_exact(shapely.segmentize(zigzag, 2.0), 1e-9)
