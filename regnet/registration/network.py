@@ -17,9 +17,9 @@ from regnet.models.unet import UNet
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
 
-FREE_BYTES, MATCHER_BYTES, UNET_BYTES = 450, 900, 1450
+FREE_BYTES, MATCHER_BYTES, UNET_BYTES = 450, 900, 750
 """Memory of a pixel at the peak; measured: 265 bytes training-free and 430 with eight bands in both images, 860 with
-learned descriptors, 1450 in the U-Net."""
+learned descriptors, 605 in the U-Net and 695 with eight bands in both images."""
 
 
 def load_network(
