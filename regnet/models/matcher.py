@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regnet.displacement import pooled, warp, warp_valid
+from regnet.displacement import warp
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
 from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
+from regnet.models.pyramid import moved, pyramid
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
@@ -123,7 +124,8 @@ class Matcher(nn.Module):
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
         fixed_valid, moving_valid = F.pad(fixed_valid, pad), F.pad(moving_valid, pad)
 
-        seen, sought = self._pyramid(fixed, fixed_valid), self._pyramid(moving, moving_valid)
+        seen = pyramid(fixed, fixed_valid, self.options.levels)
+        sought = pyramid(moving, moving_valid, self.options.levels)
         # Of each level in its own pixels, on its own grid.
         displacement = fixed.new_zeros(len(fixed), 2, *(side // coarsest for side in fixed.shape[-2:]))
         levels: list[LevelOutput] = []
@@ -133,7 +135,7 @@ class Matcher(nn.Module):
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
-            evidence, logits = self._evidence(seen[level], _moved(*sought[level], base), cells, scale)
+            evidence, logits = self._evidence(seen[level], moved(*sought[level], base), cells, scale)
             step = self._fitted(evidence, scale, bool(levels))
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
@@ -142,13 +144,6 @@ class Matcher(nn.Module):
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
         displacement = displacement + self.shift
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
-
-    def _pyramid(self, image: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Means of the valid pixels over squares of 1, 2, 4 ... px, and which share of each is valid (as float)."""
-        levels = [(image, valid.to(image.dtype))]
-        for _ in range(self.options.levels - 1):
-            levels.append(pooled(*levels[-1], 2))
-        return levels
 
     def _evidence(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
@@ -200,9 +195,3 @@ class Matcher(nn.Module):
 def _variance(covariance: Tensor) -> Tensor:
     """Mean squared distance (B, 1, h, w), px^2, from the mean, of a covariance (B, 3, h, w: xx, xy, yy)."""
     return covariance[:, :1] + covariance[:, 2:]
-
-
-def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """An image and its share of valid pixels at `x + displacement(x)`; none where a pixel with none would be read."""
-    whole = warp_valid(weight > 0, displacement)
-    return warp(image, displacement, "bicubic"), warp(weight, displacement) * whole

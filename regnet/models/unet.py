@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regnet.displacement import pooled, warp, warp_valid
+from regnet.displacement import warp
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.constraint import normal_equations, windowed_steps
 from regnet.models.descriptors import mind
 from regnet.models.options import ModelOptions
+from regnet.models.pyramid import moved, pyramid
 
 _CELL = 2
 """Side of a cell, px of a level: the network runs on cells."""
@@ -92,7 +93,8 @@ class UNet(nn.Module):
         fixed_valid, moving_valid = all_valid(fixed, fixed_valid), all_valid(moving, moving_valid)
         pad = (0, -width % (_STEP * coarsest), 0, -height % (_STEP * coarsest))
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
-        seen, sought = self._pyramid(fixed, F.pad(fixed_valid, pad)), self._pyramid(moving, F.pad(moving_valid, pad))
+        seen = pyramid(fixed, F.pad(fixed_valid, pad), self.options.levels)
+        sought = pyramid(moving, F.pad(moving_valid, pad), self.options.levels)
         # Of each level in its own pixels, on its own grid.
         displacement = fixed.new_zeros(len(fixed), 2, *(side // coarsest for side in fixed.shape[-2:]))
         levels: list[LevelOutput] = []
@@ -101,7 +103,7 @@ class UNet(nn.Module):
             if levels:
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
-            steps, log_variance, features = self._regress(seen[level], _moved(*sought[level], base), level)
+            steps, log_variance, features = self._regress(seen[level], moved(*sought[level], base), level)
             for depth, step in enumerate(steps):
                 coarse = F.avg_pool2d(base, _CELL * 2 ** (_DEPTH - depth))
                 spread = log_variance if scale == 1 and depth == _DEPTH else None
@@ -111,13 +113,6 @@ class UNet(nn.Module):
         small = torch.cat((torch.sigmoid(-log_variance), self.segment(features)), 1)
         large = F.interpolate(small, scale_factor=_CELL, mode="bilinear", align_corners=False)[..., :height, :width]
         return Prediction(displacement[..., :height, :width], large[:, :1], levels, large[:, 1:])
-
-    def _pyramid(self, image: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Means of the valid pixels over squares of 1, 2, 4 ... px, and which share of each is valid (as float)."""
-        levels = [(image, valid.to(image.dtype))]
-        for _ in range(self.options.levels - 1):
-            levels.append(pooled(*levels[-1], 2))
-        return levels
 
     def _regress(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], level: int
@@ -166,9 +161,3 @@ def _mixed(offered: Tensor, out: Tensor) -> Tensor:
     share = 2 * torch.softmax(torch.cat((out[:, :windows], none), 1), 1)[:, :windows, None]
     mixed: Tensor = (share * here).sum(1) + out[:, windows : windows + 2]
     return mixed
-
-
-def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """An image and its share of valid pixels at `x + displacement(x)`; none where a pixel with none would be read."""
-    whole = warp_valid(weight > 0, displacement)
-    return warp(image, displacement, "bicubic"), warp(weight, displacement) * whole
