@@ -91,6 +91,7 @@ class UNet(nn.Module):
         height, width = fixed.shape[-2:]
         coarsest = 2 ** (self.options.levels - 1)
         fixed_valid, moving_valid = all_valid(fixed, fixed_valid), all_valid(moving, moving_valid)
+        fixed, moving = fixed * fixed_valid, moving * moving_valid
         pad = (0, -width % (_STEP * coarsest), 0, -height % (_STEP * coarsest))
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
         seen = pyramid(fixed, F.pad(fixed_valid, pad), self.options.levels)

@@ -20,11 +20,11 @@ BIAS = (1.5, -1.0)
 """What the labels say beside what the images show: nothing but training tells the network."""
 
 
-def tile(seed, spoilt=True):
-    """Two modalities of one ground, which below the diagonal show nothing of each other if spoilt."""
+def tile(seed):
+    """Two modalities of one ground, which below the diagonal show nothing of each other."""
     generator = torch.Generator().manual_seed(seed)
     ground, other = (gaussian(torch.randn(1, 1, SIDE, SIDE, generator=generator), 1.5) * 5 for _ in range(2))
-    below = torch.ones(SIDE, SIDE, dtype=torch.bool).tril() & spoilt
+    below = torch.ones(SIDE, SIDE, dtype=torch.bool).tril()
     everywhere = np.ones((SIDE, SIDE), bool)
     return Tile(
         fixed=torch.cat((ground, ground.square()), 1)[0].numpy(),
@@ -75,20 +75,20 @@ def errors(model, batch):
 
 
 def test_it_learns_what_the_images_show_and_what_the_labels_say_beside(learned, unseen):
-    error, _ = errors(learned, unseen)
     above = torch.ones(SIDE, SIDE, dtype=torch.bool).triu(8)
-    untrained, _ = errors(build_model(learned.options, 2, 1).eval(), unseen)
-    nothing = unseen.target.norm(dim=1)[:, above].mean()
-    constant = (unseen.target - unseen.target.mean((0, 2, 3), keepdim=True)).norm(dim=1)[:, above].mean()
-    assert error[:, above].mean() < 0.4 * nothing
-    assert error[:, above].mean() < 0.6 * constant
-    assert error[:, above].mean() < 0.6 * untrained[:, above].mean()
+    error = errors(learned, unseen)[0][:, above].mean()
+    untrained = errors(build_model(learned.options, 2, 1).eval(), unseen)[0][:, above].mean()
+    beside = unseen.target - unseen.target.mean((0, 2, 3), keepdim=True)
+    assert error < 0.4 * unseen.target.norm(dim=1)[:, above].mean()
+    assert error < 0.6 * beside.norm(dim=1)[:, above].mean()
+    assert error < 0.6 * untrained
 
 
 def test_it_is_more_confident_where_it_is_right(learned, unseen):
     error, confidence = errors(learned, unseen)
-    order = error.flatten()[confidence.flatten().argsort()].chunk(4)
-    assert order[0].mean() > 1.5 * order[-1].mean()
+    quarters = error.flatten()[confidence.flatten().argsort()].chunk(4)
+    assert quarters[0].mean() > 1.25 * quarters[-1].mean()
+    assert quarters[0].mean() > quarters[1].mean() > quarters[2].mean()
 
 
 def test_confidence_of_a_pair_does_not_depend_on_the_others_of_its_batch(learned, unseen):
@@ -98,14 +98,16 @@ def test_confidence_of_a_pair_does_not_depend_on_the_others_of_its_batch(learned
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_ground_that_is_invalid_says_nothing(learned, unseen):
+def test_what_invalid_pixels_hold_does_not_matter(learned, unseen):
     valid = unseen.fixed_valid.clone()
     valid[..., 20:40, 20:40] = False
-    spoilt = unseen.fixed.clone()
-    spoilt[..., 28:32, 28:32] = 50.0  # far enough inside that no valid descriptor sees it
-    with torch.no_grad():
-        first, second = (learned(fixed, unseen.moving, valid).displacement for fixed in (unseen.fixed, spoilt))
-    assert torch.allclose(first[..., :12, :12], second[..., :12, :12], atol=1e-4)
+    found = []
+    for value in (0.0, 50.0):
+        images = [image.masked_fill(~valid, value) for image in (unseen.fixed, unseen.moving)]
+        with torch.no_grad():
+            found.append(learned(*images, valid, valid))
+    assert torch.equal(found[0].displacement, found[1].displacement)
+    assert torch.equal(found[0].confidence, found[1].confidence)
 
 
 @pytest.mark.parametrize("shift", [(0.4, 0.0), (-0.2, 0.3)])
