@@ -20,12 +20,15 @@ class LevelOutput:
         logits: each (B, K * K, h, w) over the offsets of this level. There are none where the model regresses directly
             and, outside of training, on all levels but the finest.
         scale: side of this level's pixel in px of the full grid.
+        log_variance: (B, 1, h, w) logarithm of the mean squared length of the displacement's error, px^2, where the
+            model regresses it; None elsewhere.
     """
 
     displacement: Tensor
     base: Tensor
     logits: tuple[Tensor, ...]
     scale: int
+    log_variance: Tensor | None = None
 
 
 @dataclass(frozen=True)

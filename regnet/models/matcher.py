@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regnet.displacement import pooled, warp, warp_valid
+from regnet.displacement import pooled, warp
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 from regnet.models.descriptors import mind, ngf, unit_length
 from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
+from regnet.models.pyramid import moved, pyramid
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
@@ -128,7 +129,8 @@ class Matcher(nn.Module):
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
         fixed_valid, moving_valid = F.pad(fixed_valid, pad), F.pad(moving_valid, pad)
 
-        seen, sought = self._pyramid(fixed, fixed_valid), self._pyramid(moving, moving_valid)
+        seen = pyramid(fixed, fixed_valid, self.options.levels)
+        sought = pyramid(moving, moving_valid, self.options.levels)
         # Of each level in its own pixels, on its own grid.
         displacement = fixed.new_zeros(len(fixed), 2, *(side // coarsest for side in fixed.shape[-2:]))
         levels: list[LevelOutput] = []
@@ -138,7 +140,7 @@ class Matcher(nn.Module):
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
-            evidence, logits = self._evidence(seen[level], _moved(*sought[level], base), cells, scale)
+            evidence, logits = self._evidence(seen[level], moved(*sought[level], base), cells, scale)
             step = self._fitted(evidence, scale, bool(levels))
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
@@ -172,7 +174,7 @@ class Matcher(nn.Module):
         here, there = (F.pad(valid, pad).to(fixed.dtype) for valid in (fixed_valid, moving_valid))
         seen, share = pooled(fixed, here, BACKWARD_SCALE)
         pull = F.avg_pool2d(found, BACKWARD_SCALE) / BACKWARD_SCALE
-        sought, brought = _moved(*pooled(moving, there, BACKWARD_SCALE), pull)
+        sought, brought = moved(*pooled(moving, there, BACKWARD_SCALE), pull)
         weights, offsets = (brought, share), offset_grid(radius, fixed.device)
         volumes = [correlation_volume(m, f, radius, weights) for f, m in self._describe(seen, sought)]
         base = F.avg_pool2d(torch.zeros_like(pull), CELL)
@@ -181,13 +183,6 @@ class Matcher(nn.Module):
         length = BACKWARD_SCALE * apart.square().sum(1, keepdim=True).sqrt()
         fine = F.interpolate(length, scale_factor=side, mode="bilinear", align_corners=False)
         return fine[..., :height, :width]
-
-    def _pyramid(self, image: Tensor, valid: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Means of the valid pixels over squares of 1, 2, 4 ... px, and which share of each is valid (as float)."""
-        levels = [(image, valid.to(image.dtype))]
-        for _ in range(self.options.levels - 1):
-            levels.append(pooled(*levels[-1], 2))
-        return levels
 
     def _evidence(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
@@ -239,9 +234,3 @@ class Matcher(nn.Module):
 def _variance(covariance: Tensor) -> Tensor:
     """Mean squared distance (B, 1, h, w), px^2, from the mean, of a covariance (B, 3, h, w: xx, xy, yy)."""
     return covariance[:, :1] + covariance[:, 2:]
-
-
-def _moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """An image and its share of valid pixels at `x + displacement(x)`; none where a pixel with none would be read."""
-    whole = warp_valid(weight > 0, displacement)
-    return warp(image, displacement, "bicubic"), warp(weight, displacement) * whole

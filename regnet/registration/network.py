@@ -17,11 +17,11 @@ from regnet.models.unet import UNet
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
 
-FREE_BYTES, MATCHER_BYTES, UNET_BYTES = (300, 15), (820, 20), (1400, 12)
+FREE_BYTES, MATCHER_BYTES, UNET_BYTES = (300, 15), (820, 20), (690, 12)
 """Memory of a pixel at the peak: whatever the bands, and for each band of the two images.
 
 Measured with 2, 4, 16 and 26 bands in both images together: 270, 313, 415 and 647 bytes training-free, 614, 860, 903
-and 1090 with learned descriptors, 1082, 1450, 1260 and 1352 in the U-Net."""
+and 1090 with learned descriptors; with 4 and 16, 605 and 695 in the U-Net."""
 
 
 def load_network(

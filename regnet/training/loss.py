@@ -1,6 +1,8 @@
-"""What training minimises: squared error and, for the matcher, cross-entropy of the offset distribution."""
+"""What training minimises: squared error, and the likelihood of offsets (matcher) or of errors (U-Net)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,9 @@ REACH_PX = 4.0
 LEAST_SHARED = 0.02
 """Least weight of the error that a whole tile shares: labels that agree in it are to be followed in the end."""
 
+BEST_SHARE = 0.1
+"""The share of the ground where a field is best: there residuals are mostly the labels' noise."""
+
 
 def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptions) -> Tensor:
     """Deeply supervised loss: the mean over levels of the weighted terms.
@@ -25,7 +30,8 @@ def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptio
     of a tile's errors have in common counts less where it is the larger part: labels that are off as a whole would
     drown what is known exactly, the displacements that were drawn.
     """
-    total = prediction.displacement.new_zeros(())
+    total: Tensor
+    total, variance = prediction.displacement.new_zeros(2)
     for level in prediction.levels:
         target, weight = pool_target(batch.target, batch.target_valid, level.displacement.shape[-2:])
         error = level.displacement - target
@@ -40,7 +46,9 @@ def supervised_loss(prediction: Prediction, batch: Batch, options: TrainingOptio
             for logits in level.logits:
                 entropy = offset_cross_entropy(logits, level, target, weight, noise_px)
                 total = total + options.cross_entropy * entropy / len(level.logits)
-    total = total / max(len(prediction.levels), 1)
+        if level.log_variance is not None:
+            variance = variance + variance_loss(level.displacement, level.log_variance, target, weight)
+    total = total / max(len(prediction.levels), 1) + variance
     if prediction.segmentation is not None and options.segmentation > 0:
         interior = batch.undisplaced[:, :1].clamp(0, 1)
         total = total + options.segmentation * F.binary_cross_entropy_with_logits(prediction.segmentation, interior)
@@ -105,14 +113,29 @@ def offset_cross_entropy(
     return _mean(-(mass * widened.clamp_min(1e-6).log()).sum(1, keepdim=True), weight * reached)
 
 
-def label_noise(found: Tensor, target: Tensor, weight: Tensor) -> float:
+def variance_loss(found: Tensor, log_variance: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Negative log likelihood of a field's errors under the variance that the model gives them.
+
+    Source: Kendall and Gal, NeurIPS 2017, section 2.2. It moves the variance alone, since it would have the field learn
+    least where it is worst (Seitzer et al., ICLR 2022). The labels' noise, judged where the field is best, comes on top
+    of the variance, which is that of the field's own error.
+    """
+    square = (found.detach() - target).square().sum(1, keepdim=True)
+    variance = log_variance.exp() + 2 * label_noise(found, target, weight, BEST_SHARE) ** 2
+    return _mean(square / variance.clamp_min(1e-6) + variance.clamp_min(1e-6).log(), weight)
+
+
+def label_noise(found: Tensor, target: Tensor, weight: Tensor, share: float = 0.5) -> float:
     """What a component of the labels is off by, px, judged by the residuals of the field found.
 
     Half of the lengths of a two-dimensional normal noise are below 1.1774 standard deviations (Rayleigh), and the
-    median is not moved by the ground where the field itself is wrong.
+    median is not moved by the ground where the field itself is wrong; a smaller share of the lengths even less.
     """
     length = (found.detach() - target).norm(dim=1, keepdim=True)[weight > 0.5]
-    return float(length.median()) / 1.1774 if length.numel() else 0.0
+    if not length.numel():
+        return 0.0
+    rank = max(1, round(share * length.numel()))
+    return float(length.kthvalue(rank).values) / math.sqrt(-2 * math.log(1 - share))
 
 
 def _huber(error: Tensor) -> Tensor:

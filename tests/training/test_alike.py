@@ -71,7 +71,7 @@ def test_the_value_is_the_similarity_engine_s():
     model, draws = small("unet").eval(), batch(4)
     back = torch.stack([Turn(quarter, mirror=bool(quarter % 2)).matrix().T for quarter in range(4)])
     inputs = [draws.fixed, draws.moving, draws.fixed_valid, draws.moving_valid, back]
-    names = ["decode.0.2.weight", "heads.0.weight", "heads.0.bias"]
+    names = ["decode.0.second.weight", "heads.0.weight", "heads.0.bias"]
     found = similarity_in_training(model, turned_back, names, inputs)
     _, jacobians = Jacobians(model, turned_back, names)(*inputs)
     roots = inverse_roots(self_products(jacobians)).roots

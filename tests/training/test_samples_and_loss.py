@@ -15,6 +15,7 @@ from regnet.training.loss import (
     pool_target,
     shared_share,
     supervised_loss,
+    variance_loss,
 )
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import make_batch
@@ -167,3 +168,32 @@ def test_squared_error_has_the_mean_label_as_its_minimum():
     prediction = Prediction(shown, torch.ones(2, 1, 96, 96), [LevelOutput(shown, torch.zeros_like(shown), (), 1)])
     supervised_loss(prediction, batch, TrainingOptions()).backward()
     assert offset.grad.abs().max() < 1e-4 < gradient_at_zero.abs().min()
+
+
+def test_the_likeliest_variance_is_that_of_the_errors():
+    """Two fifths of the ground are exact, so that no noise is seen, and three fifths are off by 2 px."""
+    target = torch.zeros(1, 2, 10, 10)
+    found = torch.zeros(1, 2, 10, 10)
+    found[:, 0, 4:] = 2.0
+    found.requires_grad_()
+    weight = torch.ones(1, 1, 10, 10)
+    log_variance = torch.full((1, 1, 10, 10), float(np.log(4)), requires_grad=True)
+    variance_loss(found, log_variance, target, weight).backward()
+    assert found.grad is None
+    assert log_variance.grad[..., 4:, :].abs().max() < 1e-6
+    assert log_variance.grad[..., :4, :].min() > 0  # too large there
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_label_noise_is_found_from_any_share_of_the_residuals(share):
+    noise = 1.5 * torch.randn(1, 2, 200, 200, generator=torch.Generator().manual_seed(0))
+    found, weight = torch.zeros_like(noise), torch.ones(1, 1, 200, 200)
+    assert label_noise(found, noise, weight, share) == pytest.approx(1.5, rel=0.05)
+
+
+def test_known_noise_of_the_labels_is_not_the_field_s_variance():
+    """Under labels off by 2 px a component, an exact field is to be surer than one that takes the noise for its own."""
+    noise = 2 * torch.randn(1, 2, 100, 100, generator=torch.Generator().manual_seed(0))
+    sure, unsure = (torch.full((1, 1, 100, 100), value) for value in (-2.0, float(np.log(8))))
+    found, weight = torch.zeros_like(noise), torch.ones(1, 1, 100, 100)
+    assert variance_loss(found, sure, noise, weight) < variance_loss(found, unsure, noise, weight)
