@@ -57,3 +57,8 @@ def centre_offset(model: nn.Module, fixed: Tensor, moving: Tensor) -> Tensor:
 def all_valid(image: Tensor, valid: Tensor | None) -> Tensor:
     """The mask as given, or one that is true everywhere: (B, 1, H, W) bool."""
     return torch.ones_like(image[:, :1], dtype=torch.bool) if valid is None else valid
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters lie; the processor for one without any."""
+    return next((parameter.device for parameter in model.parameters()), CPU)

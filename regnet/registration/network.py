@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnet.models.base import device_of
 from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.matcher import Matcher
 from regnet.models.options import ModelOptions
@@ -62,7 +63,7 @@ class NetworkMatcher:
         least, each = UNET_BYTES if isinstance(model, UNet) else MATCHER_BYTES if self.trained else FREE_BYTES
         self.pixel_bytes = least + each * (model.fixed_channels + model.moving_channels)
         self.pair_spread_px = float(model.pair_spread_px)
-        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
 
     @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:

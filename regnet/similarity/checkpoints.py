@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regnet import models
 from regnet.errors import InputError
+from regnet.models.base import device_of
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.readouts import READOUTS
@@ -39,7 +40,7 @@ class Checkpoint:
 
     def jacobians(self, batch: Sequence[Tensor]) -> Tensor:
         """J D^1/2 of a batch, (n, d, p), on the network's device."""
-        device = next(self.engine.model.parameters()).device
+        device = device_of(self.engine.model)
         _, jacobians = self.engine(*(values.to(device) for values in batch))
         return jacobians if self.scale is None else jacobians.mul_(self.scale)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from regnet.errors import InputError
 from regnet.files import whole_path
+from regnet.models.base import device_of
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.kernel import whitened
 from regnet.similarity.linear import SoftCounter
@@ -90,7 +91,7 @@ class FamiliarityMeter:
         if model_digest(model) != known.digest:
             raise InputError(f"{FAMILIARITY}: is of other weights than the model beside it; delete it, or train again")
         self._engine, self._counter = Jacobians(model, centre_offset), SoftCounter()
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         self._counter.total, self._tiles = known.total.to(self._device), len(known.own)
 
     def __call__(self, fixed: Tensor, moving: Tensor) -> NDArray[np.float64]:

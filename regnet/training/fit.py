@@ -19,7 +19,7 @@ from tqdm import tqdm
 from regnet.errors import InputError
 from regnet.files import digest, remove, whole_path, write_json, write_text
 from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
-from regnet.models.base import CPU
+from regnet.models.base import CPU, device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.similarity.familiarity import FAMILIARITY, remember
@@ -298,8 +298,7 @@ def validation_epe(
     model.eval()
     errors: dict[str, list[Tensor]] = {}
     steps = -(-len(positions) // options.batch)
-    device = next(model.parameters()).device
-    for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003), device=device):
+    for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003), device=device_of(model)):
         predicted: Tensor = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
         for pair, error, known in zip(batch.pairs, predicted - batch.target, batch.target_valid[:, 0], strict=True):
             every = np.s_[..., ::VALIDATION_STEP_PX, ::VALIDATION_STEP_PX]

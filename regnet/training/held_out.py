@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from regnet.metrics import summarise
+from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.tiles.store import TileStore
@@ -27,7 +28,7 @@ def held_out_errors(store: TileStore, model: Matcher | UNet, options: TrainingOp
     The tiles are those of the test part whose true offset is known, or of the validation part if there is no other; the
     draw is the same for every model and for every noise of the labels, so that errors can be compared.
     """
-    device = next(model.eval().parameters()).device
+    device = device_of(model.eval())
     part = "test" if len(store.tiles("test")) else "validation"
     positions = store.tiles(part)
     chosen = positions[np.unique(np.linspace(0, len(positions) - 1, MOST_TILES).round().astype(int))]

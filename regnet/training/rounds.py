@@ -33,7 +33,7 @@ from regnet.files import (
 )
 from regnet.metrics import epe
 from regnet.models import ModelOptions, load_checkpoint
-from regnet.models.base import CPU
+from regnet.models.base import CPU, device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.similarity.familiarity import FAMILIARITY
@@ -176,7 +176,7 @@ def correct(
 
 def under_shifts(tile: Patch, model: Matcher | UNet, shifts: Tensor) -> Tensor:
     """Predictions of one tile with its moving image shifted by (k, 2) px, less the shifts: (k, 2, S, S) px."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     size = (len(shifts), *tile.fixed.shape[-2:])
     drawn = shifts[:, :, None, None].expand(-1, -1, *size[1:]).to(device)
     arrays = (tile.fixed, tile.moving, tile.fixed_valid[None], tile.moving_valid[None])

@@ -288,7 +288,7 @@ def registered(here, moving="moving.tif", output="registered.tif"):
     done = here("register", "fixed=fixed.tif", f"moving={moving}", *settings)
     assert "regnet:" not in done.stderr
     assert "Traceback" not in done.stderr
-    files = {"displacement.tif", output, "report.html", "summary.json", "tie_points.gpkg"}
+    files = {"displacement.tif", output, "report.html", "stamp.json", "summary.json", "tie_points.gpkg"}
     assert set(os.listdir("out")) == files
     with rasterio.open("out/displacement.tif") as source:
         return done, source.read()[:, 16:-16, 16:-16]
