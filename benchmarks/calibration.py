@@ -1,13 +1,14 @@
 """Fit and test the expected error of `register`: `python -m benchmarks.calibration FILE.npz --seconds 600`.
 
-Windows of real pairs that are in place are displaced by known random fields of many kinds (smooth and rough, with and
-without a shift, a rotation and a scale, or not at all; a third of the clean pairs under noise of the sensor) and
-matched without training. What the expected error is told from, and the error that was made, are kept in the file; a
-file that is there already is added to. Then the coefficients of `regnet.registration.calibration` are fitted, all pairs
-together, and tested: on each pair by coefficients that were fitted without it, and on each kind of pairs by
-coefficients fitted without that kind. Last, what `register`'s rule of abstention makes of the same windows, beside
-doing nothing; in windows whose two images show different places, doing nothing is right. As in `register`, the shift
-that all windows of a pair have in common counts only where it stands out from what such images show in place.
+Windows, small and large, of real pairs that are in place are displaced by known random fields of many kinds (smooth and
+rough, with and without a shift, a rotation and a scale, or not at all; a third of the clean pairs under noise of the
+sensor) and matched without training. What the expected error is told from, and the error that was made, are kept in the
+file; a file that is there already is added to. Then the coefficients of `regnet.registration.calibration` are fitted,
+all pairs together, and tested: on each pair by coefficients that were fitted without it, and on each kind of pairs by
+coefficients fitted without that kind; and so are those that ship. Last, what `register`'s rule of abstention makes of
+the same windows by those that ship, beside doing nothing; in windows whose two images show different places, doing
+nothing is right. As in `register`, the shift that all windows of a pair have in common counts only where it stands out
+from what such images show in place.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.pairs import buildings_pair, naip_pair, radar_pair, sample_pair
 from regnet.config import default_data_root
 from regnet.displacement import random_field
 from regnet.registration.agreement import agreement, mean_fit
-from regnet.registration.calibration import CELL_PX, FEATURES, features, shift_doubt_px
+from regnet.registration.calibration import BOUND_90, CELL_PX, COEFFICIENTS, FEATURES, features, shift_doubt_px
 from regnet.registration.common_shift import CommonShift
 from regnet.registration.judgement import NEIGHBOURHOOD_PX, neighbourhood, taken_share
 from regnet.registration.network import NetworkMatcher, load_network
@@ -41,7 +42,8 @@ from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 from regnet.tiles.patch import Patch, displaced
 
-WINDOW_PX, MARGIN_PX = 512, 32
+SIDES_PX, MARGIN_PX = (160, 256, 512), 32
+"""Sides of the windows, and what is read around them so that a displacement finds something to pull in."""
 PLACES = 200
 """Places of a window whose features and error are kept."""
 KINDS = ("smooth", "any", "rough", "any", "still", "other place")
@@ -73,7 +75,7 @@ class Record:
         told: (len(FEATURES), h, w).
         found: (2, h, w) px.
         true: (2, h, w) px; zero for another place.
-        known: (h, w), where both images have data and the window's border is not near.
+        known: (h, w), where both images have data.
     """
 
     source: str
@@ -133,9 +135,9 @@ def draw_field(kind: str, shape: tuple[int, int], generator: np.random.Generator
     return field
 
 
-def draw_patch(reader: PairReader, generator: np.random.Generator) -> Patch:
+def draw_patch(reader: PairReader, side_px: int, generator: np.random.Generator) -> Patch:
     """A window with a margin from anywhere on a pair."""
-    size = [min(WINDOW_PX + 2 * MARGIN_PX, side // 16 * 16) for side in reader.shape]
+    size = [min(side_px + 2 * MARGIN_PX, side // 16 * 16) for side in reader.shape]
     row, col = (int(generator.integers(0, side - part + 1)) for side, part in zip(reader.shape, size, strict=True))
     return reader.read(row, col, *size)
 
@@ -150,10 +152,11 @@ def gather(seconds: float, seed: int) -> Iterator[Record]:
         name, kind = names[draw % len(names)], KINDS[(draw + draw // len(names)) % len(KINDS)]
         generator = np.random.default_rng([seed, draw])
         draw += 1
-        patch = draw_patch(_reader(found, readers, name), generator)
+        side_px = int(generator.choice(SIDES_PX))
+        patch = draw_patch(_reader(found, readers, name), side_px, generator)
         if kind == "other place":
             elsewhere = names[int(generator.integers(len(names)))]
-            other = draw_patch(_reader(found, readers, elsewhere), generator)
+            other = draw_patch(_reader(found, readers, elsewhere), side_px, generator)
             height, width = (min(sides) for sides in zip(patch.structure.shape, other.structure.shape, strict=True))
             here = np.s_[..., :height, :width]
             patch = Patch(**{key: values[here] for key, values in vars(patch).items()})
@@ -185,7 +188,6 @@ def _record(name: str, kind: str, patch: Patch, true: NDArray[np.float32]) -> Re
     known = patch.fixed_valid & patch.moving_valid
     told = features(agreement(patch, found), found, torch.from_numpy(known)).numpy()
     fit_found = mean_fit(patch, found)
-    known[:MARGIN_PX] = known[-MARGIN_PX:] = known[:, :MARGIN_PX] = known[:, -MARGIN_PX:] = False
     at = np.s_[..., CELL_PX // 2 :: CELL_PX, CELL_PX // 2 :: CELL_PX]
     cells = known[at].shape
     return Record(name, kind, fit_found, told[:, : cells[0], : cells[1]], found.numpy()[at], true[at], known[at])
@@ -287,10 +289,17 @@ def print_coverage(records: list[Record], kinds: dict[str, str]) -> None:
     )
     pair = np.array([records[index].pair for index in table.record])
     kind = np.array([kinds[name] for name in pair])
-    for title, group in (("pair", pair), ("kind", kind)):
-        within = coverage(table, left_out(table, group))
+    side = np.array([min(SIDES_PX, key=lambda px: abs(px - _side_px(records[index]))) for index in table.record])
+    shipped = np.broadcast_to([*COEFFICIENTS, math.log(BOUND_90)], (len(pair), len(FEATURES) + 1))
+    tested = {"left out by pair": left_out(table, pair), "left out by kind": left_out(table, kind), "shipped": shipped}
+    for title, used in tested.items():
+        within = coverage(table, used)
         by_pair = np.array([within[:, pair == name].mean(1) for name in np.unique(pair)])
-        print(f"left out by {title}: mean over pairs {by_pair.mean(0).round(3)}")
+        print(f"{title}: mean over pairs {by_pair.mean(0).round(3)}")
+        for px in SIDES_PX:
+            here = side == px
+            by_kind = [within[:, here & (kind == name)].mean(1) for name in np.unique(kind[here])]
+            print(f"  {px} px: mean over kinds {np.mean(by_kind, 0).round(2)}")
         for name in np.unique(kind):
             here = np.unique(pair[kind == name])
             each = np.array([within[:, pair == one].mean(1) for one in here])
@@ -298,9 +307,14 @@ def print_coverage(records: list[Record], kinds: dict[str, str]) -> None:
             print(f"  {name} ({len(here)}): {each.mean(0).round(2)}{spread}")
 
 
-def taken(record: Record, coefficients: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The share of a window's displacement that `register` takes, (h, w), by some coefficients."""
-    log = np.einsum("f,fhw->hw", coefficients[: len(FEATURES)], record.told)
+def _side_px(record: Record) -> float:
+    """Side of a window, px."""
+    return CELL_PX * math.sqrt(record.known.size)
+
+
+def taken(record: Record) -> NDArray[np.float32]:
+    """The share of a window's displacement that `register` takes, (h, w)."""
+    log = np.einsum("f,fhw->hw", np.array(COEFFICIENTS), record.told)
     error, weight = torch.from_numpy(np.exp(log)).float(), torch.from_numpy(record.known).float()
     found = torch.from_numpy(record.found)
     misalignment, doubt = neighbourhood(found, error, weight, NEIGHBOURHOOD_PX / CELL_PX).numpy()
@@ -310,16 +324,12 @@ def taken(record: Record, coefficients: NDArray[np.float64]) -> NDArray[np.float
 
 
 def print_abstention(records: list[Record], kinds: dict[str, str]) -> None:
-    """Print the mean error of doing nothing, of the match, and of what is taken of it, each pair by the others' fit."""
-    table = sample(records, kinds)
-    pair = np.array([records[index].pair for index in table.record])
+    """Print the mean error of doing nothing, of the match, and of what is taken of it."""
     rows: dict[tuple[str, str], list[tuple[str, NDArray[np.float64]]]] = {}
     for name in sorted({record.pair for record in records}):
-        others = pair != name
-        coefficients = fit(table.told[others], table.error[others], table.weight[others])
         for record in (record for record in records if record.pair == name):
             still = "displaced" if record.kind in ("smooth", "any", "rough") else record.kind
-            share = taken(record, coefficients)
+            share = taken(record)
             lengths = (record.true, record.found - record.true, record.found * share - record.true)
             means = [float(np.hypot(*length)[record.known].mean()) for length in lengths]
             row = np.array([*means, float(share[record.known].mean())])

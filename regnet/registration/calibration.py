@@ -13,20 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regnet.displacement import smooth
+from regnet.displacement import gaussian, smooth
 from regnet.registration.agreement import CELL, COARSE, MIDDLE, Agreement
 
 CELL_PX = 8
 """Side of the cells that the features are told for, px."""
+AROUND_SIGMA_PX = 48.0
+"""Gaussian window around a place, over which ground may be missing: beyond a border, or where there are no data."""
 ROUGHNESS_SIGMA_PX = 32.0
 """Gaussian window over which the displacement's gradient is averaged."""
 LEAST_FIT, LEAST_ROUGHNESS = 0.02, 0.01
 UNSEEN_ROUGHNESS, UNSEEN_MARGIN = 0.05, 0.05
 """Roughness that there may be though a trained network's answer is smooth, where the margin of the window is 0, and the
 margin at which this is down to 1/e: from images that agree little it learned to smooth rather than to guess."""
-FEATURES = ("one", "margin of the window", "margin", "log fit at 1/8", "log roughness")
-COEFFICIENTS = (1.61, -4.37, -2.72, -0.345, 0.485)
+FEATURES = ("one", "margin of the window", "margin", "log fit at 1/8", "log roughness", "missing ground", "chance")
+COEFFICIENTS = (1.61, -4.37, -2.72, -0.345, 0.485, 0.5, 0.5)
 """Of the logarithm of the median error in px; the first is 0.07 above the fit, for pairs unlike those of the fit."""
+CHANCE_MARGIN, CHANCE_SPREAD_PX, CLEAR_OF_CHANCE = -0.019, 2.05, 4.0
+"""Margin that windows of different places have in the mean, however large, and the standard deviation of it times the
+window's side: by so much more do they fit after the best displacement was chosen, too. From so many deviations on a
+window's margin is no chance."""
 BOUND_90 = 2.37
 """90 % of the errors are below the expected error times this."""
 LEAST_PX, MOST_PX = 0.05, 100.0
@@ -61,7 +67,18 @@ def features(agreement: Agreement, displacement: Tensor, known: Tensor, trained:
     if trained:
         rough = torch.hypot(rough, UNSEEN_ROUGHNESS * (-window.clamp_min(0) / UNSEEN_MARGIN).exp())
     logs = (coarse.clamp_min(0) + LEAST_FIT).log(), (rough + LEAST_ROUGHNESS).log()
-    return torch.stack((torch.ones_like(margin), window.expand_as(margin), margin, *logs))
+    missing = 1 - gaussian(weight, AROUND_SIGMA_PX / CELL_PX)[0, 0]
+    chance = _chance(window, CELL_PX * weight.sum().sqrt()).expand_as(margin)
+    return torch.stack((torch.ones_like(margin), window.expand_as(margin), margin, *logs, missing, chance))
+
+
+def _chance(margin: Tensor, side_px: Tensor) -> Tensor:
+    """By how many deviations a window's margin falls short of being no chance, 0 where it does not.
+
+    Small windows of different places fit somewhere: the fewer pixels there are, the more so.
+    """
+    deviation = CHANCE_SPREAD_PX / side_px.clamp_min(1.0)
+    return (CLEAR_OF_CHANCE - (margin - CHANCE_MARGIN - deviation) / deviation).clamp_min(0)
 
 
 def shift_doubt_px(fit: float) -> float:

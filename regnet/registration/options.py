@@ -70,7 +70,7 @@ class RegisterOptions:
     resampling: str = _resampling()
     global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
     max_error_px: float = option(
-        3.0,
+        4.0,
         "greatest expected error at which a place counts as registered; towards it displacements fade out",
         unit="px",
         low=0.05,

@@ -1,5 +1,7 @@
 """What is believed of training-free matches of real pairs under known displacements: golden figures, honest margins."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,23 @@ def test_the_sample_scene_is_registered_in_full_and_its_error_is_as_stated(sampl
     assert share.mean() > 0.95
     assert error.mean() < 0.6
     assert (error < BOUND_90 * quality[ERROR]).mean() > 0.75
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_small_crops_of_different_places_are_left_alone(sample_scene, side):
+    """They fit somewhere within reach of the pyramid, the better the smaller they are."""
+    visible = "|".join(str(sample_scene / f"s2_B0{band}.jp2") for band in (2, 3, 4))
+    shares = []
+    with PairReader(PairOptions("a", visible, str(sample_scene / "s2_B11.jp2"))) as reader:
+        matcher = JudgedMatcher(
+            NetworkMatcher(load_network(None, "mind", reader.fixed_channels, reader.moving_channels))
+        )
+        for row, col in ((200, 200), (300, 900), (900, 300), (1000, 1100)):
+            here, there = reader.read(row, col, side, side), reader.read(row + 500, col + 500, side, side)
+            quality = matcher(replace(here, moving=there.moving, moving_valid=there.moving_valid)).quality
+            limit = RegisterOptions("", "").max_error_px
+            shares.append(taken_share(quality[MISALIGNMENT], quality[DOUBT], limit).max())
+    assert max(shares) == 0
 
 
 def test_quantile_regression_finds_the_coefficients_of_errors_that_are_known():

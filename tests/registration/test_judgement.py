@@ -6,10 +6,13 @@ import torch
 
 from regnet.models.checkpoint import build_model
 from regnet.models.options import ModelOptions
-from regnet.registration.agreement import Agreement, agreement, mean_fit
+from regnet.registration.agreement import CELL, COARSE, MIDDLE, Agreement, agreement, mean_fit
 from regnet.registration.calibration import (
     BOUND_90,
     CELL_PX,
+    CHANCE_MARGIN,
+    CHANCE_SPREAD_PX,
+    CLEAR_OF_CHANCE,
     COEFFICIENTS,
     LEAST_FIT,
     LEAST_PX,
@@ -205,10 +208,11 @@ def test_the_margin_of_the_window_is_that_of_the_ground_with_data():
 
 
 def test_the_expected_error_is_the_exponential_of_the_weighted_features():
-    told = torch.tensor([1.0, 0.4, 0.5, -0.3, -2.0])[:, None, None].expand(5, 3, 4)
+    values = [1.0, 0.4, 0.5, -0.3, -2.0, 0.3, 0.6]
+    told = torch.tensor(values)[:, None, None].expand(7, 3, 4)
     error = expected_error(told, (20, 30))
     assert error.shape == (20, 30)
-    wanted = np.exp(np.dot(COEFFICIENTS, [1.0, 0.4, 0.5, -0.3, -2.0]))
+    wanted = np.exp(np.dot(COEFFICIENTS, values))
     np.testing.assert_allclose(error, wanted, rtol=1e-5)
     assert expected_error(told - 1e3 * torch.tensor(COEFFICIENTS)[:, None, None], (8, 8)).min() == pytest.approx(
         LEAST_PX
@@ -216,9 +220,9 @@ def test_the_expected_error_is_the_exponential_of_the_weighted_features():
     assert CELL_PX * 3 >= 20
 
 
-def test_more_agreement_means_less_error_and_more_roughness_more():
+def test_agreement_means_less_error_and_roughness_missing_ground_and_chance_more():
     signs = np.sign(COEFFICIENTS[1:])
-    np.testing.assert_array_equal(signs, [-1, -1, -1, 1])
+    np.testing.assert_array_equal(signs, [-1, -1, -1, 1, 1, 1])
 
 
 def test_what_is_taken_grows_with_how_clearly_it_stands_out():
@@ -250,6 +254,41 @@ def test_the_same_ground_is_believed_and_other_ground_is_not(matcher, displaced,
     assert taken_share(same[MISALIGNMENT], same[DOUBT], 2.5).min() == 1
     assert np.quantile(different[ERROR], 0.1) > 2
     assert taken_share(different[MISALIGNMENT], different[DOUBT], 2.5).max() == 0
+
+
+@pytest.mark.parametrize("side", [128, 192])
+def test_small_windows_of_other_ground_are_not_believed_though_they_fit_somewhere(matcher, side):
+    shares, own = [], []
+    for seed in range(4):
+        here, there = (texture((side, side), seed=20 * seed + place) for place in (0, 7))
+        match, same = matcher(patch(here, there)), matcher(patch(here, np.roll(here, (2, -3), (0, 1))))
+        shares.append(taken_share(match.quality[MISALIGNMENT], match.quality[DOUBT], 4.0).max())
+        own.append(taken_share(same.quality[MISALIGNMENT], same.quality[DOUBT], 4.0).min())
+    assert max(shares) == 0
+    assert min(own) == 1
+
+
+def test_chance_is_ruled_out_sooner_in_large_windows():
+    """A margin of 0.02 in all cells: less than four deviations above what chance gives until the window is wide."""
+    chances = []
+    for side in (64, 128, 256, 512):
+        margin = torch.full((side // (CELL * MIDDLE),) * 2, 0.02)
+        coarse = torch.zeros(side // (CELL * COARSE), side // (CELL * COARSE))
+        told = features(Agreement(margin, coarse), torch.zeros(2, side, side), torch.ones(side, side, dtype=torch.bool))
+        deviation = CHANCE_SPREAD_PX / side
+        wanted = max(0.0, CLEAR_OF_CHANCE - (0.02 - CHANCE_MARGIN - deviation) / deviation)
+        np.testing.assert_allclose(told[6], wanted, atol=1e-3)
+        chances.append(wanted)
+    assert chances[0] > chances[1] > chances[2] >= chances[3] == 0
+
+
+def test_ground_is_missing_beyond_a_border_and_where_there_are_no_data():
+    known = torch.ones(1024, 1024, dtype=torch.bool)
+    known[:, 768:] = False
+    told = features(Agreement(torch.zeros(64, 64), torch.zeros(32, 32)), torch.zeros(2, 1024, 1024), known)[5]
+    np.testing.assert_allclose(told[64, 48], 0, atol=1e-2)
+    np.testing.assert_allclose([told[0, 48], told[-1, 48], told[64, 95]], 0.5, atol=0.05)
+    np.testing.assert_allclose([told[0, 0], told[0, 95]], 0.75, atol=0.05)
 
 
 def test_whoever_is_wrong_is_not_believed(displaced):
