@@ -150,7 +150,9 @@ class Choice(NamedTuple):
     noise: Tensor
 
 
-def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False) -> Tensor:
+def fit_field(
+    evidence: Evidence, caution: Tensor | float, begun: bool, drawn: bool = False, training: bool = False
+) -> Tensor:
     """Find the offsets (B, 2, h, w), px of the level, that the evidence supports.
 
     Args:
@@ -160,13 +162,14 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
         begun: whether coarser levels have found the base; if not, offsets are looked for everywhere in reach, and none
             may be found.
         drawn: take a smoothness and noise at random, whatever predicts best, as training does now and then.
+        training: leave out what has no share though gradients are asked for.
     """
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     like = evidence.base[:, 0, 0, 0]
     looks: list[_Look] = []
     caution = torch.as_tensor(caution)
     if not drawn and max(shape) > BLOCK_CELLS:
-        looks, choice = _best_predicting(evidence, begun)
+        looks, choice = _best_predicting(evidence, begun, training)
     else:
         # How many times the noise that predicts best is right cannot be learned where nothing was predicted.
         choice, caution = _drawn(like) if drawn else _alone(like), caution.detach()
@@ -174,26 +177,29 @@ def fit_field(evidence: Evidence, caution: Tensor | float, begun: bool, drawn: b
     for place, view in enumerate(VIEWS):
         kinds = slice(first, first + len(view.sigmas_px))
         first = kinds.stop
-        if not _counts(choice.share[:, kinds]):
+        if not _counts(choice.share[:, kinds], training):
             continue
         look = looks[place] if place < len(looks) else _Look.at(evidence, view, begun)
         for kind, sigma_px in zip(range(kinds.start, kinds.stop), view.sigmas_px, strict=True):
             share, noise = (part[:, kind, None, None, None] for part in choice)
-            if _counts(share):
+            if _counts(share, training):
                 sigma = sigma_px / evidence.side_px
                 field = krige(look.target, look.weight, sigma, noise * caution, view.step, shape)
                 found = found + share * (field - evidence.base)
     return found
 
 
-def _counts(share: Tensor) -> bool:
+def _counts(share: Tensor, training: bool) -> bool:
     """Whether any of the shares is to be looked at."""
-    return share.numel() > 0 and (not values_tell(share) or bool(share.any()))
+    return share.numel() > 0 and (not _values_tell(share, training) or bool(share.any()))
 
 
-def values_tell(values: Tensor) -> bool:
-    """Whether what is done next may depend on the values: `torch.func.vmap` cannot follow that."""
-    return not is_functorch_wrapped_tensor(values)
+def _values_tell(values: Tensor, training: bool) -> bool:
+    """Whether what is done next may depend on the values.
+
+    `torch.func.vmap` cannot follow that, and whoever asks for each sample's gradients expects the same steps of all.
+    """
+    return not is_functorch_wrapped_tensor(values) and (training or not torch.is_grad_enabled())
 
 
 def _drawn(like: Tensor) -> Choice:
@@ -263,7 +269,7 @@ def _sureness(covariance: Tensor, before: Tensor) -> Tensor:
     return torch.stack((xx * xx + xy * xy, xy * (xx + yy), yy * yy + xy * xy), 1)
 
 
-def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Choice]:
+def _best_predicting(evidence: Evidence, begun: bool, training: bool) -> tuple[list[_Look], Choice]:
     """Looks, and what predicts best by them, no offset at all included."""
     looks: list[_Look] = []
     fits: list[Tensor] = []
@@ -286,11 +292,10 @@ def _best_predicting(evidence: Evidence, begun: bool) -> tuple[list[_Look], Choi
             noises.append(_noise_between(scores, place)[:, 0])
             tried.append(going)
         top = predictions.sum(3).amax((1, 2))
-        # `torch.func.vmap` cannot follow a loop that ends where the values say so.
         better = going & (top > best)
         best = torch.where(better, top, best)
         going = going & (better | (len(looks) < LEAST_VIEWS))
-        if values_tell(going) and not bool(going.any()):
+        if _values_tell(going, training) and not bool(going.any()):
             break
     share = _shares(torch.stack(fits, 1), torch.stack(tried, 1))
     return looks, Choice(share[:, -len(noises) :], torch.stack(noises, 1))

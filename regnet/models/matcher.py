@@ -207,7 +207,9 @@ class Matcher(nn.Module):
         # Where fine fields only add noise, as in radar, what predicts best is so smooth that little is learned from it;
         # were smoothness always drawn, no evidence would ever count there.
         drawn = self.training and bool(torch.rand(()) < 0.5)
-        return fit_field(evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun, drawn)
+        return fit_field(
+            evidence, CAUTION[kind] * torch.exp(CAUTION_PACE * self.caution[kind]), begun, drawn, self.training
+        )
 
     def _reach(self, scale: int) -> tuple[int, Tensor]:
         """How far a level looks, in its px, and the offsets within."""

@@ -34,14 +34,14 @@ def error_px(found, true):
     return float((found - true).norm(dim=1).mean())
 
 
-def fit_field(known, begun=False):
-    return module.fit_field(known, 1.0, begun)
+def fit_field(known, begun=False, training=False):
+    return module.fit_field(known, 1.0, begun, training=training)
 
 
 def taking(monkeypatch, kind, noise):
     """Make the fit take one smoothness and noise, whatever predicts best."""
 
-    def chosen(known, begun):
+    def chosen(known, begun, training):
         looks = [module._Look.at(known, view, begun) for view in VIEWS]
         share = torch.eye(KINDS)[kind : kind + 1]
         return looks, Choice(share, torch.full_like(share, noise))
@@ -123,7 +123,7 @@ def test_cells_that_make_no_whole_squares_are_found_too(shape):
 
 
 @pytest.mark.parametrize(("sigma_px", "fewer"), [(100.0, 8), (15.0, 5)])
-def test_only_fields_with_a_share_are_found_unless_vmap_hides_the_values(monkeypatch, sigma_px, fewer):
+def test_only_fields_with_a_share_are_found_unless_each_samples_gradient_is_asked_for(monkeypatch, sigma_px, fewer):
     """What is found is the same; a smooth field is not viewed through the last window."""
     known = evidence(field(sigma_px), 0.3)
     calls = []
@@ -134,11 +134,11 @@ def test_only_fields_with_a_share_are_found_unless_vmap_hides_the_values(monkeyp
 
     whole = torch.func.vmap(one)(known.volume, known.count, known.base)
     every = len(calls)
-    for grad in (False, True):
+    for grad, training, left_out in ((False, False, fewer), (True, True, fewer), (True, False, 0)):
         calls.clear()
         with torch.set_grad_enabled(grad):
-            assert torch.allclose(fit_field(known), whole, atol=1e-4)
-        assert len(calls) == every - fewer
+            assert torch.allclose(fit_field(known, training=training), whole, atol=1e-4)
+        assert len(calls) == every - left_out
 
 
 def test_an_edge_says_nothing_along_itself():
