@@ -114,7 +114,7 @@ def find_common_shift(
         read: `read(row, col, height, width)`.
         shape: (H, W) of the pair, px.
         options: size and overlap of the windows.
-        spread_px: doubt that a model learned from several pairs; 0: it is told from how well the images agree.
+        spread_px: least doubt, that a model learned from several pairs; how badly the images agree may tell of more.
     """
     matches: list[Match] = []
     fits: list[float] = []
@@ -125,4 +125,4 @@ def find_common_shift(
         matches.append(Match(match.displacement[EVERY], (match.quality[:1] * known)[EVERY]))
         if not spread_px and len(matches) >= FEW_WINDOWS and shift_doubt_px(float(np.mean(fits))) < SURE_PX:
             break
-    return common_shift(matches, spread_px or shift_doubt_px(float(np.mean(fits)))) if matches else NO_SHIFT
+    return common_shift(matches, max(spread_px, shift_doubt_px(float(np.mean(fits))))) if matches else NO_SHIFT
