@@ -89,6 +89,17 @@ def test_few_windows_do_where_the_images_agree_well():
     assert learned.doubt_px == 1.5
 
 
+def test_images_that_agree_badly_are_doubted_more_than_a_network_learned_to(monkeypatch):
+    monkeypatch.setattr(module, "shift_doubt_px", lambda fit: 4.0)
+
+    def matcher(window):
+        return Match(field(4.7, 0, window.structure.shape), np.ones((1, *window.structure.shape), np.float32))
+
+    found = find_common_shift(matcher, PatchReader(pair()), SHAPE, OPTIONS, spread_px=1.97)
+    assert found.doubt_px == 4.0
+    assert found.taken == 0
+
+
 def test_of_sparse_data_the_fullest_windows_are_looked_at():
     valid = np.zeros(SHAPE, bool)
     valid[:8, :16] = valid[-20:, -40:] = True
