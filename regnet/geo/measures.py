@@ -47,6 +47,7 @@ def _vertices(data: bytearray) -> Iterator[NDArray[np.float64]]:
         return view
 
     def geometry() -> Iterator[NDArray[np.float64]]:
+        """The runs of coordinates of the geometry at hand, its parts in turn."""
         nonlocal at
         at += 1  # the order of bytes
         dimensions, kind = divmod(number(), 1000)

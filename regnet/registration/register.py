@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import torch
 
@@ -24,7 +25,7 @@ from regnet.models.unet import UNet
 from regnet.options import check_options
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
-from regnet.registration.check import check_errors
+from regnet.registration.check import Check, check_errors
 from regnet.registration.common_shift import CLEAR_SHIFT, NO_SHIFT, CommonShift, clear_share, find_common_shift
 from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
@@ -120,15 +121,27 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                     "settings": asdict(options),
                 }
                 files.write_json(folder / SUMMARY, summary)
-                there = str(folder / (RASTER if moved is None else VECTOR))
-                after = reader.with_moving(there) if tally.known else None
-                errors = (check.stated_px, check.made_px) if check else None
-                report_registration(folder, reader, after, summary, points, errors)
+                after = folder / (RASTER if moved is None else VECTOR) if tally.known else None
+                _report(folder, reader, after, summary, points, check)
                 files.write_stamp(folder, stamp)
                 if kept.exists():
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
     return tally.share
+
+
+def _report(
+    folder: Path,
+    reader: PairReader,
+    moved: Path | None,
+    summary: Mapping[str, Any],
+    points: gpd.GeoDataFrame,
+    check: Check | None,
+) -> None:
+    """Write the report; `moved` is moving in its new place, None if nothing was registered."""
+    after = reader.with_moving(str(moved)) if moved else None
+    errors = (check.stated_px, check.made_px) if check else None
+    report_registration(folder, reader, after, summary, points, errors)
 
 
 def finished(options: RegisterOptions, output_dir: Path) -> float | None:

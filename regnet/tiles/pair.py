@@ -79,7 +79,8 @@ class Scaling:
         spread = (self.high - self.low)[:, None, None]
         scaled = np.clip((self.values(raw) - self.median[:, None, None]) / spread, -CLIP, CLIP)
         gap = np.isnan(scaled) & valid
-        scaled[gap] = np.broadcast_to(_mean(scaled, gap), scaled.shape)[gap]
+        if gap.any():
+            scaled[gap] = np.broadcast_to(_mean(scaled, gap), scaled.shape)[gap]
         return np.where(valid, scaled, np.float32(0))
 
     def brightness(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,9 +14,6 @@ from safetensors.torch import load_file
 from regnet.errors import InputError, OutputError
 from regnet.files import is_stamped, write_stamp
 from regnet.models import ModelOptions
-from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
-from regnet.tiles.prepare import prepare
-from regnet.tiles.store import TileStore
 from regnet.training import rounds
 from regnet.training.fit import STATE, Fit
 from regnet.training.options import TrainingOptions
@@ -26,20 +23,6 @@ SMALL = ModelOptions(descriptor="mind+learned", width=4, levels=1, descriptor_ch
 ONE = TrainingOptions(epochs=2, steps=1, batch=1, checkpoints=1, peak_px=2.0, shift_px=1.0, familiarity_tiles=0)
 TWO = replace(ONE, rounds=2, settled_px=0.0)
 RUN = {"settings": "of the run"}
-
-
-@pytest.fixture(scope="module")
-def store(mini_pair, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store") / "prepare"
-    options = PrepareOptions(
-        pairs=[PairOptions("mini", *(str(path) for path in mini_pair))],
-        tile_px=64,
-        stride_px=64,
-        split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
-        noise=NoiseOptions(kind="tile", sigma_px=3.0),
-    )
-    prepare(options, folder)
-    return TileStore.open(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,6 @@ import zarr
 
 from regnet.files import read_json
 from regnet.models import ModelOptions, build_model, load_checkpoint
-from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
-from regnet.tiles.prepare import prepare
-from regnet.tiles.store import TileStore
 from regnet.training import rounds
 from regnet.training.options import TrainingOptions
 from regnet.training.rounds import correct, train_rounds, under_shifts
@@ -21,20 +18,6 @@ SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_ch
 BRIEF = TrainingOptions(
     epochs=1, steps=2, batch=2, checkpoints=1, peak_px=2.0, shift_px=1.0, learning_rate=1e-4, familiarity_tiles=2
 )
-
-
-@pytest.fixture(scope="module")
-def store(mini_pair, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store") / "prepare"
-    options = PrepareOptions(
-        pairs=[PairOptions("mini", *(str(path) for path in mini_pair))],
-        tile_px=64,
-        stride_px=64,
-        split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
-        noise=NoiseOptions(kind="tile", sigma_px=3.0),
-    )
-    prepare(options, folder)
-    return TileStore.open(folder)
 
 
 @pytest.fixture(scope="module")
