@@ -80,7 +80,7 @@ class RegisterOptions:
         2, "windows that are displaced by a known field and matched again, to check the expected error; 0: none", low=0
     )
     tie_spacing_px: int = option(64, "distance of the tie points that are written", unit="px", low=4)
-    memory_mb: int = option(1800, "memory to keep to; windows are made smaller for it", unit="MB", low=700)
+    memory_mb: int = option(1800, "memory to keep to; windows are made smaller for it", unit="MB", low=800)
     windows: WindowOptions = option(WindowOptions(), "windows of the prediction")
 
 

@@ -21,7 +21,7 @@ from regnet.tiles.patch import Patch
 ALIGN_PX = 16
 # Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a row of
 # windows and of a strip takes at the peak.
-BASE_MB, ROW_BYTES, STRIP_BYTES = 600, 40, 150
+BASE_MB, ROW_BYTES, STRIP_BYTES = 750, 44, 150
 FAIR_PX = 512
 """Windows smaller than this overlap too much to be worth the threads that work on them."""
 STRIP_PX = 64
