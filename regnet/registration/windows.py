@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet.errors import ConfigError
-from regnet.heap import give_back
 from regnet.registration.ahead import worked
 from regnet.registration.options import WindowOptions
 from regnet.registration.progress import Progress
@@ -107,8 +106,6 @@ def predict_strips(
                         target[-1] += weight
                     bar.update()
                 kept.save(place, buffer)
-                # Or what windows freed would pile up in pieces, row by row.
-                give_back()
             for start in range(0, count, STRIP_PX):
                 sums = buffer[:, start : min(start + STRIP_PX, count), : shape[1]]
                 means = sums[:-1] / np.maximum(sums[-1], 1e-12)
