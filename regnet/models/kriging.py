@@ -62,8 +62,8 @@ def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int
         _axis(count, step, sigma, target.device, target.dtype) for count in (target.shape[-2], target.shape[-1])
     )
     mean = _weighted_mean(weight, target)
-    precision = weight * (step**2 / noise)
-    values = _times(precision, target - mean)
+    # Not a factor of the weights themselves, which all noises share.
+    scale = step**2 / noise
 
     def onto(coefficients: Tensor) -> Tensor:
         return rows.squares @ coefficients @ columns.squares.T
@@ -72,12 +72,13 @@ def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int
         return rows.squares.T @ field @ columns.squares
 
     # As if the weights were alike everywhere and along x and y, which is solved at once in the turned basis.
-    likely = 1 + precision[..., ::2, :, :].mean((-2, -1), keepdim=True) * rows.power[:, None] * columns.power
-    rest = back(values)
+    power = weight[..., ::2, :, :].mean((-2, -1), keepdim=True) * (rows.power[:, None] * columns.power)
+    likely = 1 + scale * power
+    rest = scale * back(_times(weight, target - mean))
     found, guess = torch.zeros_like(rest), rest / likely
     way, size = guess, _inner(rest, guess)
     for _ in range(ITERATIONS):
-        ahead = way + back(_times(precision, onto(way)))
+        ahead = way + scale * back(_times(weight, onto(way)))
         length = size / _inner(way, ahead).clamp_min(CONVERGED)
         found, rest = found + length * way, rest - length * ahead
         guess = rest / likely
@@ -90,7 +91,7 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     """Symmetric matrices (..., 3, h, w) by vectors (..., 2, h, w)."""
     xx, xy, yy = matrix.unbind(-3)
     x, y = vector.unbind(-3)
-    return torch.stack((xx * x + xy * y, xy * x + yy * y), -3)
+    return torch.stack((torch.addcmul(xx * x, xy, y), torch.addcmul(xy * x, yy, y)), -3)
 
 
 def _weighted_mean(weight: Tensor, target: Tensor) -> Tensor:

@@ -23,12 +23,11 @@ from regnet.registration.judgement import (
     taken_share,
 )
 from regnet.registration.options import RegisterOptions, WindowOptions
-from regnet.registration.overall import FINEST_PX, Overall, find_overall
+from regnet.registration.overall import FINEST_PX, MIN_SIDE_PX, TOO_SMALL, Overall, find_overall
 from regnet.registration.progress import Progress
 from regnet.registration.tally import Tally
 from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNCLEAR, UNSURE, TiePoints
 from regnet.registration.windows import Matcher, Strip, predict_strips
-from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 
 KEEP_PX = 6.0
@@ -59,14 +58,16 @@ class Beliefs:
     status: NDArray[np.uint8]
 
 
-def look_overall(pair: PairOptions, reader: PairReader) -> Overall:
+def look_overall(reader: PairReader) -> Overall:
     """Find the similarity by which a pair is off, from a read at a low resolution."""
     pixel = max(reader.shape) / FINEST_PX
     if pixel <= 1:
         return find_overall(reader.read_images(0, 0, *reader.shape), 1.0, KEEP_PX)
-    with PairReader(pair, reader.gsd_m * pixel) as coarse:
-        ratio = math.sqrt(abs(coarse.transform.determinant / reader.transform.determinant))
-        return find_overall(coarse.read_images(0, 0, *coarse.shape), ratio, KEEP_PX)
+    if min(reader.shape) < MIN_SIDE_PX * pixel:
+        return TOO_SMALL
+    coarse = reader.coarser(reader.gsd_m * pixel)
+    ratio = math.sqrt(abs(coarse.transform.determinant / reader.transform.determinant))
+    return find_overall(coarse.read_images(0, 0, *coarse.shape), ratio, KEEP_PX)
 
 
 def write_field(

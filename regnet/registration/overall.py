@@ -64,6 +64,9 @@ class Overall:
         return Affine(*self.matrix.ravel().tolist())
 
 
+TOO_SMALL = Overall(np.eye(2, 3), False, "too small for a global stage")
+
+
 def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
     """Find the similarity by which moving is off.
 
@@ -75,7 +78,7 @@ def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
     still: Matrix = np.eye(2, 3)
     side = patch.fixed_valid.shape
     if min(side) < MIN_SIDE_PX:
-        return Overall(still, False, "too small for a global stage")
+        return TOO_SMALL
     search = Level(patch, max(1, math.ceil(max(side) / SEARCH_PX)))
     matrix, score, rival = _near(search)
     if score < CLEARLY * rival or score <= 0:

@@ -79,14 +79,14 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     output_dir = Path(output_dir)
     refuse_own_inputs(options, output_dir)
     start = time.perf_counter()
-    pair = pair_options(options)
-    with block_cache(options.memory_mb // 12), PairReader(pair, options.gsd_m) as reader:
+    # Decoded blocks lie scattered between the windows' arrays: more of them cost far more memory than their own.
+    with block_cache(options.memory_mb // 24), PairReader(pair_options(options), options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         threads = torch.get_num_threads()  # on which the windows depend
         stamp = _stamp(options)
         settings = {**asdict(options), "inputs": stamp["inputs"], "threads": threads}
         with Progress(output_dir / UNFINISHED, settings) as progress:
-            overall = look_overall(pair, reader) if options.global_stage else NOT_SOUGHT
+            overall = look_overall(reader) if options.global_stage else NOT_SOUGHT
             if overall.found:
                 overall = _beyond_doubt(overall, NetworkMatcher(model), reader, options.windows)
             aligned = reader.pulled(overall.affine) if overall.found else reader

@@ -22,6 +22,8 @@ ALIGN_PX = 16
 # Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a row of
 # windows and of a strip takes at the peak.
 BASE_MB, ROW_BYTES, STRIP_BYTES = 750, 44, 150
+GAPS = 1.15
+"""The heap grows to so many times what windows take, since others' blocks lie between their arrays."""
 FAIR_PX = 512
 """Windows smaller than this overlap too much to be worth the threads that work on them."""
 STRIP_PX = 64
@@ -220,7 +222,7 @@ def side_by_side(
 
 def _peak_bytes(side: int, width: int, pixel_bytes: int) -> int:
     """What windows of a side and the rows and strips that they make of a raster of a width take."""
-    return side**2 * pixel_bytes + width * (side * ROW_BYTES + STRIP_PX * STRIP_BYTES)
+    return round(side**2 * pixel_bytes * GAPS) + width * (side * ROW_BYTES + STRIP_PX * STRIP_BYTES)
 
 
 class PatchReader:

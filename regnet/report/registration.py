@@ -271,7 +271,7 @@ def _ties(ties: Any) -> Section:
 
 def _step(reader: PairReader) -> float:
     """Pixels of the working grid that one pixel of an overview stands for."""
-    return max(1.0, max(reader.shape) / LONGEST_PX)
+    return max(1.0, min(max(reader.shape) / LONGEST_PX, min(reader.shape)))
 
 
 def _picture(figure: Figure, folder: Path, caption: str) -> Picture:

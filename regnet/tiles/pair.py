@@ -26,6 +26,10 @@ from regnet.tiles.patch import Patch
 
 SAMPLE_PIXELS, SAMPLE_VALUES = 1_000_000, 16_000_000
 """Percentiles are of at most so many pixels, and of at most so many values of all bands together."""
+BOX_PX, BOX_STEP = 256, 4
+"""Where they are of fewer pixels than one in so many rows and columns, boxes of this side are read, apart."""
+LEAST_VALID = 1 / 16
+"""Unless so many of the pixels that are wanted are valid there, the whole image is read."""
 CLIP = 3.0
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -180,6 +184,18 @@ class PairReader:
             twin._moving = _PolygonImage(twin.polygons)
         return twin
 
+    def coarser(self, gsd_m: float) -> PairReader:
+        """The same pair, open for as long as this one, scaled as it is, on a coarser grid.
+
+        Raises:
+            InputError: the distance is wider than the whole grid.
+        """
+        twin = copy(self)
+        twin.grid = self.grid.coarser(gsd_m)
+        twin._fixed = self._stack.enter_context(GridRaster(self.options.fixed, twin.grid, self.options.fixed_bands))
+        twin._moving = twin._open_moving()
+        return twin
+
     def with_moving(self, path: str) -> PairReader:
         """The same pair, open for as long as this one, with another file of the same bands in moving's place.
 
@@ -273,20 +289,41 @@ class PairReader:
         return Patch(fixed, moving, fixed_valid, moving_valid, structure)
 
 
+def _sample(image: Image, grid: Grid, block_px: int) -> NDArray[np.float32]:
+    """Valid pixels of an image's bands (C, n), evenly spread.
+
+    Of a large image only small boxes are read, unless they show hardly anything valid.
+    """
+    most = min(SAMPLE_PIXELS, SAMPLE_VALUES // len(image.names))
+    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / most)))
+    largest = math.isqrt(SAMPLE_VALUES // len(image.names))
+    if step > BOX_STEP:
+        side = min(BOX_PX, largest)
+        corners = grid.blocks(side * step // BOX_STEP)
+        boxes = [Box(corner.row, corner.col, side, side).clipped(grid.shape) for corner in corners]
+        sample = _valid_pixels(image, boxes, BOX_STEP)
+        if sample.shape[1] >= most * LEAST_VALID:
+            return sample
+    side = min(block_px, largest)
+    return _valid_pixels(image, grid.blocks(max(side // step, 1) * step), step)
+
+
+def _valid_pixels(image: Image, boxes: list[Box], step: int) -> NDArray[np.float32]:
+    """Of one pixel in `step` rows and columns of each box those that are valid, (C, n)."""
+    found = []
+    for box in boxes:
+        values, valid = image.read(box)
+        found.append(values[:, ::step, ::step][:, valid[::step, ::step]])
+    return np.concatenate(found, axis=1)
+
+
 def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int) -> Scaling:
     """Find the percentiles of an image's bands from at most about a million valid pixels, evenly spread.
 
     Raises:
         InputError: at most one valid pixel, a constant band, or a logarithm of values that are never positive.
     """
-    most = min(SAMPLE_PIXELS, SAMPLE_VALUES // len(image.names))
-    step = max(1, math.ceil(math.sqrt(grid.height * grid.width / most)))
-    block_px = min(block_px, math.isqrt(SAMPLE_VALUES // len(image.names)))
-    samples = []
-    for box in grid.blocks(max(block_px // step, 1) * step):
-        values, valid = image.read(box)
-        samples.append(values[:, ::step, ::step][:, valid[::step, ::step]])
-    sample = np.concatenate(samples, axis=1)
+    sample = _sample(image, grid, block_px)
     if sample.shape[1] == 0:
         raise InputError(f"{name}: has no valid pixel on the fixed image's grid; check its nodata value and mask")
     if sample.shape[1] == 1:

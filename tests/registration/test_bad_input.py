@@ -119,6 +119,14 @@ def test_a_single_pixel(tmp_path, shifted):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_strip_a_few_pixels_high(tmp_path):
+    ground = texture((6, 8200))
+    strip = [write_raster(tmp_path / f"{name}.tif", ground) for name in ("fixed", "moving")]
+    register(RegisterOptions(*strip, tie_spacing_px=200), tmp_path / "out")
+    assert field(tmp_path / "out").shape == (3, 6, 8200)
+    assert files.read_json(tmp_path / "out" / "summary.json")["global_stage"]["reason"].startswith("too small")
+
+
 HOUSES = [shapely.box(x, y, x + 150, y + 100) for x in (500_500, 501_500) for y in (4_397_900, 4_398_900)]
 
 

@@ -5,12 +5,14 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
+from rasterio import CRS
 from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter
 
 from regnet.errors import InputError
+from regnet.geo.grid import Box, Grid
 from regnet.tiles.options import PairOptions
-from regnet.tiles.pair import PairReader, StructureRule
+from regnet.tiles.pair import PairReader, StructureRule, measure
 from regnet.tiles.patch import Patch
 
 Write = Callable[..., str]
@@ -38,6 +40,42 @@ def test_bands_are_scaled_by_their_own_percentiles(raster_file: Write, ground: n
     np.testing.assert_allclose(patch.moving[0], patch.fixed[0], atol=1e-3)  # a gain and an offset fall away
     assert patch.fixed_valid.all()
     assert patch.moving_valid.all()
+
+
+class Slope:
+    """An image that rises from west to east, valid within a box; tells how much of it was read."""
+
+    names = ("rise",)
+
+    def __init__(self, valid: Box) -> None:
+        self.valid, self.pixels = valid, 0
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        self.pixels += box.height * box.width
+        rows, cols = (axis.astype(np.float32) for axis in np.ogrid[box.slices])
+        inside = [
+            (axis >= start) & (axis < start + count)
+            for axis, start, count in ((rows, self.valid.row, self.valid.height), (cols, self.valid.col, self.valid.width))
+        ]
+        return (cols + 0 * rows)[None], inside[0] & inside[1]
+
+
+LARGE = Grid(CRS.from_epsg(32632), from_origin(500_000, 5_000_000, 10, 10), 6000, 9000)
+
+
+def test_percentiles_of_a_large_image_are_of_boxes_all_over_it() -> None:
+    image = Slope(Box(0, 0, *LARGE.shape))
+    scaling = measure(image, LARGE, "slope", False, 1024)
+    assert image.pixels < 0.35 * LARGE.height * LARGE.width
+    found = [float(part[0]) for part in (scaling.low, scaling.median, scaling.high)]
+    np.testing.assert_allclose(found, [180, 4500, 8820], atol=90)
+
+
+def test_a_large_image_with_little_to_see_is_read_whole() -> None:
+    image = Slope(Box(300, 300, 150, 170))
+    scaling = measure(image, LARGE, "slope", False, 1024)
+    found = [float(part[0]) for part in (scaling.low, scaling.median, scaling.high)]
+    np.testing.assert_allclose(found, [303, 384, 467], atol=8)
 
 
 def test_logarithm_makes_a_gain_fall_away_whatever_the_power(raster_file: Write, ground: np.ndarray) -> None:
