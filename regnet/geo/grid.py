@@ -44,6 +44,12 @@ class Box:
         """The box with a margin on every side; it may reach beyond the grid."""
         return Box(self.row - margin_px, self.col - margin_px, self.height + 2 * margin_px, self.width + 2 * margin_px)
 
+    def aligned(self, step: int) -> Box:
+        """The smallest box around this one whose sides lie at multiples of so many pixels."""
+        row, col = self.row // step * step, self.col // step * step
+        bottom, right = (-(-end // step) * step for end in (self.row + self.height, self.col + self.width))
+        return Box(row, col, bottom - row, right - col)
+
     def clipped(self, shape: tuple[int, int]) -> Box:
         """The part of the box inside a grid of this shape; of zero size if there is none."""
         row, col = min(max(self.row, 0), shape[0]), min(max(self.col, 0), shape[1])

@@ -36,6 +36,12 @@ AVERAGE_BELOW = 0.7
 MAX_SOURCE_VALUES = 12_000_000
 """Values of the source read at once; a window that needs more is read in two halves."""
 
+REDUCED_BELOW = 1 / 8
+"""Of files whose pixels are smaller than this share of a grid pixel, squares of 2, 4 or 8 pixels are read as one, from
+the file's overviews where it has any: at least four of them still lie on a side of a grid pixel, so that it matters
+little how the overviews were made."""
+MOST_REDUCED = 8
+
 WARP_TOLERANCE_PX = 0.01
 """GDAL's approximation of the coordinate transform may be off by this much."""
 
@@ -256,7 +262,9 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     if same:
         return _read_source(dataset, bands, box)
     needed, ratio = _source_box(dataset, grid, box)
-    if needed.height * needed.width * len(bands) > MAX_SOURCE_VALUES and box.height * box.width > 1:
+    step = min(_reduction(dataset, bands, grid), *dataset.shape)
+    needed = needed.aligned(step)  # the same squares whatever the box
+    if needed.height * needed.width * len(bands) > step**2 * MAX_SOURCE_VALUES and box.height * box.width > 1:
         tall = box.height >= box.width
         half = (box.height if tall else box.width) // 2
         parts = (
@@ -269,9 +277,9 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     if needed.height == 0 or needed.width == 0:
         return result
     rasterio.warp.reproject(
-        _read_source(dataset, bands, needed),
+        _read_source(dataset, bands, needed, step),
         result,
-        src_transform=dataset.transform @ Affine.translation(needed.col, needed.row),
+        src_transform=dataset.transform @ Affine.translation(needed.col, needed.row) @ Affine.scale(step),
         src_crs=dataset.crs,
         src_nodata=np.nan,
         dst_transform=grid.box_transform(box),
@@ -284,20 +292,31 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     return result
 
 
-def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDArray[np.float32]:
-    """Read a box of a file's own pixels; NaN where invalid or outside."""
-    result = np.full((len(bands), box.height, box.width), np.nan, np.float32)
+def _reduction(dataset: DatasetReader, bands: Sequence[int], grid: Grid) -> int:
+    """Side of the squares of pixels to read as one."""
+    # The mean of complex values is no amplitude: their phases are random.
+    if any(amplitude_dtype(dataset.dtypes[band - 1]) for band in bands):
+        return 1
+    finer = REDUCED_BELOW * grid.gsd_m / grid_of(dataset).gsd_m
+    return min(2 ** (1 + int(math.log2(finer))), MOST_REDUCED) if finer > 1 else 1
+
+
+def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: int = 1) -> NDArray[np.float32]:
+    """Read a box of a file's own pixels, or the means of squares of them; NaN where invalid or outside."""
+    result = np.full((len(bands), box.height // step, box.width // step), np.nan, np.float32)
     inside = box.clipped(dataset.shape)
-    if inside.height == 0 or inside.width == 0:
+    height, width = inside.height // step, inside.width // step
+    if height == 0 or width == 0:
         return result
-    window = Window(inside.col, inside.row, inside.width, inside.height)
+    window = Window(inside.col, inside.row, width * step, height * step)
+    how = {"window": window, "resampling": Resampling.average if step > 1 else Resampling.nearest}
     try:
-        raw = dataset.read(list(bands), window=window)
+        raw = dataset.read(list(bands), out_shape=(len(bands), height, width), **how)
         values = (np.abs(raw) if np.iscomplexobj(raw) else raw).astype(np.float32)
-        valid = dataset.read_masks(list(bands), window=window) > 0
+        valid = dataset.read_masks(list(bands), out_shape=(len(bands), height, width), **how) > 0
         # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
         for alpha in _alpha_bands(dataset):
-            valid &= dataset.read(alpha, window=window) > 0
+            valid &= dataset.read(alpha, out_shape=(height, width), **how) > 0
     except RasterioError as error:
         raise InputError(
             f"{dataset.name}: damaged or cut short, it cannot be read at row {inside.row}, column {inside.col}; "
@@ -305,7 +324,7 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box) -> NDAr
         ) from error
     values[~valid | ~np.isfinite(values)] = np.nan
     row, col = inside.row - box.row, inside.col - box.col
-    result[:, row : row + inside.height, col : col + inside.width] = values
+    result[:, row : row + height, col : col + width] = values
     return result
 
 

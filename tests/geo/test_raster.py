@@ -269,6 +269,43 @@ def test_averaging_starts_where_the_source_is_clearly_finer(
     assert values.std() == pytest.approx(0.25, rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["whole", "nodata", "nan", "mask band", "alpha", "complex"])
+def test_far_finer_pixels_are_read_as_the_means_of_squares(
+    raster_file: Write, rng: np.random.Generator, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Grid(rasterio.crs.CRS.from_epsg(32618), from_origin(400_000, 4_000_000, 10, 10), 81, 90)
+    image = rng.uniform(1, 9, (1, 1620, 1800)).astype(np.float32)
+    hole = np.zeros((81, 90), bool)
+    hole[20:40, 50:70] = kind in ("nodata", "nan", "mask band", "alpha")
+    fine, extra = hole.repeat(20, 0).repeat(20, 1), {"transform": from_origin(400_000, 4_000_000, 0.5, 0.5)}
+    expected = image[0].reshape(81, 20, 90, 20).mean((1, 3))
+    if kind == "nodata":
+        image[:, fine], extra["nodata"] = -9999, -9999
+    elif kind == "nan":
+        image[:, fine] = np.nan
+    elif kind == "mask band":
+        image[:, fine], extra["mask"] = 5e8, ~fine
+    elif kind == "alpha":
+        image[:, fine] = 5e8
+        image = np.concatenate([image, np.where(fine, 0, 255)[None]]).astype(np.float32)
+    elif kind == "complex":
+        image = (image * np.exp(2j * np.pi * rng.random(image.shape))).astype(np.complex64)
+    path = raster_file("m.tif", image, **extra)
+    if kind == "alpha":
+        with rasterio.open(path, "r+") as target:
+            target.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+    asked = []
+    plain = raster._read_source
+    monkeypatch.setattr(raster, "_read_source", lambda *of: asked.append(of[3]) or plain(*of))
+    with GridRaster(path, grid) as reader:
+        values, valid = reader.read(Box(0, 0, 81, 90))
+        part, _ = reader.read(Box(13, 7, 30, 70))
+    assert asked == [1 if kind == "complex" else 4] * 2
+    np.testing.assert_array_equal(valid, ~hole)
+    np.testing.assert_allclose(values[0][~hole], expected[~hole], atol=2e-3)
+    np.testing.assert_allclose(part, values[:, 13:43, 7:77], atol=1e-4)
+
+
 def refusal(path: str) -> str:
     """The one line by which a path is refused, less the path, which stands first."""
     with pytest.raises(InputError) as caught:

@@ -360,7 +360,7 @@ def test_as_many_windows_at_once_as_the_memory_leaves_a_fair_size():
     windows, at_once = side_by_side(wanted, shape, 1800, 900, 64)
     assert windows == bounded(wanted, 10_000, 1800, 900 * at_once)
     assert 2 <= at_once < 16
-    assert side_by_side(wanted, (900, 900), 4000, 900, 8)[1] == 1  # a single window
+    assert side_by_side(wanted, (900, 900), 8000, 900, 8)[1] == 1  # a single window
     with pytest.raises(ConfigError, match=r"memory_mb=700 is too little"):
         side_by_side(wanted, (10, 100_000), 700, 1400, 8)
 

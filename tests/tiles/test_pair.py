@@ -52,12 +52,10 @@ class Slope:
 
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         self.pixels += box.height * box.width
-        rows, cols = (axis.astype(np.float32) for axis in np.ogrid[box.slices])
-        inside = [
-            (axis >= start) & (axis < start + count)
-            for axis, start, count in ((rows, self.valid.row, self.valid.height), (cols, self.valid.col, self.valid.width))
-        ]
-        return (cols + 0 * rows)[None], inside[0] & inside[1]
+        rows, cols = np.ogrid[box.slices]
+        north, west = rows >= self.valid.row, cols >= self.valid.col
+        inside = north & west & (rows < self.valid.row + self.valid.height) & (cols < self.valid.col + self.valid.width)
+        return np.broadcast_to(cols, inside.shape)[None].astype(np.float32), inside
 
 
 LARGE = Grid(CRS.from_epsg(32632), from_origin(500_000, 5_000_000, 10, 10), 6000, 9000)
