@@ -36,11 +36,13 @@ CLEARLY_BELOW = 0.25
 """A similarity is worth applying if its error is below this share of the misalignment that it takes away."""
 OVERALL_FLOOR_PX = 0.5
 """Least error that is expected of a similarity alone."""
-OUTLIER_PX = 4.0
-"""Matches farther than this from the local affine displacement, and than three times their error, are wrong."""
+OUTLIER_PX, DOUBTED_PX = 4.0, 1.0
+"""Matches farther than the first from the local affine displacement, and than three times their error, are outliers
+where the way back contradicts them too, by more than the second. Alone, nine in ten that stand out so far are right."""
 BACKWARD_PX = 6.0
-"""Matches that the way back contradicts by more than this, and by more than three times their error, are wrong: seven
-in ten of them, against one in seven of all that nothing else rejects, and to follow them is no better than to stay."""
+"""Matches that the way back contradicts by more than this, and by more than three times their error, are outliers:
+seven in ten of them are wrong, against one in seven of all that nothing else rejects. Of either kind is no match that
+is contradicted by less than the displacements found around it are long: to stay would be worse than to follow it."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,14 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     doubt = strip.quality[DOUBT]
     misalignment = np.hypot(*found) if overall.found else strip.quality[MISALIGNMENT]
     share = taken_share(misalignment, doubt, max_error_px)
+    backward = strip.quality[BACKWARD]
+    bearable = np.maximum(3 * error, strip.quality[MISALIGNMENT])
     reasons = [
         (~valid, NO_DATA),
         (np.maximum(error, doubt) >= max_error_px, UNSURE),
         (share <= 0, UNCLEAR),
-        (residual > np.maximum(OUTLIER_PX, 3 * error), OUTLIER),
-        (strip.quality[BACKWARD] > np.maximum(BACKWARD_PX, 3 * error), INCONSISTENT),
+        ((residual > np.maximum(OUTLIER_PX, bearable)) & (backward > DOUBTED_PX), OUTLIER),
+        (backward > np.maximum(BACKWARD_PX, bearable), INCONSISTENT),
     ]
     status = np.select([where for where, _ in reasons], [code for _, code in reasons], MATCHED).astype(np.uint8)
     matched = status == MATCHED

@@ -26,8 +26,8 @@ STATUSES = (
 )
 MATCHED, OVERALL, NO_DATA, UNCLEAR, OUTLIER, UNSURE, INCONSISTENT = range(len(STATUSES))
 """A match is no clear gain if the displacement found is not clearly longer than its expected error, a local affine
-outlier if it is far from what its neighbours say, a forward-backward outlier if what it brings to a place is found
-elsewhere on the way back."""
+outlier if it is far from what its neighbours say and the way back doubts it, a forward-backward outlier if what it
+brings to a place is found elsewhere on the way back by far."""
 COLUMNS = ("col", "row", "dx_px", "dy_px", "expected_error_px", "backward_px", "confidence", "status")
 MEASURED = COLUMNS[2:-1]
 

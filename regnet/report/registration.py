@@ -265,8 +265,8 @@ def _ties(ties: Any) -> Section:
     cells = [[_text(getattr(point, name)) for name in columns] for point in listed.itertuples()]
     tables.append(Table(f"{len(listed)} of {len(ties)} tie points", list(columns), cells, [False] * len(cells)))
     said = "Every point of tie_points.gpkg carries what became of it. A local affine outlier is far from what its "
-    said += "neighbours say; what a forward-backward outlier brings to its place is found elsewhere on the way back, "
-    return Section("Tie points", f"{said}backward_px away.", tables=tables)
+    said += "neighbours say, and the way back doubts it; what a forward-backward outlier brings to its place is found "
+    return Section("Tie points", f"{said}elsewhere on the way back, backward_px away.", tables=tables)
 
 
 def _step(reader: PairReader) -> float:

@@ -27,17 +27,18 @@ from regnet.registration.judgement import (
     DOUBT,
     ERROR,
     MISALIGNMENT,
+    RESIDUAL,
     VALID,
     JudgedMatcher,
     neighbourhood,
     taken_share,
 )
-from regnet.registration.matching import BACKWARD_PX, believe
+from regnet.registration.matching import BACKWARD_PX, OUTLIER_PX, believe
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.options import WindowOptions
 from regnet.registration.overall import Overall
 from regnet.registration.register import NOT_SOUGHT
-from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OVERALL, UNCLEAR, UNSURE
+from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNCLEAR, UNSURE
 from regnet.registration.windows import Match, PatchReader, Strip
 from regnet.tiles.patch import Patch
 from tests.registration.conftest import texture
@@ -342,6 +343,24 @@ def test_a_match_that_the_way_back_contradicts_is_an_outlier():
     np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, UNSURE, INCONSISTENT, UNCLEAR, MATCHED])
     assert beliefs.error_px[0, 3] == np.inf
     assert not beliefs.displacement[:, 0, 3].any()
+
+
+def test_no_match_is_an_outlier_by_less_than_would_be_left_without_it():
+    """A field that bends a lot is far from affine everywhere, and right; so a long one is followed, a short one not."""
+    for channel, limit, status in ((RESIDUAL, OUTLIER_PX, OUTLIER), (BACKWARD, BACKWARD_PX, INCONSISTENT)):
+        for length, expected in ((limit - 1, status), (limit + 1, MATCHED)):
+            given = strip(length, 0.2)
+            given.quality[BACKWARD] = 1.5
+            given.quality[channel, 0, 0] = limit + 0.5
+            assert believe(given, given.displacement, NOT_SOUGHT, 2.5).status[0, 0] == expected
+
+
+def test_what_stands_out_from_its_neighbours_is_an_outlier_only_where_the_way_back_doubts_it():
+    given = strip(2.0, 0.2)
+    given.quality[RESIDUAL] = OUTLIER_PX + 1
+    given.quality[BACKWARD, 0] = [0.9, 0.9, 0.9, 1.1, 0.9, 1.1]
+    status = believe(given, given.displacement, NOT_SOUGHT, 2.5).status[0]
+    np.testing.assert_array_equal(status, [MATCHED, NO_DATA, UNSURE, OUTLIER, UNCLEAR, OUTLIER])
 
 
 def test_of_a_match_and_a_believed_similarity_the_better_is_taken():
