@@ -24,7 +24,7 @@ def write_cog(path: Path, resampling: str = "average", **profile: Any) -> Iterat
     """Give a tiled GeoTIFF to write to, and turn it into a Cloud Optimized GeoTIFF when the block ends well.
 
     GDAL can only copy to that layout, so an ordinary file stands beside `path` until then, uncompressed since it is
-    read just once. Memory stays bounded.
+    read just once, and band by band since of many bands a few are written at a time. Memory stays bounded.
 
     Args:
         path: of the result, which appears only when it is whole.
@@ -34,7 +34,8 @@ def write_cog(path: Path, resampling: str = "average", **profile: Any) -> Iterat
     Raises:
         OutputError: the disk is full or the file cannot be written.
     """
-    layout = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "bigtiff": "if_safer"}
+    layout = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX}
+    layout |= {"interleave": "band", "bigtiff": "if_safer"}
     scratch = path.with_name(f".blocks-{path.name}")
     try:
         with files.whole_path(path) as partial:

@@ -51,6 +51,9 @@ ADAPTED = "adapt"
 TIES, SUMMARY, REPORT = "tie_points.gpkg", "summary.json", "report.html"
 WHOLE, UNFINISHED = ".registering", ".unfinished"
 """Folders inside the output folder: of outputs until all are whole, and of what a killed registration left."""
+FILES_SHARE, WINDOWS_SHARE = 6, 24
+"""One part in so many of the memory is for decoded blocks. During the windows they are few: blocks that come and go
+between the windows' arrays would leave gaps far larger than they are."""
 SAMPLE_PX = 512
 """Longest side of the windows by which a pair is sampled: for its common shift, and to check the expected error."""
 NOT_SOUGHT = Overall(np.eye(2, 3), False, "not asked for")
@@ -79,8 +82,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     output_dir = Path(output_dir)
     refuse_own_inputs(options, output_dir)
     start = time.perf_counter()
-    # Decoded blocks lie scattered between the windows' arrays: more of them cost far more memory than their own.
-    with block_cache(options.memory_mb // 24), PairReader(pair_options(options), options.gsd_m) as reader:
+    with block_cache(options.memory_mb // FILES_SHARE), PairReader(pair_options(options), options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         threads = torch.get_num_threads()  # on which the windows depend
         stamp = _stamp(options)
@@ -103,7 +105,10 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
-                with create_field(folder / DISPLACEMENT, reader.grid) as target:
+                with (
+                    block_cache(options.memory_mb // WINDOWS_SHARE),
+                    create_field(folder / DISPLACEMENT, reader.grid) as target,
+                ):
                     tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress, at_once)
                 check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
                 # Windows are over; the files and the report take other arrays.

@@ -59,7 +59,7 @@ def test_decoded_blocks_are_kept_within_the_memory(monkeypatch, shifted, tmp_pat
     monkeypatch.setattr(module, "look_overall", look)
     with pytest.raises(InputError, match="enough"):
         register(RegisterOptions(*shifted, memory_mb=1200), tmp_path / "out")
-    assert seen == [50 * 2**20]
+    assert seen == [200 * 2**20]
 
 
 def test_the_registered_raster_shows_fixed(done, shifted):
