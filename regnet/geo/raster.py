@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
@@ -261,8 +262,10 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     same = dataset.crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
     if same:
         return _read_source(dataset, bands, box)
-    needed, ratio = _source_box(dataset, grid, box)
-    step = min(_reduction(dataset, bands, grid), *dataset.shape)
+    needed, ratio, finer = _source_box(dataset, grid, box)
+    # The mean of complex values is no amplitude: their phases are random.
+    whole = any(amplitude_dtype(dataset.dtypes[band - 1]) for band in bands)
+    step = 1 if whole else min(_reduction(finer), *dataset.shape)
     needed = needed.aligned(step)  # the same squares whatever the box
     if needed.height * needed.width * len(bands) > step**2 * MAX_SOURCE_VALUES and box.height * box.width > 1:
         tall = box.height >= box.width
@@ -292,13 +295,10 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     return result
 
 
-def _reduction(dataset: DatasetReader, bands: Sequence[int], grid: Grid) -> int:
-    """Side of the squares of pixels to read as one."""
-    # The mean of complex values is no amplitude: their phases are random.
-    if any(amplitude_dtype(dataset.dtypes[band - 1]) for band in bands):
-        return 1
-    finer = REDUCED_BELOW * grid.gsd_m / grid_of(dataset).gsd_m
-    return min(2 ** (1 + int(math.log2(finer))), MOST_REDUCED) if finer > 1 else 1
+def _reduction(finer: float) -> int:
+    """Side of the squares of pixels to read as one, where so many lie on a side of a grid pixel."""
+    beyond = finer * REDUCED_BELOW
+    return min(2 ** (1 + int(math.log2(beyond))), MOST_REDUCED) if beyond > 1 else 1
 
 
 def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: int = 1) -> NDArray[np.float32]:
@@ -328,17 +328,32 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: i
     return result
 
 
-def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, float]:
-    """Pixels of a file that a box of the grid needs, and the size of a source pixel in grid pixels."""
+class _Source(NamedTuple):
+    """What a box of a grid needs of a file.
+
+    Attributes:
+        box: of its pixels.
+        ratio: the size of one of them in grid pixels, in the mean.
+        finer: how many of them lie on a side of a grid pixel, in the median of places of the box.
+    """
+
+    box: Box
+    ratio: float
+    finer: float
+
+
+def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> _Source:
     cols, rows = (
         np.linspace(at, at + side, 2 + side // 64) for at, side in ((box.col, box.width), (box.row, box.height))
     )
     lattice = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2)
     ground = transform_points(grid.crs, grid_of(dataset), apply(grid.transform, lattice))
     source = apply(~dataset.transform, np.concatenate([ground, _poles(dataset, grid, box)]))
+    places = source[: len(lattice)].reshape(len(rows), len(cols), 2)
+    finer = min(_spacing(places, 0) / (rows[1] - rows[0]), _spacing(places, 1) / (cols[1] - cols[0]))
     source = source[np.isfinite(source).all(axis=1)]
     if len(source) == 0:
-        return Box(0, 0, 0, 0), 1.0
+        return _Source(Box(0, 0, 0, 0), 1.0, 1.0)
     low, high = source.min(axis=0), source.max(axis=0)
     # Where longitudes begin anew inside the box, this is small, and pixels are averaged: GDAL's cubic kernel, which
     # grows with the source's window, would be far too wide there.
@@ -346,7 +361,15 @@ def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> tuple[Box, floa
     margin = 4 + math.ceil(2 / ratio)
     col, row = (int(value) for value in np.floor(low) - margin)
     right, bottom = (int(value) for value in np.ceil(high) + margin)
-    return Box(row, col, bottom - row, right - col).clipped(dataset.shape), ratio
+    return _Source(Box(row, col, bottom - row, right - col).clipped(dataset.shape), ratio, finer)
+
+
+def _spacing(places: NDArray[np.float64], axis: int) -> float:
+    """Median distance of neighbours (rows, columns, 2) along an axis, of those that have a place; 0 if none have."""
+    with np.errstate(invalid="ignore"):
+        length = np.linalg.norm(np.diff(places, axis=axis), axis=-1)
+    known = length[np.isfinite(length)]
+    return float(np.median(known)) if known.size else 0.0
 
 
 def _poles(dataset: DatasetReader, grid: Grid, box: Box) -> NDArray[np.float64]:
