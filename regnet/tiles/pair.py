@@ -292,7 +292,7 @@ class PairReader:
 def _sample(image: Image, grid: Grid, block_px: int) -> NDArray[np.float32]:
     """Valid pixels of an image's bands (C, n), evenly spread.
 
-    Of a large image only small boxes are read, unless they show hardly anything valid.
+    Of a large image only small boxes are read, unless they show hardly anything valid, or a band without contrast.
     """
     most = min(SAMPLE_PIXELS, SAMPLE_VALUES // len(image.names))
     step = max(1, math.ceil(math.sqrt(grid.height * grid.width / most)))
@@ -302,7 +302,8 @@ def _sample(image: Image, grid: Grid, block_px: int) -> NDArray[np.float32]:
         corners = grid.blocks(side * step // BOX_STEP)
         boxes = [Box(corner.row, corner.col, side, side).clipped(grid.shape) for corner in corners]
         sample = _valid_pixels(image, boxes, BOX_STEP)
-        if sample.shape[1] >= most * LEAST_VALID:
+        known = [band[np.isfinite(band)] for band in sample]
+        if sample.shape[1] >= most * LEAST_VALID and all(band.size and band.min() < band.max() for band in known):
             return sample
     side = min(block_px, largest)
     return _valid_pixels(image, grid.blocks(max(side // step, 1) * step), step)

@@ -76,6 +76,19 @@ def test_a_large_image_with_little_to_see_is_read_whole() -> None:
     np.testing.assert_allclose(found, [303, 384, 467], atol=8)
 
 
+def test_a_large_image_whose_boxes_show_no_contrast_is_read_whole() -> None:
+    class House(Slope):
+        """Nothing but a house between two boxes."""
+
+        def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+            values, valid = super().read(box)
+            rows = np.arange(box.row, box.row + box.height)[:, None]
+            return ((values > 300) & (values < 400) & (rows > 300) & (rows < 400)).astype(np.float32), valid
+
+    scaling = measure(House(Box(0, 0, *LARGE.shape)), LARGE, "house", False, 1024)
+    assert (scaling.low[0], scaling.high[0]) == (0, 1)
+
+
 def test_logarithm_makes_a_gain_fall_away_whatever_the_power(raster_file: Write, ground: np.ndarray) -> None:
     fixed, moving = raster_file("f.tif", ground), raster_file("m.tif", 1e-6 * ground**2)
     options = PairOptions("a", fixed, moving, fixed_transform="log", moving_transform="log")
