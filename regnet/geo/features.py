@@ -33,12 +33,15 @@ GEOPACKAGE, FLATGEOBUF, GEOJSON = "GPKG", "FlatGeobuf", "GeoJSON"
 FID = "fid"
 OWN_ID = "regnet_id"
 """Name of the ids of a copy in memory, so that an attribute may be called `fid`."""
+ID_COLUMNS = {GEOPACKAGE: FID, GEOJSON: OWN_ID}
+"""Columns that these formats take for ids."""
 
 
 def read_features(path: str, layer: str | None = None, where: str | None = None) -> gpd.GeoDataFrame:
-    """Read all features of a layer as they are, in their own CRS; the index is that of their ids, `fid`.
+    """Read all features of a layer as they are, in their own CRS.
 
-    Curves become lines of many vertices.
+    Where they have ids of their own (GeoPackages, and GeoJSON with numbers that are more than a count), these are the
+    index, called `fid`. Curves become lines of many vertices.
 
     Args:
         path: vector file.
@@ -53,7 +56,8 @@ def read_features(path: str, layer: str | None = None, where: str | None = None)
     try:
         if Path(path).suffix.lower() in PARQUET:
             return _read_parquet(path, layer, where)
-        return _read_layer(path, _layer(path, layer), where)
+        frame = _read_layer(path, _layer(path, layer), where)
+        return frame if _own_ids(path, frame.index) else frame.reset_index(drop=True)
     except (DataSourceError, DataLayerError, shapely.GEOSException) as error:
         raise InputError(
             f"{path}: not a vector file that GDAL can read ({_reason(error)}); check the file and `where`"
@@ -76,6 +80,12 @@ def _layer(path: str, layer: str | None) -> str:
     if layer is not None and layer not in layers:
         raise InputError(f"{path}: has no layer {layer!r}; choose one of {', '.join(layers)}")
     return layer or layers[0]
+
+
+def _own_ids(path: str, ids: pd.Index) -> bool:
+    """Whether ids that GDAL tells of features are their own, and not merely their number in the file."""
+    suffix = Path(path).suffix.lower()
+    return suffix == ".gpkg" or (suffix in (".geojson", ".json") and list(ids) != list(range(len(ids))))
 
 
 def _read_layer(source: str, layer: str, where: str | None) -> gpd.GeoDataFrame:
@@ -128,7 +138,7 @@ def write_features(frame: gpd.GeoDataFrame, path: Path) -> list[str]:
     """Write features in the format that the path's suffix (`DRIVERS`) tells.
 
     Args:
-        frame: the features; an index called `fid` holds ids, which a GeoPackage keeps.
+        frame: the features; an index called `fid` holds ids, which GeoPackage and GeoJSON keep.
         path: of the file.
 
     Returns:
@@ -141,18 +151,21 @@ def write_features(frame: gpd.GeoDataFrame, path: Path) -> list[str]:
     ids, frame, notes = frame.index, frame.reset_index(drop=True), list[str]()
     if driver:
         frame, notes = _held(frame, driver)
-    if driver == GEOPACKAGE:
-        # GeoPackage takes a column of this name for its ids, so that an attribute needs another.
-        names = free_names(frame, [FID])
+    own, column = ids.name == FID, ID_COLUMNS.get(driver)
+    if column and (own or driver == GEOPACKAGE):
+        # The format takes a column of this name for its ids, so that an attribute needs another.
+        names = free_names(frame, [column])
         notes += [f"the attribute {name} is now called {new}" for name, new in names.items()]
         frame = frame.rename(columns=names)
-        if ids.name == FID:
-            frame.insert(0, FID, ids)
+        if own:
+            frame.insert(0, column, ids)
     with files.whole_path(path) as partial:
         if not driver:
             _write_parquet(frame, partial)
             return notes
         options = _flatgeobuf_options(frame.geometry, path) if driver == FLATGEOBUF else {}
+        if driver == GEOJSON and own:
+            options = {"ID_FIELD": OWN_ID}
         try:
             _write_layer(frame, partial, driver, path.stem, options)
         except (DataSourceError, DataLayerError) as error:

@@ -23,7 +23,6 @@ from regnet.geo.measures import with_places
 from regnet.registration.field import FieldFile
 from regnet.registration.places import to_ground, to_pixels
 
-GEOPACKAGE = ".gpkg"
 POLYGON, MULTIPOLYGON = 3, 6
 SAMPLE_SPACING_PX = 2.0
 MIN_KNOWN = 0.5
@@ -97,8 +96,7 @@ def move_vectors(
     told = [[getattr(offset, name) for offset in offsets] for name in ("dx_px", "dy_px", "error_px", "status")]
     for column, values in zip(COLUMNS, told, strict=True):
         result[column] = values
-    own_ids = Path(moving).suffix.lower() == GEOPACKAGE
-    notes = write_features(result if own_ids else result.reset_index(drop=True), path)
+    notes = write_features(result, path)
     notes += [f"the attribute {name} is now called {new}" for name, new in names.items()]
     others = [name for name in layers_of(moving) if name != layer][0 if layer else 1 :]
     if others:

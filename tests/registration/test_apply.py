@@ -1,3 +1,5 @@
+import json
+
 import geopandas as gpd
 import numpy as np
 import pyogrio
@@ -142,6 +144,28 @@ def test_a_geopackage_keeps_its_ids_and_an_attribute_called_fid(tmp_path, field)
     named.to_file(tmp_path / "b.geojson")
     apply(ApplyOptions(field, str(tmp_path / "b.geojson"), str(tmp_path / "b.gpkg")))
     assert list(gpd.read_file(tmp_path / "b.gpkg")["FID_attribute"]) == ["x", "x", "y"]
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_geojson_keeps_ids_that_are_more_than_a_count(tmp_path, field, suffix):
+    shapes = [on_ground(shapely.box(start, 50, start + 30, 80)) for start in (40, 120, 200)]
+    layer = gpd.GeoDataFrame({"name": list("abc"), "regnet_id": [7, 8, 9]}, geometry=shapes, crs=CRS)
+    layer.to_file(tmp_path / "count.geojson")
+    told = json.loads((tmp_path / "count.geojson").read_text())
+    for feature, number in zip(told["features"], (17, 4000, 23), strict=True):
+        feature["id"] = number
+    (tmp_path / "own.geojson").write_text(json.dumps(told))
+    for source, expected in (("own", {"a": 17, "b": 4000, "c": 23}), ("count", None)):
+        out = tmp_path / f"{source}_moved{suffix}"
+        apply(ApplyOptions(field, str(tmp_path / f"{source}.geojson"), str(out)))
+        found = pyogrio.read_dataframe(out, fid_as_index=True)
+        if expected:
+            assert dict(zip(found["name"], found.index, strict=True)) == expected
+        kept = "regnet_id_attribute" if expected and suffix == ".geojson" else "regnet_id"
+        assert sorted(found[kept]) == [7, 8, 9]
+        if suffix == ".geojson":
+            has = ["id" in feature for feature in json.loads(out.read_text())["features"]]
+            assert has == [expected is not None] * 3
 
 
 def test_a_filter_that_leaves_nothing_gives_an_empty_layer(tmp_path, field):
