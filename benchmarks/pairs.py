@@ -1,4 +1,4 @@
-"""Real pairs that are in place, put out of place by a known smooth field and written as files."""
+"""Real pairs that are in place, put out of place by a known random field and written as files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 from regnet.tiles.patch import Patch, displaced
 
-SMOOTH = FamilyOptions("smooth", 8.0, 80.0)
-STRIP_PX, MARGIN_PX = 500, 40
+FAMILIES = {
+    "smooth": FamilyOptions("smooth", 8.0, 80.0),
+    "rough": FamilyOptions("rough", 8.0, 20.0),
+    "bent": FamilyOptions("bent", 20.0, 60.0),
+    "far": FamilyOptions("far", 40.0, 150.0),
+}
+"""Kinds of random displacement, as peak and sigma in px."""
+STRIP_PX, MARGIN_PX = 500, 80
 BIG_PX = 10_000
 
 
@@ -96,7 +102,7 @@ def _mirrored(start: int, count: int, side: int) -> NDArray[np.intp]:
     return np.minimum(place, 2 * side - 1 - place)
 
 
-def write_case(name: str, folder: Path, seed: int = 0) -> None:
+def write_case(name: str, folder: Path, seed: int = 0, family: str = "smooth") -> None:
     """Write fixed.tif, moving.tif, and truth.tif: dx and dy in px, and 0, 1 or 2 for invalid, plain or with structure.
 
     Bands are scaled by their percentiles; polygons are drawn as their interior.
@@ -108,7 +114,7 @@ def write_case(name: str, folder: Path, seed: int = 0) -> None:
             patch = Patch(**(vars(patch) | {"moving": patch.moving[:1]}))
     height, width = source.size_px or patch.structure.shape
     mosaic = Mosaic(patch, (height, width))
-    field = SceneField((height, width), SMOOTH, np.random.default_rng(seed))
+    field = SceneField((height, width), FAMILIES[family], np.random.default_rng(seed))
     profile = {"driver": "GTiff", "tiled": True, "height": height, "width": width, "crs": crs, "transform": transform}
     image = profile | {"dtype": "uint16", "nodata": 0}
     with (

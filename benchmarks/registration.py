@@ -1,6 +1,7 @@
 """Accuracy, time and memory of registration, beside other tools: `python -m benchmarks.registration --json FILE`.
 
-Real pairs are displaced by a known smooth field (peak 8 px, sigma 80 px) and written as GeoTIFFs; polygons are drawn.
+Real pairs are displaced by a known random field (`--family`: smooth with a peak of 8 px and a sigma of 80 px, rough,
+bent, or far) and written as GeoTIFFs; polygons are drawn.
 The cases `sample_3000`, `sample_10000` and `sample_10000_strip`, which have to be asked for, are the sample scene
 repeated and mirrored to 3000 x 3000 px, to 10,000 x 10,000 px and to 1,000 rows of these, which takes the same memory
 in a tenth of the time.
@@ -32,7 +33,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from benchmarks.pairs import SOURCES, STRIP_PX, write_case
+from benchmarks.pairs import FAMILIES, SOURCES, STRIP_PX, write_case
 from regnet import metrics
 from regnet.baselines.registry import METHODS, find_method
 from regnet.errors import InputError
@@ -158,6 +159,7 @@ def main() -> None:
     cases = [name for name in SOURCES if name not in BIG]
     parser.add_argument("--cases", nargs="+", choices=list(SOURCES), default=cases)
     parser.add_argument("--tools", nargs="+", choices=[*OURS, *METHODS], default=TOOLS)
+    parser.add_argument("--family", choices=list(FAMILIES), default="smooth", help="of the random displacement")
     parser.add_argument("--seed", type=int, default=0, help="of the random displacement")
     parser.add_argument("--threads", type=int, default=1, help="of every tool")
     parser.add_argument("--tool", help=argparse.SUPPRESS)
@@ -171,7 +173,7 @@ def main() -> None:
     results = []
     for case in arguments.cases:
         with tempfile.TemporaryDirectory() as scratch:
-            write_case(case, Path(scratch), arguments.seed)
+            write_case(case, Path(scratch), arguments.seed, arguments.family)
             for tool in arguments.tools:
                 results.append(measure(tool, case, Path(scratch), arguments.threads))
                 print(describe(results[-1]), flush=True)
