@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from scipy.ndimage import gaussian_filter
 from data_prep import sentinel2_sample
 from regnet import cli
 from regnet.config import default_cache, default_data_root
+from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
 
 Regnet = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -97,6 +101,20 @@ def write_raster(path: Path, image: np.ndarray) -> None:
     }
     with rasterio.open(path, "w", **profile) as target:
         target.write(image)
+
+
+@pytest.fixture(scope="session")
+def mini_store(mini_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TileStore]:
+    """Prepare tiles of the miniature pair, which is split by columns; settings are those of `PrepareOptions`."""
+
+    def prepared(**settings: Any) -> TileStore:
+        folder = tmp_path_factory.mktemp("store") / "prepare"
+        pairs = [PairOptions("mini", *(str(path) for path in mini_pair))]
+        split = SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8)
+        prepare(PrepareOptions(pairs=pairs, split=split, **settings), folder)
+        return TileStore.open(folder)
+
+    return prepared
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".parqu
 GEOPACKAGE, FLATGEOBUF, GEOJSON = "GPKG", "FlatGeobuf", "GeoJSON"
 FID = "fid"
 OWN_ID = "regnet_id"
-"""Name of the ids of a copy in memory, so that an attribute may be called `fid`."""
+"""Name of the ids of GeoJSON, and of a copy in memory, so that an attribute may be called `fid`."""
 ID_COLUMNS = {GEOPACKAGE: FID, GEOJSON: OWN_ID}
 """Columns that these formats take for ids."""
 

@@ -343,6 +343,7 @@ class _Source(NamedTuple):
 
 
 def _source_box(dataset: DatasetReader, grid: Grid, box: Box) -> _Source:
+    """Find what a box of a grid needs of a file."""
     cols, rows = (
         np.linspace(at, at + side, 2 + side // 64) for at, side in ((box.col, box.width), (box.row, box.height))
     )

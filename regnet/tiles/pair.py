@@ -179,9 +179,7 @@ class PairReader:
             grid = replace(self.grid, transform=self.grid.transform @ pull)
             twin._moving = self._stack.enter_context(GridRaster(self.options.moving, grid, self.options.moving_bands))
         else:
-            outlines = shapely.transform(self.polygons.outlines, lambda points: apply(~pull, points))
-            twin.polygons = replace(self.polygons, outlines=outlines)
-            twin._moving = _PolygonImage(twin.polygons)
+            twin._show(_pulled(self.polygons, pull))
         return twin
 
     def coarser(self, gsd_m: float) -> PairReader:
@@ -193,7 +191,10 @@ class PairReader:
         twin = copy(self)
         twin.grid = self.grid.coarser(gsd_m)
         twin._fixed = self._stack.enter_context(GridRaster(self.options.fixed, twin.grid, self.options.fixed_bands))
-        twin._moving = twin._open_moving()
+        if self.polygons is None:
+            twin._moving = twin._open_moving()
+        else:
+            twin._show(_pulled(self.polygons, ~self.grid.transform @ twin.grid.transform))
         return twin
 
     def with_moving(self, path: str) -> PairReader:
@@ -215,6 +216,10 @@ class PairReader:
             return self._stack.enter_context(GridRaster(options.moving, self.grid, options.moving_bands))
         self.polygons = read_polygons(options.moving, self.grid, options.layer, options.where)
         return _PolygonImage(self.polygons)
+
+    def _show(self, polygons: Polygons) -> None:
+        """Take other polygons for moving."""
+        self.polygons, self._moving = polygons, _PolygonImage(polygons)
 
     def __enter__(self) -> PairReader:
         return self
@@ -287,6 +292,11 @@ class PairReader:
             moving = self.moving_scaling.normalise(moving, moving_valid)
         fixed = self.fixed_scaling.normalise(fixed, fixed_valid)
         return Patch(fixed, moving, fixed_valid, moving_valid, structure)
+
+
+def _pulled(polygons: Polygons, pull: Affine) -> Polygons:
+    """Polygons as they lie on a grid from whose pixels an affine transform leads to those of their own."""
+    return replace(polygons, outlines=shapely.transform(polygons.outlines, lambda points: apply(~pull, points)))
 
 
 def _sample(image: Image, grid: Grid, block_px: int) -> NDArray[np.float32]:

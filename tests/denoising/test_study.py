@@ -19,9 +19,6 @@ from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import read_json, write_stamp
 from regnet.models import ModelOptions
 from regnet.report.summary import collect_summary
-from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
-from regnet.tiles.prepare import prepare
-from regnet.tiles.store import TileStore
 
 SMALL = ModelOptions(levels=1, width=4, descriptor_channels=4, radius_px=2)
 OPTIONS = DenoisingValidationOptions(
@@ -30,16 +27,8 @@ OPTIONS = DenoisingValidationOptions(
 
 
 @pytest.fixture(scope="module")
-def store(mini_pair, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store") / "prepare"
-    options = PrepareOptions(
-        pairs=[PairOptions("mini", *(str(path) for path in mini_pair))],
-        tile_px=32,
-        stride_px=16,
-        split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
-    )
-    prepare(options, folder)
-    return TileStore.open(folder)
+def store(mini_store):
+    return mini_store(tile_px=32, stride_px=16)
 
 
 @pytest.fixture(scope="module")

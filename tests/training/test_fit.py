@@ -12,9 +12,7 @@ from regnet.errors import InputError, OutputError
 from regnet.models import ModelOptions, build_model, load_checkpoint
 from regnet.similarity.familiarity import Familiarity
 from regnet.similarity.store import model_digest
-from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
-from regnet.tiles.prepare import prepare
-from regnet.tiles.store import TileStore
+from regnet.tiles.options import NoiseOptions
 from regnet.training import fit
 from regnet.training.fit import Fit, validation_epe
 from regnet.training.options import TrainingOptions
@@ -28,18 +26,8 @@ def train(store, model_options, options, folder):
 
 
 @pytest.fixture(scope="module")
-def store(mini_pair, tmp_path_factory):
-    fixed, moving = (str(path) for path in mini_pair)
-    folder = tmp_path_factory.mktemp("store") / "prepare"
-    options = PrepareOptions(
-        pairs=[PairOptions("mini", fixed, moving)],
-        tile_px=64,
-        stride_px=64,
-        split=SplitOptions(rule="columns", test_share=0.3, validation_share=0.2, gap_px=8),
-        noise=NoiseOptions(kind="tile", sigma_px=0.5),
-    )
-    prepare(options, folder)
-    return TileStore.open(folder)
+def store(mini_store):
+    return mini_store(tile_px=64, stride_px=64, noise=NoiseOptions(kind="tile", sigma_px=0.5))
 
 
 @pytest.fixture(scope="module")
