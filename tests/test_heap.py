@@ -18,6 +18,10 @@ def resident_mb():
         return int(stream.read().split()[1]) * resource.getpagesize() / 2**20
 
 keep_freed()
+largest = np.ones(2**23)  # 64 MB; first, since it would be taken from a gap that is wide enough
+with_largest = resident_mb()
+del largest
+without_largest = resident_mb()
 arrays = [np.ones(2**20) for _ in range(32)]  # 8 MB each
 last = np.ones(2**10)  # keeps the top of the heap where it is
 full = resident_mb()
@@ -25,10 +29,7 @@ del arrays
 freed = resident_mb()
 give_back()
 given = freed - resident_mb()
-largest = np.ones(2**23)  # 64 MB
-full_again = resident_mb()
-del largest
-print(full - freed, given, full_again - resident_mb())
+print(full - freed, given, with_largest - without_largest)
 """
 
 
