@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +11,53 @@ from torch import Tensor
 
 from regnet.displacement import gaussian
 
-MIND_STEPS_PX = (1, 2)
 _HALF = ((0, 1), (1, -1), (1, 0), (1, 1))
-"""One of each two opposite neighbours."""
+"""One of each two opposite neighbours, dy and dx."""
 _PIXELS_AT_ONCE = 2**16
 """An image is described by as many rows at a time as have so many pixels, which stay in a processor's cache."""
+STRUCTURE_CHANNELS = 12
+"""Eight neighbours and four directions."""
+HALF_RING_PX = ((0, 2), (1, -1), (2, 0), (1, 1))
+"""One of each two opposite neighbours of `structure`, dy and dx: more nearly a circle than those of a square are."""
+PATCH_SIGMA_PX = 0.4
+"""The Gaussian window of `structure`: larger ones blur where things are."""
+NOISE = 3e-3
+"""Mean squared difference of what is alike but for noise, in images of unit variance or so."""
+ORIENTATION_SHARE = 0.45
+"""Share of the gradient's direction in the products of two images' structure."""
 
 
-def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_px: float = 0.5) -> Tensor:
+def structure(image: Tensor) -> Tensor:
+    """What is around a pixel, whatever the sensor's grey values: its neighbours, and the direction of its gradient.
+
+    The neighbours are told from the pixel as in `mind`, on one ring. The gradient is told by its length along four
+    directions, whatever its sign (as in channel features of orientated gradients: Ye et al., IEEE TGRS 2019), of all
+    bands together. Of images whose edges agree it says more than neighbours do, of outlines and noise less.
+
+    Args:
+        image: (B, C, H, W), of unit variance or so.
+
+    Returns:
+        (B, STRUCTURE_CHANNELS, H, W); each part centred, and of the length that its share gives it (zero where the
+        image is flat).
+    """
+    window = _reach(PATCH_SIGMA_PX)
+    ring = window + 2 * _farthest(HALF_RING_PX)
+
+    def describe(strip: Tensor) -> Iterator[Tensor]:
+        yield _scaled(_self_similarity(strip, HALF_RING_PX, PATCH_SIGMA_PX, NOISE), 1 - ORIENTATION_SHARE)
+        cut = ring - window - 1
+        near = strip[..., cut : strip.shape[2] - cut, cut : strip.shape[3] - cut]
+        blurred = gaussian(near, PATCH_SIGMA_PX)[..., window:-window, window:-window]
+        xx, xy, yy = _structure_tensor(blurred)
+        mean = (xx + yy) / 2
+        lengths = torch.cat((xx, mean + xy, yy, mean - xy), 1).clamp_min_(1e-12).sqrt_()
+        yield _scaled(lengths, ORIENTATION_SHARE)
+
+    return _by_strips(image, ring, STRUCTURE_CHANNELS, describe)
+
+
+def mind(image: Tensor, steps_px: tuple[int, ...] = (1, 2), patch_sigma_px: float = 0.5) -> Tensor:
     """Modality-independent neighbourhood descriptor (Heinrich et al., Medical Image Analysis 2012, equations 3 to 5).
 
     Distance of the patch around a pixel to the patches around its eight neighbours, at several distances of neighbour,
@@ -26,57 +66,83 @@ def mind(image: Tensor, steps_px: tuple[int, ...] = MIND_STEPS_PX, patch_sigma_p
     Args:
         image: (B, C, H, W).
         steps_px: distances of the neighbours.
-        patch_sigma_px: Gaussian window of the patch.
+        patch_sigma_px: Gaussian window of the patch, a px of the distance.
 
     Returns:
         (B, 8 * len(steps_px), H, W), each pixel's vector centred and of unit length (zero where the image is flat).
     """
-    margin = max(_reach(step, patch_sigma_px) + 2 * step for step in steps_px)
+    margins = [_reach(step * patch_sigma_px) + 2 * step for step in steps_px]
+    margin = max(margins)
+
+    def describe(strip: Tensor) -> Iterator[Tensor]:
+        for step, needed in zip(steps_px, margins, strict=True):
+            cut = margin - needed
+            near = strip[..., cut : strip.shape[2] - cut, cut : strip.shape[3] - cut]
+            half = tuple((step * dy, step * dx) for dy, dx in _HALF)
+            yield _scaled(_self_similarity(near, half, patch_sigma_px * step), 1 / len(steps_px))
+
+    return _by_strips(image, margin, 8 * len(steps_px), describe)
+
+
+def _by_strips(image: Tensor, margin: int, channels: int, describe: Callable[[Tensor], Iterator[Tensor]]) -> Tensor:
+    """(B, channels, H, W), in parts that `describe` makes of strips of the image and `margin` px around them."""
     padded = F.pad(image, (margin,) * 4, mode="replicate")
     few = max(16, _PIXELS_AT_ONCE // (image.shape[0] * image.shape[3]))
-    result = image.new_empty(image.shape[0], 8 * len(steps_px), *image.shape[2:])
+    result = image.new_empty(image.shape[0], channels, *image.shape[2:])
     for row in range(0, image.shape[2], few):
-        strip = padded[:, :, row : row + few + 2 * margin]
-        for place, step in enumerate(steps_px):
-            cut = margin - _reach(step, patch_sigma_px) - 2 * step
-            near = strip[..., cut : strip.shape[2] - cut, cut : strip.shape[3] - cut]
-            similar = _self_similarity(near, step, patch_sigma_px)
-            similar -= similar.mean(1, keepdim=True)
-            similar *= _unit_scale(similar, len(steps_px))
-            result[:, 8 * place : 8 * place + 8, row : row + few] = similar
+        first = 0
+        for part in describe(padded[:, :, row : row + few + 2 * margin]):
+            result[:, first : first + part.shape[1], row : row + few] = part
+            first += part.shape[1]
     return result
 
 
-def _reach(step: int, sigma: float) -> int:
-    return math.ceil(3.5 * sigma * step)
+def _reach(sigma: float) -> int:
+    return math.ceil(3.5 * sigma)
 
 
-def _self_similarity(padded: Tensor, step: int, sigma: float) -> Tensor:
-    """(B, 8, H, W). The distance to the neighbour on one side is the one that the neighbour on the other side sees."""
-    reach = _reach(step, sigma)
+def _farthest(half: tuple[tuple[int, int], ...]) -> int:
+    return max(abs(side) for neighbour in half for side in neighbour)
+
+
+def _self_similarity(padded: Tensor, half: tuple[tuple[int, int], ...], sigma: float, noise: float = 0.0) -> Tensor:
+    """(B, 2 * len(half), H, W), for one of each two opposite neighbours, dy and dx px, and then for the others.
+
+    The distance to the neighbour on one side is the one that the neighbour on the other side sees.
+    """
+    reach, far = _reach(sigma), _farthest(half)
 
     def moved(values: Tensor, dy: int, dx: int) -> Tensor:
-        return values[..., step + dy : values.shape[-2] - step + dy, step + dx : values.shape[-1] - step + dx]
+        return values[..., far + dy : values.shape[-2] - far + dy, far + dx : values.shape[-1] - far + dx]
 
     here = moved(padded, 0, 0)
-    squares = [(moved(padded, step * dy, step * dx) - here).square_().sum(1, keepdim=True) for dy, dx in _HALF]
-    ahead = gaussian(torch.cat(squares, 1), sigma * step)[..., reach:-reach, reach:-reach]
-    behind = [moved(ahead[:, i : i + 1], -step * dy, -step * dx) for i, (dy, dx) in enumerate(_HALF)]
+    squares = [(moved(padded, dy, dx) - here).square_().sum(1, keepdim=True) for dy, dx in half]
+    ahead = gaussian(torch.cat(squares, 1), sigma)[..., reach:-reach, reach:-reach]
+    behind = [moved(ahead[:, i : i + 1], -dy, -dx) for i, (dy, dx) in enumerate(half)]
     distance = torch.cat((moved(ahead, 0, 0), *behind), 1)
-    spread = distance.mean(1, keepdim=True)
+    spread = distance.mean(1, keepdim=True) + noise
     return distance.mul_(-1 / spread.clamp_min(1e-6)).exp_()
 
 
-def unit_length(channels: Tensor, parts: int = 1) -> Tensor:
-    """Scale each pixel's vector (B, C, H, W) to unit length, or as one of so many equal parts of such a vector.
+def _scaled(channels: Tensor, share: float) -> Tensor:
+    """Centre each pixel's vector (B, C, H, W), in place, and give it that share of a unit vector's square."""
+    channels -= channels.mean(1, keepdim=True)
+    channels *= torch.rsqrt((channels.square().sum(1, keepdim=True) + 1e-6) / share)
+    return channels
 
-    Vectors shorter than 1e-3 fade to zero.
-    """
-    return channels * _unit_scale(channels, parts)
+
+def _structure_tensor(padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """xx, xy and yy (B, 1, H, W) of the gradients of all bands of an image with one pixel more on each side."""
+    gx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    gy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    products = (gx.square(), gx * gy, gy.square())
+    xx, xy, yy = (product.sum(1, keepdim=True) for product in products)
+    return xx, xy, yy
 
 
-def _unit_scale(channels: Tensor, parts: int) -> Tensor:
-    return torch.rsqrt(parts * (channels.square().sum(1, keepdim=True) + 1e-6))
+def unit_length(channels: Tensor) -> Tensor:
+    """Scale each pixel's vector (B, C, H, W) to unit length; vectors shorter than 1e-3 fade to zero."""
+    return channels * torch.rsqrt(channels.square().sum(1, keepdim=True) + 1e-6)
 
 
 def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
@@ -92,13 +158,10 @@ def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
     Returns:
         (B, 2, H, W): (cos 2a, sin 2a) times the edge strength relative to the image's own, in 0..1.
     """
-    padded = F.pad(gaussian_replicate(image, sigma_px), (1, 1, 1, 1), mode="replicate")
-    gx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    gy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    double = torch.cat(((gx.square() - gy.square()).sum(1, keepdim=True), (2 * gx * gy).sum(1, keepdim=True)), 1)
-    energy = (gx.square() + gy.square()).sum(1, keepdim=True)
+    xx, xy, yy = _structure_tensor(F.pad(gaussian_replicate(image, sigma_px), (1, 1, 1, 1), mode="replicate"))
+    energy = xx + yy
     noise = energy.mean((2, 3), keepdim=True).clamp_min(1e-12)
-    return double / (energy + noise)
+    return torch.cat((xx - yy, 2 * xy), 1) / (energy + noise)
 
 
 def gaussian_replicate(image: Tensor, sigma_px: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regnet.displacement import pooled, warp
 from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
-from regnet.models.descriptors import mind, ngf, unit_length
+from regnet.models.descriptors import STRUCTURE_CHANNELS, ngf, structure, unit_length
 from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.options import ModelOptions
 from regnet.models.pyramid import moved, pyramid
@@ -48,7 +48,7 @@ class _FixedDescriptor(NamedTuple):
     channels: int
 
 
-_FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(mind, 16), "ngf": _FixedDescriptor(ngf, 2)}
+_FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(structure, STRUCTURE_CHANNELS), "ngf": _FixedDescriptor(ngf, 2)}
 
 
 class Descriptor(nn.Module):

@@ -13,7 +13,7 @@ from regnet.models import (
     load_checkpoint,
     save_checkpoint,
 )
-from regnet.models.descriptors import mind, ngf
+from regnet.models.descriptors import mind, ngf, structure
 
 SMALL = {"width": 16, "descriptor_channels": 4, "levels": 2}
 TRAINED = [
@@ -127,11 +127,37 @@ def test_mind_is_the_formula():
     np.testing.assert_allclose(found[inner], np.concatenate(parts)[inner], atol=1e-5)
 
 
-def test_mind_of_an_image_is_that_of_its_parts():
+def test_structure_is_a_ring_of_neighbours_and_the_lengths_of_the_gradient_along_four_directions():
+    image = gaussian_filter(np.random.default_rng(0).normal(size=(3, 60, 70)), (0, 1, 1))
+    half = [(0, 2), (1, -1), (2, 0), (1, 1)]
+    distances = []
+    for dy, dx in [*half, *((-dy, -dx) for dy, dx in half)]:
+        moved = np.roll(image, (-dy, -dx), (1, 2))
+        distances.append(gaussian_filter(np.square(moved - image).sum(0), 0.4, truncate=4))
+    similar = np.exp(-np.array(distances) / (np.mean(distances, 0) + 0.003))
+    down, along = np.gradient(gaussian_filter(image, (0, 0.4, 0.4), truncate=4), axis=(1, 2))
+    turns = np.arange(4) * np.pi / 4
+    lengths = [np.sqrt(np.square(np.cos(turn) * along + np.sin(turn) * down).sum(0)) for turn in turns]
+    parts = []
+    for values, share in ((similar, 0.55), (np.array(lengths), 0.45)):
+        centred = values - values.mean(0)
+        parts.append(centred * np.sqrt(share / (np.square(centred).sum(0) + 1e-6)))
+    inner = (slice(None), slice(12, -12), slice(12, -12))
+    found = structure(torch.from_numpy(image)[None])[0].numpy()
+    np.testing.assert_allclose(found[inner], np.concatenate(parts)[inner], atol=1e-5)
+
+
+@pytest.mark.parametrize("describe", [mind, structure])
+def test_the_descriptors_of_an_image_are_those_of_its_parts(describe):
     """The image has more rows than are described at once; a part must not see its own border."""
     image = torch.rand(1, 2, 300, 400)
-    part = mind(image[..., 60:260, 100:300])
-    assert torch.allclose(mind(image)[..., 80:240, 120:280], part[..., 20:-20, 20:-20], atol=1e-6)
+    part = describe(image[..., 60:260, 100:300])
+    assert torch.allclose(describe(image)[..., 80:240, 120:280], part[..., 20:-20, 20:-20], atol=1e-6)
+
+
+def test_structure_does_not_see_the_sign_of_contrast():
+    image = texture(64)
+    assert torch.allclose(structure(image), structure(3 - image), atol=1e-4)
 
 
 @pytest.mark.parametrize("gain", [3.0, 0.2])
@@ -149,6 +175,7 @@ def test_ngf_does_not_see_the_sign_of_contrast():
 def test_flat_ground_has_no_descriptor():
     flat = torch.full((1, 1, 32, 32), 4.0)
     assert mind(flat).abs().max() < 1e-3
+    assert structure(flat).abs().max() < 1e-3
     assert ngf(flat).abs().max() < 1e-3
 
 
