@@ -14,7 +14,12 @@ class ModelOptions:
     """What maps (fixed tile, moving tile) to a displacement."""
 
     name: str = option("matcher", "architecture", choices=("matcher", "unet"))
-    descriptor: str = option("mind+learned", "descriptor of each modality (matcher)", choices=DESCRIPTORS)
+    descriptor: str = option(
+        "mind+learned",
+        "descriptor of each modality (matcher): mind (neighbourhood, with the gradient's direction), ngf (direction "
+        "alone), learned, or learned beside a fixed one",
+        choices=DESCRIPTORS,
+    )
     levels: int = option(4, "pyramid levels; the coarsest is 1 / 2^(levels - 1)", low=1, high=6)
     radius_px: int = option(4, "reach of the correlation, in each level's pixels", unit="px", low=1, high=8)
     finest_radius_px: int = option(
