@@ -11,13 +11,14 @@ from torch import Tensor
 
 from regnet.displacement import gaussian
 
-_HALF = ((0, 1), (1, -1), (1, 0), (1, 1))
+_Neighbours = tuple[tuple[int, int], ...]
+_HALF: _Neighbours = ((0, 1), (1, -1), (1, 0), (1, 1))
 """One of each two opposite neighbours, dy and dx."""
 _PIXELS_AT_ONCE = 2**16
 """An image is described by as many rows at a time as have so many pixels, which stay in a processor's cache."""
 STRUCTURE_CHANNELS = 12
 """Eight neighbours and four directions."""
-HALF_RING_PX = ((0, 2), (1, -1), (2, 0), (1, 1))
+HALF_RING_PX: _Neighbours = ((0, 2), (1, -1), (2, 0), (1, 1))
 """One of each two opposite neighbours of `structure`, dy and dx: more nearly a circle than those of a square are."""
 PATCH_SIGMA_PX = 0.4
 """The Gaussian window of `structure`: larger ones blur where things are."""
@@ -41,20 +42,17 @@ def structure(image: Tensor) -> Tensor:
         (B, STRUCTURE_CHANNELS, H, W); each part centred, and of the length that its share gives it (zero where the
         image is flat).
     """
-    window = _reach(PATCH_SIGMA_PX)
-    ring = window + 2 * _farthest(HALF_RING_PX)
+    margin, window = _margin(HALF_RING_PX, PATCH_SIGMA_PX), _reach(PATCH_SIGMA_PX)
 
     def describe(strip: Tensor) -> Iterator[Tensor]:
         yield _scaled(_self_similarity(strip, HALF_RING_PX, PATCH_SIGMA_PX, NOISE), 1 - ORIENTATION_SHARE)
-        cut = ring - window - 1
-        near = strip[..., cut : strip.shape[2] - cut, cut : strip.shape[3] - cut]
-        blurred = gaussian(near, PATCH_SIGMA_PX)[..., window:-window, window:-window]
-        xx, xy, yy = _structure_tensor(blurred)
+        near = _inside(strip, margin - window - 1)
+        xx, xy, yy = _structure_tensor(_inside(gaussian(near, PATCH_SIGMA_PX), window))
         mean = (xx + yy) / 2
         lengths = torch.cat((xx, mean + xy, yy, mean - xy), 1).clamp_min_(1e-12).sqrt_()
         yield _scaled(lengths, ORIENTATION_SHARE)
 
-    return _by_strips(image, ring, STRUCTURE_CHANNELS, describe)
+    return _by_strips(image, margin, STRUCTURE_CHANNELS, describe)
 
 
 def mind(image: Tensor, steps_px: tuple[int, ...] = (1, 2), patch_sigma_px: float = 0.5) -> Tensor:
@@ -71,15 +69,13 @@ def mind(image: Tensor, steps_px: tuple[int, ...] = (1, 2), patch_sigma_px: floa
     Returns:
         (B, 8 * len(steps_px), H, W), each pixel's vector centred and of unit length (zero where the image is flat).
     """
-    margins = [_reach(step * patch_sigma_px) + 2 * step for step in steps_px]
-    margin = max(margins)
+    rings = [(tuple((step * dy, step * dx) for dy, dx in _HALF), patch_sigma_px * step) for step in steps_px]
+    margin = max(_margin(half, sigma) for half, sigma in rings)
 
     def describe(strip: Tensor) -> Iterator[Tensor]:
-        for step, needed in zip(steps_px, margins, strict=True):
-            cut = margin - needed
-            near = strip[..., cut : strip.shape[2] - cut, cut : strip.shape[3] - cut]
-            half = tuple((step * dy, step * dx) for dy, dx in _HALF)
-            yield _scaled(_self_similarity(near, half, patch_sigma_px * step), 1 / len(steps_px))
+        for half, sigma in rings:
+            near = _inside(strip, margin - _margin(half, sigma))
+            yield _scaled(_self_similarity(near, half, sigma), 1 / len(rings))
 
     return _by_strips(image, margin, 8 * len(steps_px), describe)
 
@@ -101,25 +97,35 @@ def _reach(sigma: float) -> int:
     return math.ceil(3.5 * sigma)
 
 
-def _farthest(half: tuple[tuple[int, int], ...]) -> int:
+def _farthest(half: _Neighbours) -> int:
     return max(abs(side) for neighbour in half for side in neighbour)
 
 
-def _self_similarity(padded: Tensor, half: tuple[tuple[int, int], ...], sigma: float, noise: float = 0.0) -> Tensor:
+def _margin(half: _Neighbours, sigma: float) -> int:
+    """What `_self_similarity` needs around the pixels that it describes, px."""
+    return _reach(sigma) + 2 * _farthest(half)
+
+
+def _inside(values: Tensor, margin: int) -> Tensor:
+    """(..., H, W) without so many pixels at each border."""
+    return values[..., margin : values.shape[-2] - margin, margin : values.shape[-1] - margin]
+
+
+def _self_similarity(padded: Tensor, half: _Neighbours, sigma: float, noise: float = 0.0) -> Tensor:
     """(B, 2 * len(half), H, W), for one of each two opposite neighbours, dy and dx px, and then for the others.
 
     The distance to the neighbour on one side is the one that the neighbour on the other side sees.
     """
-    reach, far = _reach(sigma), _farthest(half)
+    far = _farthest(half)
 
     def moved(values: Tensor, dy: int, dx: int) -> Tensor:
         return values[..., far + dy : values.shape[-2] - far + dy, far + dx : values.shape[-1] - far + dx]
 
-    here = moved(padded, 0, 0)
+    here = _inside(padded, far)
     squares = [(moved(padded, dy, dx) - here).square_().sum(1, keepdim=True) for dy, dx in half]
-    ahead = gaussian(torch.cat(squares, 1), sigma)[..., reach:-reach, reach:-reach]
+    ahead = _inside(gaussian(torch.cat(squares, 1), sigma), _reach(sigma))
     behind = [moved(ahead[:, i : i + 1], -dy, -dx) for i, (dy, dx) in enumerate(half)]
-    distance = torch.cat((moved(ahead, 0, 0), *behind), 1)
+    distance = torch.cat((_inside(ahead, far), *behind), 1)
     spread = distance.mean(1, keepdim=True) + noise
     return distance.mul_(-1 / spread.clamp_min(1e-6)).exp_()
 
@@ -127,8 +133,12 @@ def _self_similarity(padded: Tensor, half: tuple[tuple[int, int], ...], sigma: f
 def _scaled(channels: Tensor, share: float) -> Tensor:
     """Centre each pixel's vector (B, C, H, W), in place, and give it that share of a unit vector's square."""
     channels -= channels.mean(1, keepdim=True)
-    channels *= torch.rsqrt((channels.square().sum(1, keepdim=True) + 1e-6) / share)
+    channels *= _unit_scale(channels, share)
     return channels
+
+
+def _unit_scale(channels: Tensor, share: float = 1.0) -> Tensor:
+    return torch.rsqrt((channels.square().sum(1, keepdim=True) + 1e-6) / share)
 
 
 def _structure_tensor(padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +152,7 @@ def _structure_tensor(padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def unit_length(channels: Tensor) -> Tensor:
     """Scale each pixel's vector (B, C, H, W) to unit length; vectors shorter than 1e-3 fade to zero."""
-    return channels * torch.rsqrt(channels.square().sum(1, keepdim=True) + 1e-6)
+    return channels * _unit_scale(channels)
 
 
 def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
@@ -167,4 +177,4 @@ def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
 def gaussian_replicate(image: Tensor, sigma_px: float) -> Tensor:
     """Gaussian smoothing with the border value repeated outward."""
     pad = int(3.5 * sigma_px) + 1
-    return gaussian(F.pad(image, (pad,) * 4, mode="replicate"), sigma_px)[..., pad:-pad, pad:-pad]
+    return _inside(gaussian(F.pad(image, (pad,) * 4, mode="replicate"), sigma_px), pad)
