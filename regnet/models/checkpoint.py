@@ -18,7 +18,7 @@ from regnet.models.matcher import Matcher
 from regnet.models.options import ModelOptions
 from regnet.models.unet import UNet
 
-FORMAT = "regnet-2"
+FORMAT = "regnet-3"
 
 
 def build_model(options: ModelOptions, fixed_channels: int, moving_channels: int) -> Matcher | UNet:

@@ -15,6 +15,7 @@ from regnet.models.base import LevelOutput, Prediction, all_valid
 from regnet.models.correlation import CELL, correlation_volume, count_volume, offset_grid
 from regnet.models.descriptors import STRUCTURE_CHANNELS, ngf, structure, unit_length
 from regnet.models.field import Evidence, fit_field, statistics
+from regnet.models.ground import Ground
 from regnet.models.options import ModelOptions
 from regnet.models.pyramid import moved, pyramid
 
@@ -106,6 +107,9 @@ class Matcher(nn.Module):
             self.describe_moving = Descriptor(moving_channels + extra, options)
         # What the labels say beyond what the images show: two sensors' grids are seldom together to a tenth of a pixel.
         self.shift = nn.Parameter(torch.zeros(2, 1, 1), self.trainable)
+        # It differs from ground to ground, for the time between the images and whatever moved in it: where the ground
+        # is unlike all that it was learned on, it fades.
+        self.ground = Ground(fixed_channels + moving_channels, CELL)
         self.caution = nn.Parameter(torch.zeros(len(CAUTION)), self.trainable)
         self.register_buffer("pair_spread_px", torch.zeros(()))
         self.register_buffer("offsets", offset_grid(options.radius_px), persistent=False)
@@ -129,6 +133,8 @@ class Matcher(nn.Module):
         fixed, moving = (F.pad(image, pad, mode="replicate") if any(pad) else image for image in (fixed, moving))
         fixed_valid, moving_valid = F.pad(fixed_valid, pad), F.pad(moving_valid, pad)
 
+        shift = self._shift(fixed, moving, fixed_valid, moving_valid)
+
         seen = pyramid(fixed, fixed_valid, self.options.levels)
         sought = pyramid(moving, moving_valid, self.options.levels)
         # Of each level in its own pixels, on its own grid.
@@ -144,10 +150,11 @@ class Matcher(nn.Module):
             step = self._fitted(evidence, scale, bool(levels))
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
-            levels.append(LevelOutput((step + cells) * scale + self.shift, cells * scale + self.shift, logits, scale))
+            own = F.avg_pool2d(shift, scale)
+            levels.append(LevelOutput((step + cells) * scale + own, cells * scale + own, logits, scale))
         confidence = 1 / (1 + _variance(statistics(levels[-1].logits[0], self._reach(1)[1])[1]))
         sure = F.interpolate(confidence, scale_factor=CELL, mode="bilinear", align_corners=False)
-        displacement = displacement + self.shift
+        displacement = displacement + F.interpolate(shift, scale_factor=CELL, mode="bilinear", align_corners=False)
         return Prediction(displacement[..., :height, :width], sure[..., :height, :width], levels)
 
     def backward(
@@ -170,8 +177,11 @@ class Matcher(nn.Module):
         height, width = fixed.shape[-2:]
         side, radius = CELL * BACKWARD_SCALE, BACKWARD_RADIUS_PX
         pad = (0, -width % side, 0, -height % side)
-        fixed, moving, found = (F.pad(values, pad, mode="replicate") for values in (fixed, moving, found - self.shift))
-        here, there = (F.pad(valid, pad).to(fixed.dtype) for valid in (fixed_valid, moving_valid))
+        fixed, moving, found = (F.pad(values, pad, mode="replicate") for values in (fixed, moving, found))
+        fixed_valid, moving_valid = F.pad(fixed_valid, pad), F.pad(moving_valid, pad)
+        shift = self._shift(fixed, moving, fixed_valid, moving_valid)
+        found = found - F.interpolate(shift, scale_factor=CELL, mode="bilinear", align_corners=False)
+        here, there = (valid.to(fixed.dtype) for valid in (fixed_valid, moving_valid))
         seen, share = pooled(fixed, here, BACKWARD_SCALE)
         pull = F.avg_pool2d(found, BACKWARD_SCALE) / BACKWARD_SCALE
         sought, brought = moved(*pooled(moving, there, BACKWARD_SCALE), pull)
@@ -183,6 +193,13 @@ class Matcher(nn.Module):
         length = BACKWARD_SCALE * apart.square().sum(1, keepdim=True).sqrt()
         fine = F.interpolate(length, scale_factor=side, mode="bilinear", align_corners=False)
         return fine[..., :height, :width]
+
+    def _shift(self, fixed: Tensor, moving: Tensor, fixed_valid: Tensor, moving_valid: Tensor) -> Tensor:
+        """What is added to what the images show, (B, 2, H / CELL, W / CELL) px; whole in training, on its own ground."""
+        if self.training or not self.trainable:
+            whole = fixed.new_ones(len(fixed), 1, *(side // CELL for side in fixed.shape[-2:]))
+            return self.shift * whole
+        return self.shift * self.ground(torch.cat((fixed, moving), 1), fixed_valid & moving_valid)
 
     def _evidence(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int

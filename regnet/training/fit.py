@@ -43,6 +43,8 @@ MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS = (
 
 MOST_NORM = 1.0
 """Longer gradients are clipped to this length."""
+MOST_GROUND = 512
+"""So many training tiles tell the ground that is trained on."""
 VALIDATION_STEP_PX = 4
 """Validation errors are smooth: one pixel in so many rows and columns is looked at."""
 
@@ -107,12 +109,26 @@ class Fit:
             self.optimiser, options.learning_rate, total_steps=options.epochs * options.steps + 1, pct_start=0.15
         )
         self.alike = SimilarityTerm(self.model, options) if options.alike.weight > 0 else None
-        self.mean = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.cache = TileCache(store, options.cache_mb)
+        if isinstance(self.model, Matcher) and self.model.shift.requires_grad:
+            self._see_ground(self.model)
+        self.mean = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.settings = digest([asdict(model_options), asdict(options), store.manifest])
         self.trail = Trail(folder / CHECKPOINTS)
         self.shifts = PairShifts(store.pairs, common=options.flips)
         self.progress = Progress()
+
+    def _see_ground(self, model: Matcher) -> None:
+        """Show a network the ground that its shift will be learned on."""
+        chosen = self.train_tiles[:: -(-len(self.train_tiles) // MOST_GROUND)]
+        tiles = (self.cache[position] for position in chosen.tolist())
+        model.ground.see(
+            (
+                torch.from_numpy(np.concatenate((tile.fixed, tile.moving)))[None].to(self.device),
+                torch.from_numpy(tile.fixed_valid & tile.moving_valid)[None, None].to(self.device),
+            )
+            for tile in tiles
+        )
 
     def run(self) -> None:
         """Train to the end, write model, log, curve and summary, and drop the resume state."""
