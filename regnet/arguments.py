@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import Path
 
-from regnet.config import pair_rows
+from regnet.config import keys, pair_rows
 from regnet.errors import ConfigError
 
 # Hydra's own flags that are passed on; those with a value take it from the next word.
@@ -15,20 +16,30 @@ FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
 # A section that is switched by its own name: `adapt=true`, and `adapt=true,false` in a multirun.
 SWITCHED = r"adapt=(true|false)(,(true|false))*"
 
+# What makes a sweep of a value.
+SWEPT = r",|^(choice|range|interval|glob|shuffle|sort|tag)\("
 
-def hydra_arguments(arguments: list[str]) -> list[str]:
+
+def hydra_arguments(arguments: list[str], schema: type) -> list[str]:
     """Put Hydra's flags after the overrides, wherever they were written; many pairs become a multirun.
+
+    Args:
+        arguments: words of the command line behind the command.
+        schema: of the command's settings.
 
     Raises:
         ConfigError: a flag is not known, a key is added or deleted, or as `pair_rows`.
         InputError: as `pair_rows`.
     """
     flags, overrides = [], []
-    words = iter(_every_row(arguments))
+    arguments = _every_row(arguments)
+    sweeps = not {"--multirun", "-m"}.isdisjoint(arguments)
+    texts = {key.path for key in keys(schema) if key.kind == "text"}
+    words = iter(arguments)
     for word in words:
         bare = word.partition("=")[0]
         if not word.startswith("-"):
-            overrides.append(_override(word))
+            overrides.append(_override(word, texts, sweeps))
         elif bare in FLAGS:
             flags.append(word)
         elif bare in FLAGS_WITH_VALUE:
@@ -47,14 +58,29 @@ def _every_row(arguments: list[str]) -> list[str]:
     return [*arguments, f"row={','.join(map(str, rows))}", "--multirun"]
 
 
-def _override(word: str) -> str:
-    """Refuse Hydra's additions and deletions, since the schema is closed; quote files that exist, and SQL filters."""
+def _override(word: str, texts: Container[str], sweeps: bool) -> str:
+    """Refuse Hydra's additions and deletions, since the schema is closed; a text is taken as it is written.
+
+    Unquoted, Hydra would take `2020_01` for a number and a bracket for its own grammar. In a multirun, commas between
+    values and Hydra's `choice(...)` and the like stay its own, unless a file is called so or it is an SQL filter.
+    """
     if word.startswith(("+", "~")) and not word.lstrip("+~").startswith("hydra"):
         raise ConfigError(f"{word}: keys can neither be added nor deleted; write key=value")
     if re.fullmatch(SWITCHED, word):
-        word = word.replace("=", ".enabled=", 1)
-    key, _, value = word.partition("=")
-    is_filter = key == "where" and value != "null" and not re.fullmatch(r"(['\"]).*\1", value)
-    if (is_filter or Path(value).exists()) and not re.fullmatch(r"[\w./\\-]*", value):
-        return f"{key}='" + value.replace("'", "\\'") + "'"
-    return word
+        return word.replace("=", ".enabled=", 1)
+    key, equals, value = word.partition("=")
+    if not equals or key not in texts or value == "null" or re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+        return word
+    if sweeps and key != "where" and re.search(SWEPT, value) and not _exists(value):
+        return word
+    quoted = value.replace("'", "\\'")
+    if quoted.endswith("\\"):
+        quoted += "\\"
+    return f"{key}='{quoted}'"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # no path can be so long
+        return False

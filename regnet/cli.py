@@ -100,15 +100,18 @@ def _command(name: str, arguments: list[str]) -> int:
         groups = GROUPS if command.config == "run" else ()
         print(command_help(f"regnet {name} key=value ...: {command.help}", command.schema, groups, command.sections))
         return DONE
-    return _hydra(COMMANDS[name], hydra_arguments(arguments))
+    return _hydra(COMMANDS[name], hydra_arguments(arguments, COMMANDS[name].schema))
 
 
 def _hydra(command: Command, arguments: list[str]) -> int:
     """Compose the configuration and do the command, once or, with --multirun, for every combination."""
-    codes = []
+    codes: list[int] = []
+    failed: list[int] = []
 
     def job(config: DictConfig) -> None:
         """Do the command for one configuration and keep its exit code; a failed run ends a multirun."""
+        if failed:  # Hydra would go on with the others
+            return
         several = _several()
         if several and "output_dir" in config:
             config.output_dir = HydraConfig.get().runtime.output_dir
@@ -125,6 +128,7 @@ def _hydra(command: Command, arguments: list[str]) -> int:
             given = {name: config.get(name) for name in ("row", "fixed", "moving")}
             write_outcome(Path(config.output_dir), given, code, message)
         elif several and code not in (DONE, ABSTAINED):
+            failed.append(code)
             raise JobError(code)
         else:
             codes.append(code)

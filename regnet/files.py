@@ -151,6 +151,34 @@ def is_stamped(folder: Path, settings: Mapping[str, Any]) -> bool:
     return stamped_digest(folder) == digest(settings)
 
 
+@contextmanager
+def unstamped(folder: Path) -> Iterator[None]:
+    """Take a folder's stamp away while it is written to; it comes back if the block raises and has changed nothing."""
+    stamp = folder / STAMP
+    if not stamp.is_file():
+        yield
+        return
+    text = stamp.read_text(encoding="utf-8")
+    stamp.unlink()
+    before = _contents(folder)
+    try:
+        yield
+    except BaseException:
+        if _contents(folder) == before:
+            write_text(stamp, text)
+        raise
+
+
+def _contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of every file below a folder."""
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent) / name for name in names):
+            state = path.lstat()
+            found[path] = (state.st_size, state.st_mtime_ns)
+    return found
+
+
 def inherited(place: Path, earlier: Path, settings: Mapping[str, Any]) -> bool:
     """Tell whether a folder is whole and was made with just these settings; an earlier one that was is copied there."""
     if not is_stamped(place, settings) and is_stamped(earlier, settings):

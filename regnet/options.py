@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from regnet.errors import ConfigError
+
+_KINDS: dict[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "true or false"),
+}
 
 
 def option(
@@ -39,6 +47,7 @@ def check_options(options: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
+    hints = get_type_hints(type(options))
     for spec in fields(options):
         value, key = getattr(options, spec.name), f"{prefix}{spec.name}"
         if is_dataclass(value):
@@ -50,7 +59,20 @@ def check_options(options: Any, prefix: str = "") -> None:
                 else:
                     _check_value(item, key, spec.metadata)
         else:
+            if value == "" and spec.default is MISSING and spec.default_factory is MISSING:
+                raise ConfigError(f"{key} is empty; give {key}=...")
+            _check_type(value, key, hints[spec.name])
             _check_value(value, key, spec.metadata)
+
+
+def _check_type(value: Any, key: str, hint: Any) -> None:
+    """Refuse what is no number or truth value where one is wanted; Hydra does it, but not Python."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    if kinds[0] not in _KINDS or (value is None and NoneType in get_args(hint)):
+        return
+    number, wanted = _KINDS[kinds[0]]
+    if not isinstance(value, number) or isinstance(value, bool) is not (number is bool):
+        raise ConfigError(f"{key}={value!r} is not of the right type: it must be {wanted}")
 
 
 def _check_value(value: Any, key: str, metadata: Any) -> None:

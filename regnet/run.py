@@ -1,14 +1,16 @@
 """The stages of a run: which depends on which, and which are skipped because their outputs are there already.
 
 A stage's folder is stamped, once it is whole, with the stage's settings, the stamps of the stages before it, and the
-size and time of its input files. A stage is skipped when it would be stamped alike. A stage that has run takes away the
-stamps of all stages after it. A study is a stage that only `run` with `study=<name>` runs, after those that it needs.
+size and time of its input files. A stage is skipped when it would be stamped alike. One that is refused before it has
+changed anything leaves its old outputs as valid as they were. A stage that has run takes away the stamps of all stages
+after it. A study is a stage that only `run` with `study=<name>` runs, after those that it needs.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +26,16 @@ from regnet.errors import StoreError
 from regnet.evaluation.methods import weights_digest
 from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
-from regnet.files import STAMP, file_digest, is_stamped, stamped_digest, write_json, write_stamp, write_text
+from regnet.files import (
+    STAMP,
+    file_digest,
+    is_stamped,
+    stamped_digest,
+    unstamped,
+    write_json,
+    write_stamp,
+    write_text,
+)
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
@@ -261,11 +272,10 @@ def _run_stage(stage: Stage, config: RunConfig, run: Path, ranks: Ranks) -> bool
     if whole:
         return False
     ranks.barrier()  # all have seen the stamps as they were
-    if ranks.main and not stage.swaps:
-        (folder / STAMP).unlink(missing_ok=True)
     seed_everything(config.seed, config.threads)
-    if stage.shared or ranks.main:
-        stage.work(config, run)
+    with unstamped(folder) if ranks.main and not stage.swaps else nullcontext():
+        if stage.shared or ranks.main:
+            stage.work(config, run)
     ranks.barrier()
     if ranks.main:
         for name in _after(stage):

@@ -11,6 +11,7 @@ from regnet import run
 from regnet.config import RunConfig
 from regnet.denoising.options import DenoiseOptions
 from regnet.errors import InputError, StoreError
+from regnet.evaluation.options import EvaluateOptions
 from regnet.files import STAMP
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.training.options import TrainingOptions
@@ -96,6 +97,25 @@ def test_what_prepare_and_train_refuse_leaves_a_finished_run_whole(
         run.run_stages(replace(config, **change), ALL)
     monkeypatch.setitem(run.STAGES, name, whole)
     assert run.run_stages(config, ALL) == []
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_what_a_later_stage_refuses_before_it_writes_leaves_a_finished_run_whole(
+    writes: bool, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.run_stages(config, ALL)
+
+    def refused(_: RunConfig, path: Path) -> None:
+        if writes:
+            (path / "evaluate" / "table.csv").write_text("half")
+        raise InputError("no such file")
+
+    whole = run.STAGES["evaluate"]
+    monkeypatch.setitem(run.STAGES, "evaluate", replace(whole, work=refused))
+    with pytest.raises(InputError):
+        run.run_stages(replace(config, evaluate=EvaluateOptions(check_points="nope.csv")), ["evaluate"])
+    monkeypatch.setitem(run.STAGES, "evaluate", whole)
+    assert run.run_stages(config, ALL) == (["evaluate", "report"] if writes else [])
 
 
 def test_a_damaged_stamp_counts_as_none(config: RunConfig) -> None:

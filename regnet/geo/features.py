@@ -23,7 +23,7 @@ import shapely
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from regnet import files
-from regnet.errors import InputError, OutputError
+from regnet.errors import ConfigError, InputError, OutputError
 from regnet.geo.measures import without_measures
 from regnet.geo.raster import is_remote
 
@@ -64,6 +64,17 @@ def read_features(path: str, layer: str | None = None, where: str | None = None)
         ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read with where={where!r} ({_reason(error)}); check the filter") from error
+
+
+def refuse_filter(raster: str, layer: str | None, where: str | None) -> None:
+    """Refuse what can only choose features, where there is a raster.
+
+    Raises:
+        ConfigError: a layer or a filter is given.
+    """
+    for name, value in (("layer", layer), ("where", where)):
+        if value is not None:
+            raise ConfigError(f"{name}={value}: is for vector files, but {raster} is a raster; leave it out")
 
 
 def layers_of(path: str) -> list[str]:

@@ -85,8 +85,13 @@ class Grid:
 
     @property
     def gsd_m(self) -> float:
-        """Side of a pixel in metres on the ground at the grid's centre, whatever the projection stretches."""
-        return ground_sampling_distance(self.crs, self.transform, self.height, self.width)
+        """Side of a pixel in metres on the ground at the grid's centre, the geometric mean of the two."""
+        return math.sqrt(math.prod(self.sides_m))
+
+    @property
+    def sides_m(self) -> tuple[float, float]:
+        """Width and height in metres on the ground of the pixel at the centre, whatever the projection stretches."""
+        return pixel_sides(self.crs, self.transform, self.height, self.width)
 
     def box_transform(self, box: Box) -> Affine:
         """Transform of a box of this grid."""
@@ -101,6 +106,9 @@ class Grid:
     def coarser(self, gsd_m: float | None) -> Grid:
         """The same ground at a coarser ground sampling distance, from the same upper left corner.
 
+        A distance within a thousandth of a whole number of pixels is taken for so many: projections stretch pixels of
+        a round number of metres by about that much.
+
         Raises:
             InputError: the distance asked for is finer than the grid's own, or wider than the whole grid.
         """
@@ -112,6 +120,8 @@ class Grid:
                 f"gsd_m={gsd_m:g} is finer than fixed's own {self.gsd_m:.4g} m; "
                 "choose a coarser one, or null to keep fixed's"
             )
+        if abs(scale / round(scale) - 1) < 1e-3:
+            scale = float(round(scale))
         height, width = int(self.height / scale + 1e-6), int(self.width / scale + 1e-6)
         if height < 1 or width < 1:
             raise InputError(f"gsd_m={gsd_m:g} leaves no pixel of fixed, which is {self.width} x {self.height} px")
@@ -127,8 +137,8 @@ class Grid:
         return [box.clipped(self.shape) for box in whole]
 
 
-def ground_sampling_distance(crs: CRS, transform: Affine, height: int, width: int) -> float:
-    """Geometric mean of a pixel's two sides in metres, along geodesics at the grid's centre.
+def pixel_sides(crs: CRS, transform: Affine, height: int, width: int) -> tuple[float, float]:
+    """A pixel's two sides in metres, along geodesics at the grid's centre.
 
     Raises:
         InputError: the coordinates have no place on the ellipsoid.
@@ -145,10 +155,9 @@ def ground_sampling_distance(crs: CRS, transform: Affine, height: int, width: in
         _, _, sides = geod.inv([lon[0], lon[2]], [lat[0], lat[2]], [lon[1], lon[3]], [lat[1], lat[3]])
     except ProjError as error:
         raise InputError(f"the grid cannot be placed on the Earth ({_one_line(error)}); check its CRS") from error
-    gsd_m = math.sqrt(abs(sides[0] * sides[1]))
-    if not math.isfinite(gsd_m) or gsd_m == 0:
+    if not all(math.isfinite(side) and side > 0 for side in sides):
         raise InputError("the grid has no size on the Earth; check its CRS and geotransform")
-    return gsd_m
+    return float(sides[0]), float(sides[1])
 
 
 def reproject_bounds(bounds: Bounds, source: CRS, target: CRS, name: str) -> Bounds:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regnet.errors import ConfigError, InputError, OutputError
+from regnet.geo.features import refuse_filter
 from regnet.geo.grid import Grid, check_overlap
 from regnet.geo.raster import (
     complex_files,
@@ -51,11 +52,14 @@ def apply(options: ApplyOptions) -> Applied:
     inputs = [options.displacement, options.target]
     if output.resolve() in [Path(name).resolve() for path in inputs for name in files_behind(path)]:
         raise OutputError(f"{output}: is an input and would be overwritten; choose another output")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; choose another output")
     with FieldFile(options.displacement) as field:
         if is_vector(options.target):
             moved = move_vectors(options.target, field, output, options.polygons, options.layer, options.where)
             features = moved.features
             return Applied(features.get(MOVED, 0) / max(sum(features.values()), 1), features, moved.notes)
+        refuse_filter(options.target, options.layer, options.where)
         if output.suffix.lower() not in (".tif", ".tiff"):
             raise ConfigError(f"{output}: a raster is written as GeoTIFF; end the name in .tif")
         for source in raster_sources(options.target):

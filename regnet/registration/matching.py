@@ -83,7 +83,7 @@ def write_field(
     at_once: int = 1,
 ) -> tuple[Tally, TiePoints]:
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
-    tally, ties = Tally(), TiePoints(aligned.grid, options.tie_spacing_px)
+    tally, ties = Tally(aligned.grid.sides_m), TiePoints(aligned.grid, options.tie_spacing_px)
     read, shape = aligned.read_images, aligned.shape
     strips = predict_strips(matcher, read, shape, windows, "register", CHANNELS, progress, at_once)
     for strip in strips:
@@ -94,7 +94,7 @@ def write_field(
         target.write(bands, window=Window(0, strip.row, width, height))
         valid = strip.quality[VALID] > 0.5
         known = valid & np.isfinite(beliefs.error_px)
-        tally.add(np.hypot(*beliefs.displacement[:, known]), beliefs.error_px[known], int(valid.sum()))
+        tally.add(beliefs.displacement[:, known], beliefs.error_px[known], int(valid.sum()))
         error, backward, confidence = (strip.quality[channel] for channel in (ERROR, BACKWARD, CONFIDENCE))
         ties.add(strip.row, found, error, backward, confidence, beliefs.status)
     return tally, ties

@@ -269,7 +269,7 @@ def summarise(tally: Tally, overall: Overall, common: CommonShift, reader: PairR
         "share_registered": tally.share,
         "share_with_data": tally.valid / pixels,
         "shift_median_px": shift,
-        "shift_median_m": shift * gsd_m,
+        "shift_median_m": quantile(tally.ground, 0.5) * gsd_m,
         "shift_p95_px": quantile(tally.length_px, 0.95),
         "expected_error_median_px": error,
         "expected_error_median_m": error * gsd_m,

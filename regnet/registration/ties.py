@@ -58,9 +58,9 @@ class TiePoints:
             confidence: (h, W) in 0..1.
             status: (h, W), what became of each pixel, as places in `STATUSES`.
         """
-        first = self._spacing // 2
+        first, left = (min(self._spacing, side) // 2 for side in self._grid.shape)
         rows = np.arange((first - row) % self._spacing, error_px.shape[0], self._spacing)
-        cols = np.arange(min(first, error_px.shape[1] // 2), error_px.shape[1], self._spacing)
+        cols = np.arange(left, error_px.shape[1], self._spacing)
         at = np.ix_(rows, cols)
         row_grid, col_grid = (axis.ravel() for axis in np.meshgrid(rows + row, cols, indexing="ij"))
         matched = [displacement[component][at].ravel() for component in range(2)]

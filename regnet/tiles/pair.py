@@ -18,6 +18,7 @@ from rasterio.crs import CRS
 
 from regnet.displacement import smooth
 from regnet.errors import InputError
+from regnet.geo.features import refuse_filter
 from regnet.geo.grid import Box, Grid, apply
 from regnet.geo.raster import GridRaster, is_vector, raster_grid
 from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
@@ -150,6 +151,8 @@ class PairReader:
         self.polygons: Polygons | None = None
         if is_vector(options.fixed):
             raise InputError(f"{options.fixed}: fixed must be a raster; give the vector layer as moving")
+        if not is_vector(options.moving):
+            refuse_filter(options.moving, options.layer, options.where)
         self.grid: Grid = raster_grid(options.fixed).coarser(gsd_m)
         self._stack = ExitStack()
         try:

@@ -27,7 +27,7 @@ from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.tiles.pair import PairReader, StructureRule
 from regnet.tiles.patch import Patch
-from regnet.tiles.store import ARRAYS, BLOCKS, INDEX, MANIFEST, VERSION, Scene, folder_bytes
+from regnet.tiles.store import ARRAYS, BLOCKS, INDEX, MANIFEST, SPLIT, VERSION, Scene, folder_bytes
 
 CHUNK_PX = 256
 
@@ -63,7 +63,7 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
         _write_labels(arrays, tiles, noises, truths, options.tile_px)
         places = [Box(tile["row"], tile["col"], options.tile_px, options.tile_px) for tile in tiles]
         _frame(tiles, places, scenes).to_parquet(partial / INDEX)
-        rows = [{"block_id": b.block_id, "pair": b.pair, "part": b.part, **asdict(b.box)} for b in blocks]
+        rows = [{"block_id": b.block_id, "pair": b.pair, SPLIT: b.part, **asdict(b.box)} for b in blocks]
         _frame(rows, [block.box for block in blocks], scenes).to_parquet(partial / BLOCKS)
         write_json(partial / MANIFEST, _manifest(options, tiles, scenes, partial / ARRAYS))
 
@@ -158,7 +158,7 @@ def find_tiles(blocks: list[Block], scenes: dict[str, Scene], options: PrepareOp
                         "pair": block.pair,
                         "row": box.row,
                         "col": box.col,
-                        "part": block.part,
+                        SPLIT: block.part,
                         "region": block.block_id,
                         "valid_share": valid,
                         "structure_share": structure,
@@ -216,7 +216,7 @@ def _manifest(
         "version": VERSION,
         "tile_px": options.tile_px,
         "tiles": len(tiles),
-        "parts": Counter(tile["part"] for tile in tiles),
+        "parts": Counter(tile[SPLIT] for tile in tiles),
         "pairs": list(scenes),
         "fixed_channels": first.attributes["fixed_channels"],
         "moving_channels": first.attributes["moving_channels"],

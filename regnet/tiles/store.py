@@ -23,8 +23,10 @@ from regnet.tiles.patch import Patch, Tile
 
 __all__ = ["VERSION", "Patch", "Scene", "Tile", "TileSource", "TileStore", "folder_bytes"]
 
-VERSION = 1
+VERSION = 2
 ARRAYS, INDEX, BLOCKS, MANIFEST = "tiles.zarr", "index.parquet", "blocks.parquet", "manifest.json"
+SPLIT = "split"
+"""Column of both tables that names the part, one of the split, that a tile or block belongs to."""
 REMEDY = "run prepare again"
 
 
@@ -151,7 +153,10 @@ class TileStore:
             if folder_bytes(folder / ARRAYS) != manifest["bytes"]:
                 raise StoreError(f"{folder / ARRAYS}: cut short or changed; {REMEDY}")
             arrays = zarr.open_group(folder / ARRAYS, mode="r")
-            index, blocks = gpd.read_parquet(folder / INDEX), gpd.read_parquet(folder / BLOCKS)
+            index, blocks = (
+                gpd.read_parquet(folder / name).rename(columns={SPLIT: "part"}, errors="raise")
+                for name in (INDEX, BLOCKS)
+            )
             store = cls(folder, manifest, arrays, index, blocks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{folder}: the tile store is damaged ({type(error).__name__}); {REMEDY}") from error

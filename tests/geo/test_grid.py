@@ -50,6 +50,20 @@ def test_coarser_grid_keeps_its_corner_and_has_the_distance_asked_for() -> None:
     assert fine.coarser(None) is fine
 
 
+def test_sides_of_a_pixel_in_degrees_are_not_alike_away_from_the_equator() -> None:
+    width, height = grid(4326, 20, 60 + 0.005, 0.001, (10, 10)).sides_m
+    assert (width, height) == (pytest.approx(55.8, rel=2e-3), pytest.approx(111.4, rel=2e-3))
+
+
+@pytest.mark.parametrize(("gsd_m", "times"), [(10.0, 1), (10.0036, 1), (20.0, 2), (25.0, 2.5)])
+def test_a_coarser_grid_of_nearly_whole_pixels_is_of_whole_ones(gsd_m: float, times: float) -> None:
+    fixed = grid(32618, 440_000, 4_000_000, 10, (300, 400))
+    coarse = fixed.coarser(gsd_m)
+    assert coarse.transform.a == pytest.approx(10 * times, rel=1e-9 if times != 2.5 else 1e-3)
+    assert coarse.shape == pytest.approx((300 / times, 400 / times), abs=1)
+    assert coarse.shape == (300 / times, 400 / times) or times == 2.5
+
+
 @pytest.mark.parametrize(("gsd_m", "says"), [(5.0, "finer than fixed's own"), (1e6, "leaves no pixel")])
 def test_coarser_refuses(gsd_m: float, says: str) -> None:
     with pytest.raises(InputError, match=says):

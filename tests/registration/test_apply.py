@@ -268,7 +268,9 @@ def test_through_the_console(tmp_path, scene, field, regnet, here):
 def test_what_cannot_be_applied_is_refused_by_name(tmp_path, scene, field):
     moving = write_raster(tmp_path / "moving.tif", scene)
     far = write_raster(tmp_path / "far.tif", scene, origin=(700_000.0, 4_400_000.0))
-    out = str(tmp_path / "out.tif")
+    out, folder = str(tmp_path / "out.tif"), tmp_path / "tiles.tif"
+    folder.mkdir()
+    (folder / "kept").touch()
     cases = [
         (ConfigError, "end the name in .tif", ApplyOptions(field, moving, str(tmp_path / "out.png"))),
         (OutputError, "is an input", ApplyOptions(field, moving, moving)),
@@ -276,9 +278,12 @@ def test_what_cannot_be_applied_is_refused_by_name(tmp_path, scene, field):
         (InputError, "does not overlap", ApplyOptions(field, far, out)),
         (InputError, "no such file", ApplyOptions(field, str(tmp_path / "missing.tif"), out)),
         (InputError, "no such file", ApplyOptions(str(tmp_path / "missing.tif"), moving, out)),
+        (OutputError, "is a folder", ApplyOptions(field, moving, str(folder))),
+        (ConfigError, "layer=roads: is for vector files", ApplyOptions(field, moving, out, layer="roads")),
         (ConfigError, "grid='own'", ApplyOptions(field, moving, out, grid="own")),
     ]
     for kind, message, options in cases:
         with pytest.raises(kind, match=message):
             apply(options)
         assert not (tmp_path / "out.tif").exists()
+        assert (folder / "kept").exists()

@@ -124,6 +124,9 @@ def test_a_strip_a_few_pixels_high(tmp_path):
     strip = [write_raster(tmp_path / f"{name}.tif", ground) for name in ("fixed", "moving")]
     register(RegisterOptions(*strip, tie_spacing_px=200), tmp_path / "out")
     assert field(tmp_path / "out").shape == (3, 6, 8200)
+    ties = gpd.read_file(tmp_path / "out" / "tie_points.gpkg")
+    assert len(ties) == 41
+    assert set(ties["row"]) == {3}
     assert files.read_json(tmp_path / "out" / "summary.json")["global_stage"]["reason"].startswith("too small")
 
 

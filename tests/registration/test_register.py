@@ -199,6 +199,8 @@ def test_bad_input_is_one_clear_line_and_leaves_no_output(tmp_path, shifted, sce
         "no band 3": RegisterOptions(fixed, moving, moving_bands=[3]),
         "cut short": RegisterOptions(fixed, moving, model=str(cut)),
         "max_error_px": RegisterOptions(fixed, moving, max_error_px=-1),
+        "where=n > 1: is for vector files": RegisterOptions(fixed, moving, where="n > 1"),
+        "fixed is empty": RegisterOptions("", moving),
     }
     for message, options in cases.items():
         with pytest.raises(RegnetError, match=message) as caught:

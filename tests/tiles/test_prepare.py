@@ -75,6 +75,7 @@ def test_tiles_are_windows_of_the_scene(store: TileStore, options: PrepareOption
 
 def test_index_tells_what_the_tiles_hold(store: TileStore) -> None:
     index = store.index
+    assert gpd.read_parquet(store.folder / "index.parquet")["split"].tolist() == index["part"].tolist()
     assert index["tile_id"].tolist() == list(range(len(store)))
     assert set(index["part"]) == {"train", "validation", "test", "shifted"}
     assert sum(len(store.tiles(part)) for part in ("train", "validation", "test", "shifted")) == len(store)
