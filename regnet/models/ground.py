@@ -23,9 +23,9 @@ _SPREAD = 0.05
 class Ground(nn.Module):
     """How like the ground of a pair is, place by place, to ground that was seen before.
 
-    A place is described by mean and logarithm of the standard deviation of every band around it. It is as likely as
-    `exp(-(d^2 - 1) / 2)`, at most 1, where d^2 is its squared Mahalanobis distance from the ground seen, over the number
-    of what describes it: 1 on average where it was seen. Before anything was seen, all ground is alike.
+    A place is described by mean and logarithm of the standard deviation of every band around it. Its likeness is
+    `exp(-(d^2 - 1) / 2)`, at most 1, where d^2 is its squared Mahalanobis distance from the ground seen over the number
+    of values that describe it: 1 on average where it was seen. Before anything was seen, all ground is alike.
 
     Args:
         channels: bands of both images.

@@ -195,7 +195,7 @@ class Matcher(nn.Module):
         return fine[..., :height, :width]
 
     def _shift(self, fixed: Tensor, moving: Tensor, fixed_valid: Tensor, moving_valid: Tensor) -> Tensor:
-        """What is added to what the images show, (B, 2, H / CELL, W / CELL) px; whole in training, on its own ground."""
+        """What is added to what the images show, (B, 2, H / CELL, W / CELL) px; whole in training, at home."""
         if self.training or not self.trainable:
             whole = fixed.new_ones(len(fixed), 1, *(side // CELL for side in fixed.shape[-2:]))
             return self.shift * whole

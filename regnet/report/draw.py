@@ -24,6 +24,8 @@ from regnet.tiles.store import Scene
 BLUE, SKY, ORANGE, VERMILION, GREEN, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
 PART_COLOURS = {"train": BLUE, "validation": SKY, "test": ORANGE, "shifted": PURPLE}
 ERROR_COLOURS = mpl.colormaps["cividis"].with_extremes(bad="#d9d9d9")
+MOST_RATIO = 3.0
+"""Taller figures would cost gigabytes to draw."""
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -40,8 +42,11 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """A figure in regnet's style; the caller draws on it within `matplotlib.rc_context(STYLE)`."""
-    return Figure(figsize=(width_in, height_in))
+    """A figure in regnet's style; the caller draws on it within `matplotlib.rc_context(STYLE)`.
+
+    It is as tall as asked for, up to `MOST_RATIO` times its width: pairs may be long and narrow.
+    """
+    return Figure(figsize=(width_in, min(height_in, MOST_RATIO * width_in)))
 
 
 def display(image: NDArray[np.float32], valid: NDArray[np.bool_], channels: Sequence[int] = ()) -> NDArray[np.float32]:

@@ -1,8 +1,11 @@
 """What comes into `register` in the wild: another place, clouds, water, wrong CRS, odd projections, full disks."""
 
+import base64
 import errno
+import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,6 +21,7 @@ import rasterio
 import shapely
 import torch
 from affine import Affine
+from PIL import Image
 from rasterio.warp import transform as to_crs
 
 from regnet import files
@@ -128,6 +132,16 @@ def test_a_strip_a_few_pixels_high(tmp_path):
     assert len(ties) == 41
     assert set(ties["row"]) == {3}
     assert files.read_json(tmp_path / "out" / "summary.json")["global_stage"]["reason"].startswith("too small")
+
+
+def test_a_strip_a_few_pixels_wide_costs_no_memory_to_draw(tmp_path):
+    ground = texture((6, 2400)).T
+    strip = [write_raster(tmp_path / f"{name}.tif", ground) for name in ("fixed", "moving")]
+    register(RegisterOptions(*strip, check_windows=0), tmp_path / "out")
+    pictures = re.findall(r"data:image/webp;base64,([^\"]+)", (tmp_path / "out" / "report.html").read_text())
+    sizes = [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures]
+    assert sizes
+    assert max(max(size) for size in sizes) < 6000
 
 
 HOUSES = [shapely.box(x, y, x + 150, y + 100) for x in (500_500, 501_500) for y in (4_397_900, 4_398_900)]
