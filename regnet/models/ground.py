@@ -59,7 +59,8 @@ class Ground(nn.Module):
         """What describes the ground, (B, 2 C, H / cell_px, W / cell_px)."""
         channels = images.shape[1]
         moments, share = pooled(torch.cat((images, images.square()), 1), valid.to(images.dtype), self.cell_px)
-        mean, square = smooth(moments, WINDOW_PX / self.cell_px, share).split(channels, 1)
+        smoothed = smooth(moments, WINDOW_PX / self.cell_px, share)
+        mean, square = smoothed[:, :channels], smoothed[:, channels:]
         spread = (square - mean.square()).clamp_min(0) + _FAINT**2
         return torch.cat((mean, spread.log() / 2), 1)
 

@@ -199,7 +199,8 @@ class Matcher(nn.Module):
         if self.training or not self.trainable:
             whole = fixed.new_ones(len(fixed), 1, *(side // CELL for side in fixed.shape[-2:]))
             return self.shift * whole
-        return self.shift * self.ground(torch.cat((fixed, moving), 1), fixed_valid & moving_valid)
+        likeness: Tensor = self.ground(torch.cat((fixed, moving), 1), fixed_valid & moving_valid)
+        return self.shift * likeness
 
     def _evidence(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
