@@ -168,10 +168,14 @@ def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
     Returns:
         (B, 2, H, W): (cos 2a, sin 2a) times the edge strength relative to the image's own, in 0..1.
     """
+    turned, energy = orientation(image, sigma_px)
+    return turned / (energy + energy.mean((2, 3), keepdim=True).clamp_min(1e-12))
+
+
+def orientation(image: Tensor, sigma_px: float) -> tuple[Tensor, Tensor]:
+    """Energy (B, 1, H, W) of the gradients of all bands together, and (B, 2, H, W): it times (cos 2a, sin 2a)."""
     xx, xy, yy = _structure_tensor(F.pad(gaussian_replicate(image, sigma_px), (1, 1, 1, 1), mode="replicate"))
-    energy = xx + yy
-    noise = energy.mean((2, 3), keepdim=True).clamp_min(1e-12)
-    return torch.cat((xx - yy, 2 * xy), 1) / (energy + noise)
+    return torch.cat((xx - yy, 2 * xy), 1), xx + yy
 
 
 def gaussian_replicate(image: Tensor, sigma_px: float) -> Tensor:

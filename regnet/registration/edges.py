@@ -18,11 +18,16 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from regnet.displacement import pooled
-from regnet.models.descriptors import ngf
+from regnet.models.descriptors import orientation
 from regnet.tiles.patch import Patch
 
 MAX_SHIFT = 0.3
 """Greatest shift that is sought, as a share of the pair's longer side."""
+SIGMA_PX = 1.0
+"""Gaussian window before the gradient."""
+USUAL, MOST_SORTED = 0.75, 1_000_000
+"""Edges count by their strength relative to the image's mean, in which none counts for more than this quantile of it:
+a few clouds are brighter than all ground, and move. The quantile is of at most so many pixels."""
 BORDER_PX = 3
 """Next to invalid pixels the gradient is not that of the ground."""
 
@@ -84,7 +89,11 @@ def scores(
 def _edges(image: Tensor, valid: Tensor) -> Edges:
     """Edges of (1, C, H, W) where a border around what is invalid is left out, less their mean."""
     known = -F.max_pool2d(-F.pad(valid, (BORDER_PX,) * 4), 2 * BORDER_PX + 1, 1)
-    gradient = ngf(image)
+    turned, energy = orientation(image, SIGMA_PX)
+    usual = energy[known > 0]
+    if usual.numel():
+        usual = usual.clamp_max(torch.quantile(usual[:: -(-usual.numel() // MOST_SORTED)], USUAL))
+    gradient = turned / (energy + usual.mean().clamp_min(1e-12).nan_to_num(1.0))
     mean = (gradient * known).sum((2, 3), keepdim=True) / known.sum().clamp_min(1)
     gradient = (gradient - mean) * known
     return Edges(torch.complex(gradient[0, 0], gradient[0, 1]), known[0, 0])

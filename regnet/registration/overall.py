@@ -31,6 +31,11 @@ MIN_OVERLAP = 0.3
 BLOCK_PX, REACH_PX, BLOCKS_AN_AXIS, ROUNDS = 96, 12, 12, 2
 MIN_BLOCKS, MIN_PEAK = 5, 4.0
 """Blocks say something if they fit somewhere by so many standard deviations more than elsewhere."""
+IN_PLACE_PX = 3.0
+FEW_BLOCKS, OBJECTIONS = 2, 0.2
+"""Blocks that are off by no more than the first vote for a similarity, each as much as any other, since clouds that
+moved have the strongest edges; more blocks than the second, and than this share of those votes, object. Pairs that were
+put out of place have one objection in fifteen votes at most, but most have none."""
 RIVAL_PX = 12.0
 """Similarities farther apart than this somewhere in the image, px of the search, are different answers."""
 CLEARLY = 1.35
@@ -92,9 +97,11 @@ def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
             refined, error = refine(level, rescaled(matrix, search.ratio / ratio))
             matrix = rescaled(refined, ratio / search.ratio)
         error_px = error * ratio * pixel_px
+    outvoted = objects(level, rescaled(matrix, search.ratio))
     numbers = (max(score, fit(search, matrix)), rival, fit(search, still), error_px)
     matrix = rescaled(matrix, search.ratio * pixel_px)
-    return _decide(matrix, numbers, farthest(matrix, still, (side[0] * pixel_px, side[1] * pixel_px)), keep_px)
+    moved_px = farthest(matrix, still, (side[0] * pixel_px, side[1] * pixel_px))
+    return _decide(matrix, numbers, moved_px, keep_px, outvoted)
 
 
 def _near(level: Level) -> tuple[Matrix, float, float]:
@@ -111,8 +118,10 @@ def _anywhere(level: Level) -> tuple[Matrix, float, float]:
     return matrix, score, max([0.0, *far])
 
 
-def _decide(matrix: Matrix, numbers: tuple[float, float, float, float], moved_px: float, keep_px: float) -> Overall:
-    """Believe a similarity only if it is clearly better than any other and than none."""
+def _decide(
+    matrix: Matrix, numbers: tuple[float, float, float, float], moved_px: float, keep_px: float, outvoted: bool
+) -> Overall:
+    """Believe a similarity only if it is clearly better than any other and than none, and most blocks do not object."""
     score, rival, unmoved, error_px = numbers
     still: Matrix = np.eye(2, 3)
     if score < CLEARLY * rival or not math.isfinite(error_px):
@@ -121,6 +130,8 @@ def _decide(matrix: Matrix, numbers: tuple[float, float, float, float], moved_px
         return Overall(still, False, f"already in place to {moved_px:.1f} px", *numbers)
     if score < CLEARLY * unmoved:
         return Overall(still, False, "the best similarity is not clearly better than none", *numbers)
+    if outvoted:
+        return Overall(still, False, "part of the ground fits in place, and not under the best similarity", *numbers)
     return Overall(matrix, True, f"moving is off by up to {moved_px:.0f} px", *numbers)
 
 
@@ -159,6 +170,29 @@ def refine(level: Level, matrix: Matrix) -> tuple[Matrix, float]:
     Returns:
         The similarity, as it was if too few blocks say anything, and the distance of 68 % of them from it, px.
     """
+    places, offsets, strength = _blocks(level, matrix)
+    said = strength > MIN_PEAK
+    if said.sum() < MIN_BLOCKS:
+        return matrix, math.inf
+    places = places[said]
+    wanted = (places + offsets[said]) @ matrix[:, :2].T + matrix[:, 2]
+    return fit_similarity(places, wanted, strength[said], places @ matrix[:, :2].T + matrix[:, 2])
+
+
+def objects(level: Level, matrix: Matrix) -> bool:
+    """Whether blocks that a similarity would move say that they are in place, beside those that it puts in place."""
+    places, *moved = _blocks(level, matrix)
+    _, *still = _blocks(level, np.eye(2, 3))
+    apart = np.hypot(*(places @ matrix[:, :2].T + matrix[:, 2] - places).T) > 2 * IN_PLACE_PX
+    votes, objections = (
+        int((apart & (strength > MIN_PEAK) & (np.hypot(*offsets.T) <= IN_PLACE_PX)).sum())
+        for offsets, strength in (moved, still)
+    )
+    return objections > max(FEW_BLOCKS, OBJECTIONS * votes)
+
+
+def _blocks(level: Level, matrix: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Middles (n, 2) of the blocks of a pair, how far off each is under a similarity, (n, 2), and how clearly, (n,)."""
     moving = level.pulled(matrix)
     starts = [_starts(side) for side in (level.height, level.width)]
     corners = [(row, col) for row in starts[0] for col in starts[1]]
@@ -169,12 +203,7 @@ def refine(level: Level, matrix: Matrix) -> tuple[Matrix, float]:
     count = 2 * REACH_PX + 1
     score = torch.where(area > MIN_OVERLAP * BLOCK_PX**2, score, 0.0)[:, :count, :count]
     offsets, strength = _peaks(score.numpy())
-    said = strength > MIN_PEAK
-    if said.sum() < MIN_BLOCKS:
-        return matrix, math.inf
-    places = np.array(corners, np.float64)[said][:, ::-1] + BLOCK_PX / 2
-    wanted = (places + offsets[said] - REACH_PX) @ matrix[:, :2].T + matrix[:, 2]
-    return fit_similarity(places, wanted, strength[said], places @ matrix[:, :2].T + matrix[:, 2])
+    return np.array(corners, np.float64)[:, ::-1] + BLOCK_PX / 2, offsets - REACH_PX, strength
 
 
 def fit_similarity(
