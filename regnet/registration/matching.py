@@ -114,13 +114,19 @@ def compose(strip: Strip, matrix: Matrix) -> NDArray[np.float32]:
 def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_error_px: float) -> Beliefs:
     """Decide pixel by pixel: the match, in the share that its expected error allows, the similarity alone, or nothing.
 
-    The error of a match is weighed against what would be left as it is: all that was found, and with a similarity that
-    is believed all that the similarity takes away.
+    The error of a match is weighed against what would be left as it is: all that was found beyond the similarity, and
+    that the similarity itself is off by most places, if there is one that is believed.
     """
     error, valid, residual = strip.quality[ERROR], strip.quality[VALID] > 0.5, strip.quality[RESIDUAL]
-    doubt = strip.quality[DOUBT]
-    misalignment = np.hypot(*found) if overall.found else strip.quality[MISALIGNMENT]
+    doubt, misalignment = strip.quality[DOUBT], strip.quality[MISALIGNMENT]
+    alone_px = max(overall.error_px, OVERALL_FLOOR_PX)
+    # What is found there beside chance is what the similarity alone is off by.
+    left = np.hypot(alone_px, np.sqrt(np.maximum(misalignment**2 - doubt**2, 0)))
     share = taken_share(misalignment, doubt, max_error_px)
+    if overall.found:
+        # A match that is surer than the similarity is taken for any difference to it.
+        surer = np.clip(3 - 2 * doubt / alone_px, 0, 1) * taken_share(np.hypot(*found), doubt, max_error_px)
+        share = np.maximum(share, surer.astype(np.float32))
     backward = strip.quality[BACKWARD]
     bearable = np.maximum(3 * error, strip.quality[MISALIGNMENT])
     reasons = [
@@ -138,10 +144,8 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     error = np.where(matched, np.hypot(share * error, left_px), np.float32(np.inf)).astype(np.float32)
     if overall.found:
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
-        alone_px = max(overall.error_px, OVERALL_FLOOR_PX)
-        worth = alone_px <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone))
-        worth &= error > alone_px
+        worth = ~matched & (left <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone)))
         displacement = np.where(worth, alone, displacement)
-        error[worth] = alone_px
+        error[worth] = left[worth]
         status[worth & valid] = OVERALL
     return Beliefs(displacement, error, status)

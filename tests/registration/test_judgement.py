@@ -363,17 +363,30 @@ def test_what_stands_out_from_its_neighbours_is_an_outlier_only_where_the_way_ba
     np.testing.assert_array_equal(status, [MATCHED, NO_DATA, UNSURE, OUTLIER, UNCLEAR, OUTLIER])
 
 
-def test_of_a_match_and_a_believed_similarity_the_better_is_taken():
+def test_beyond_a_believed_similarity_what_is_clear_is_taken():
     given = strip(2.0, 0.2)
     given.quality[ERROR, 0, 5] = given.quality[DOUBT, 0, 5] = 0.9
     matrix = np.array([[1.0, 0, 30], [0, 1, 0]])
     overall = Overall(matrix, True, "off by 30 px", 0.9, 0.1, 0.1, 0.3)
     found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
     beliefs = believe(given, found, overall, 2.5)
-    # The match's error is weighed against the 30 px that the similarity takes away, not against the 2 px beyond them.
-    np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, OVERALL, MATCHED, MATCHED, OVERALL])
-    np.testing.assert_allclose(beliefs.displacement[0, 0], [32, 30, 30, 32, 32, 30], atol=1e-5)
-    np.testing.assert_allclose(beliefs.error_px[0], [0.2, 0.5, 0.5, 0.2, 0.2, 0.5], atol=1e-5)
+    np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, OVERALL, MATCHED, OVERALL, MATCHED])
+    np.testing.assert_allclose(beliefs.displacement[0, 0], [32, 30, 30, 31, 30, 32], atol=1e-5)
+    # The similarity alone is off by half a pixel, and by what was found there beyond chance.
+    sure, unclear = (np.sqrt(0.5**2 + 2**2 - doubt**2) for doubt in (0.2, 2 / 1.2))
+    half = np.hypot(0.5 * 0.2, 0.5 * 2)
+    np.testing.assert_allclose(beliefs.error_px[0], [0.2, sure, sure, half, unclear, 0.9], atol=1e-5)
+
+
+def test_a_match_that_is_surer_than_the_similarity_is_taken_for_any_difference():
+    given = strip(0.3, 0.4)
+    given.quality[DOUBT, 0] = [0.5, 0.5, 0.5, 0.625, 0.75, 0.6]
+    overall = Overall(np.array([[1.0, 0, 30], [0, 1, 0]]), True, "off by 30 px", 0.9, 0.1, 0.1, 0.3)
+    found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
+    beliefs = believe(given, found, overall, 2.5)
+    np.testing.assert_allclose(beliefs.displacement[0, 0, [0, 3, 4]], [30.3, 30.15, 30], atol=1e-5)
+    np.testing.assert_array_equal(beliefs.status[0, [0, 3, 4]], [MATCHED, MATCHED, OVERALL])
+    assert beliefs.error_px[0, 4] == pytest.approx(0.5)
 
 
 def constant_matcher(dx, dy, stated):
