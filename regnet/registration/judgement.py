@@ -43,6 +43,7 @@ class JudgedMatcher:
         matcher: of windows.
         common: the shift of the whole pair; what of it is not believed is taken off, and not judged.
         trained: whether the matcher is a trained network.
+        unseen_px: error that is there whatever the images seem to say.
         backward: the way back, if there is one: tells of a window and its displacement (2, H, W) how far from where it
             brings them the places of moving fit fixed, (H, W) px.
     """
@@ -53,8 +54,10 @@ class JudgedMatcher:
         common: CommonShift = NO_SHIFT,
         trained: bool = False,
         backward: Callable[[Patch, Values], Values] | None = None,
+        unseen_px: float = 0.0,
     ) -> None:
         self._matcher, self._common, self._trained, self._backward = matcher, common, trained, backward
+        self._unseen_px = unseen_px
 
     @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:
@@ -64,7 +67,7 @@ class JudgedMatcher:
         known = patch.fixed_valid & patch.moving_valid
         found, weight = torch.from_numpy(match.displacement), torch.from_numpy(known)
         told = features(agreement(patch, found), found, weight, self._trained)
-        error = expected_error(told, known.shape)
+        error = torch.hypot(expected_error(told, known.shape), torch.tensor(self._unseen_px))
         apart = local_affine_residual(taken, known * match.quality[0])
         around = neighbourhood(torch.from_numpy(taken), error, weight.float(), NEIGHBOURHOOD_PX)
         back = self._backward(patch, match.displacement) if self._backward else np.zeros_like(apart)

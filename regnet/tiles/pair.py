@@ -253,6 +253,13 @@ class PairReader:
         return self.grid.gsd_m
 
     @property
+    def detail_px(self) -> float:
+        """Side of one of moving's own pixels, px of the working grid, at least 1; 1 for polygons."""
+        if self.polygons is not None:
+            return 1.0
+        return max(1.0, raster_grid(self.options.moving).gsd_m / self.gsd_m)
+
+    @property
     def fixed_channels(self) -> list[str]:
         """Names of fixed's channels."""
         return self._fixed.names
