@@ -34,7 +34,7 @@ class Raster:
     """An array with its place on the ground.
 
     Attributes:
-        values: (H, W) or (C, H, W).
+        values: (H, W) or (C, H, W); what is masked in any band of a masked array is not valid.
         transform: from (column, row), whole numbers at the corners of pixels, to (x, y).
         crs: coordinate reference system, in any form that rasterio takes ("EPSG:32618").
         nodata: value of pixels that hold nothing; None if all hold something. NaN holds nothing in any case.
@@ -137,7 +137,7 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
         moving: the same, or path of a vector file, or GeoDataFrame.
         output_dir: folder of the outputs; None for a temporary one that goes with the result.
         settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows` and `adapt` may be
-            mappings, and `adapt` true or false.
+            mappings, and `adapt` true or false; `fixed_bands` and `moving_bands` a list or a single band.
 
     Returns:
         The registered pair. Where nothing could be registered its `share` is 0.
@@ -151,6 +151,9 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     folder = Path(keep.name if keep else str(output_dir))
     if isinstance(settings.get("adapt"), bool):
         settings["adapt"] = AdaptOptions(enabled=settings["adapt"])
+    for name in ("fixed_bands", "moving_bands"):
+        if isinstance(settings.get(name), int | str):
+            settings[name] = [settings[name]]
     for name, schema in (("windows", WindowOptions), ("adapt", AdaptOptions)):
         if isinstance(settings.get(name), Mapping):
             settings[name] = _options(schema, {}, settings[name])
@@ -195,8 +198,11 @@ def _path(given: Any, folder: Path, name: str) -> str:
 
 
 def _write(raster: Raster, path: Path, name: str, bands: Sequence[str] = ()) -> None:
-    values = np.asarray(raster.values)
+    valid, values = raster.valid, np.asarray(raster.values)
     values = values[None] if values.ndim == 2 else values
+    if isinstance(raster.values, np.ma.MaskedArray):
+        held = np.asarray(~np.ma.getmaskarray(raster.values).reshape(-1, *values.shape[-2:]).any(0))
+        valid = held if valid is None else np.logical_and(held, valid)
     if values.ndim != 3:
         raise InputError(
             f"{name}: the array has {values.ndim} dimensions; give (rows, columns) or (bands, rows, columns)"
@@ -212,8 +218,8 @@ def _write(raster: Raster, path: Path, name: str, bands: Sequence[str] = ()) -> 
             target.write(values)
             for number, band in enumerate(bands[: len(values)], 1):
                 target.set_band_description(number, band)
-            if raster.valid is not None:
-                target.write_mask(raster.valid)
+            if valid is not None:
+                target.write_mask(valid)
     except (CRSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{name}: the array cannot be placed ({reason}); check its crs, dtype and nodata") from error

@@ -36,6 +36,8 @@ CLEARLY_BELOW = 0.25
 """A similarity is worth applying if its error is below this share of the misalignment that it takes away."""
 OVERALL_FLOOR_PX = 0.5
 """Least error that is expected of a similarity alone."""
+MEDIAN_OF_RMS = 0.83
+"""Of the length of a shift whose components are normal (Rayleigh's distribution)."""
 OUTLIER_PX, DOUBTED_PX = 4.0, 1.0
 """Matches farther than the first from the local affine displacement, and than three times their error, are outliers
 where the way back contradicts them too, by more than the second. Alone, nine in ten that stand out so far are right."""
@@ -148,4 +150,5 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
         displacement = np.where(worth, alone, displacement)
         error[worth] = left[worth]
         status[worth & valid] = OVERALL
+        error = np.hypot(error, np.float32(MEDIAN_OF_RMS * overall.doubt_px))
     return Beliefs(displacement, error, status)

@@ -53,6 +53,8 @@ class Overall:
         score: how well the edges fit under the best similarity, up to 1; `rival` under the best different one, `still`
             with nothing moved.
         error_px: distance of most blocks (68 %) from the similarity, px.
+        doubt_px: length of the shift that pairs which agree as badly seem to have in place, root mean square; the
+            similarity may be off by as much.
     """
 
     matrix: Matrix
@@ -62,6 +64,7 @@ class Overall:
     rival: float = 0.0
     still: float = 0.0
     error_px: float = math.inf
+    doubt_px: float = 0.0
 
     @property
     def affine(self) -> Affine:

@@ -190,7 +190,7 @@ def _beyond_doubt(overall: Overall, network: NetworkMatcher, reader: PairReader,
     still = np.eye(2, 3)
     length_px = float(corner_distances(overall.matrix, still, reader.shape).mean())
     if clear_share(length_px, doubt_px, CLEAR_SHIFT) >= 1:
-        return overall
+        return replace(overall, doubt_px=doubt_px)
     reason = f"it moves the pair by {length_px:.1f} px; images like these seem {doubt_px:.1f} px off in place"
     return replace(overall, matrix=still, found=False, reason=reason)
 

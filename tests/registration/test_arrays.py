@@ -45,6 +45,16 @@ def test_arrays_are_registered_as_files_are(done, arrays):
     assert (done.tie_points["status"] == "matched").sum() >= 9
 
 
+def test_a_mask_and_a_single_band_are_understood(arrays):
+    masked = np.ma.array(arrays[1], mask=False)
+    masked[:, :100] = np.ma.masked
+    fixed, moving = (regnet.Raster(values, TRANSFORM, CRS) for values in (arrays[0], masked))
+    options = {"windows": {"window_px": 320}, "global_stage": False, "check_windows": 0}
+    whole = regnet.register(fixed, moving, fixed_bands=1, **options)
+    assert whole.summary["share_with_data"] == pytest.approx(188 / 288, abs=0.01)
+    assert not np.isfinite(whole.expected_error_px[:, :90]).any()
+
+
 def test_the_result_is_saved_and_goes_with_its_object(done, tmp_path):
     (done.folder / "adapt").mkdir()
     (done.folder / "adapt" / "model.safetensors").write_text("weights")

@@ -22,7 +22,7 @@ def test_a_similarity_is_believed_from_three_times_the_doubt_on(doubt_px, believ
     decided = module._beyond_doubt(found, None, reader, WindowOptions())
     assert decided.found == believed
     if believed:
-        assert decided is found
+        assert decided == replace(found, doubt_px=doubt_px)
     else:
         assert np.array_equal(decided.matrix, np.eye(2, 3))
         assert f"by 5.0 px; images like these seem {doubt_px} px off" in decided.reason

@@ -378,6 +378,16 @@ def test_beyond_a_believed_similarity_what_is_clear_is_taken():
     np.testing.assert_allclose(beliefs.error_px[0], [0.2, sure, sure, half, unclear, 0.9], atol=1e-5)
 
 
+def test_what_a_similarity_is_in_doubt_by_is_part_of_every_error():
+    given = strip(2.0, 0.2)
+    matrix = np.array([[1.0, 0, 30], [0, 1, 0]])
+    found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
+    overalls = (Overall(matrix, True, "off", 0.9, 0.1, 0.1, 0.3, doubt_px) for doubt_px in (0.0, 3.0))
+    sure, doubtful = (believe(given, found, overall, 2.5) for overall in overalls)
+    np.testing.assert_array_equal(doubtful.displacement, sure.displacement)
+    np.testing.assert_allclose(doubtful.error_px, np.hypot(sure.error_px, 0.83 * 3), rtol=1e-5)
+
+
 def test_a_match_that_is_surer_than_the_similarity_is_taken_for_any_difference():
     given = strip(0.3, 0.4)
     given.quality[DOUBT, 0] = [0.5, 0.5, 0.5, 0.625, 0.75, 0.6]
