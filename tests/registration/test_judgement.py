@@ -283,6 +283,13 @@ def test_chance_is_ruled_out_sooner_in_large_windows():
     assert chances[0] > chances[1] > chances[2] >= chances[3] == 0
 
 
+@pytest.mark.parametrize(("side", "wanted"), [(64, 0), (48, 0), (24, 8), (16, 16)])
+def test_tiny_windows_are_taken_for_chance_however_well_they_agree(side, wanted):
+    middle, coarse = (torch.ones(-(-side // (CELL * scale)), -(-side // (CELL * scale))) for scale in (MIDDLE, COARSE))
+    told = features(Agreement(middle, coarse), torch.zeros(2, side, side), torch.ones(side, side, dtype=torch.bool))
+    np.testing.assert_allclose(told[6], wanted, atol=1e-3)
+
+
 def test_ground_is_missing_beyond_a_border_and_where_there_are_no_data():
     known = torch.ones(1024, 1024, dtype=torch.bool)
     known[:, 768:] = False
