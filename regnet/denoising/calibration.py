@@ -6,10 +6,9 @@ bootstrap, Efron 1979), shows what noise of known size does. The smoother is mad
 trainings, in which what one draw did to its own kernel fades. Of the predictions a single number is taken, by which
 the odds of the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares of its labels
 obey that law when its strength changes, and no prediction keeps more noise than its label has. The number is the one
-by which the retrainings' own smoothers, each for the very draw of its training, foretell the mean of the factors seen
-in them. What is particular to the draws then counts on both sides, and so does what is particular to trainings around
-predictions instead of the truth: they have less to learn, follow noise more readily, and their kernels say so. Single
-tiles' factors are not corrected: seen K times they are too uncertain.
+by which the smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them; what is
+particular to the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they are too
+uncertain.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Calibration:
     Attributes:
         predicted: (n,) as the smoother predicts.
         seen: the retrainings.
-        foretold: (K, n, d) px, what the smoother of each makes of its noise.
+        foretold: (K, n, d) px, what the smoother makes of their noise.
     """
 
     predicted: Array

@@ -95,28 +95,17 @@ def all_estimates(
     scaled = follow(way, outputs, choose_scale(way, labels - start, end - start))
     own = follow(way, outputs)
     found += [_by_smoother(TRAINING_SCALED, scaled), _by_smoother(TRAINING, own)]
-    foretold = _foretold(retrained, retrainings, start, end)
     doubled = [LEAST_RETRAININGS * 2**power for power in range(12)]
     for k in (*(k for k in doubled if k < len(retrainings)), len(retrainings)):
         kernel = average([mean_kernel(along.adam, outputs), *retrained[:k]])
         by_all = choose_smoother(kernel, labels - start, end - start)
-        found.append(_calibrated(calibrated_name(k), by_all, retrainings.take(slice(k)), foretold[:k]))
+        found.append(_calibrated(calibrated_name(k), by_all, retrainings.take(slice(k))))
     alone = f"spread of {len(retrainings)} more trainings, no smoother"
     return [*found, Estimate(alone, retrainings.spread(), None, trainings=1 + len(retrainings))]
 
 
-def _foretold(kernels: Sequence[DenseKernel], seen: Retrainings, start: Array, centre: Array) -> Array:
-    """What the smoother of each retraining makes of its noise, (K, n, d) px; its labels were `centre` and the noise."""
-    return np.stack(
-        [
-            choose_smoother(kernel, centre + noise - start, predictions - start).apply(noise)
-            for kernel, noise, predictions in zip(kernels, seen.noise, seen.predictions, strict=True)
-        ]
-    )
-
-
-def _calibrated(name: str, found: Smoother, seen: Retrainings, foretold: Array) -> Estimate:
-    own = Calibration(found.factor(), seen, foretold)
+def _calibrated(name: str, found: Smoother, seen: Retrainings) -> Estimate:
+    own = Calibration(found.factor(), seen, np.stack([found.apply(draw) for draw in seen.noise]))
     return Estimate(name, own.factor, found.weights(), found.strength, 1 + len(seen), own)
 
 
