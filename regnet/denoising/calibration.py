@@ -1,14 +1,15 @@
 """A predicted factor set right by a few more trainings, which need no truth, and how far off it may still be.
 
 A smoother tells tiles apart, but says too little of the noise as a whole: noise also moves the kernels along which the
-training goes. Training K times more, each on labels drawn anew around the first training's predictions (parametric
-bootstrap, Efron 1979), shows what noise of known size does. The smoother is made of the mean of the kernels of all
-trainings, in which what one draw did to its own kernel fades. Of the predictions a single number is taken, by which
-the odds of the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares of its labels
-obey that law when its strength changes, and no prediction keeps more noise than its label has. The number is the one
-by which the smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them; what is
-particular to the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they are too
-uncertain.
+training goes. Training K times more, each on the labels with noise drawn once more on top, shows what noise of known
+size does to a training that has the truth in its labels. (Around its own predictions, as in the parametric bootstrap of
+Efron 1979, there is nothing to learn, and it responds to noise as it never does.) The smoother is made of the mean of
+the kernels of all trainings, in which what one draw did to its own kernel fades. Of the predictions a single number is
+taken, by which the odds of the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares
+of its labels obey that law when its strength changes, and no prediction keeps more noise than its label has. The number
+is the one by which the smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them;
+what is particular to the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they
+are too uncertain.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ _LEAST, _MOST = 1e-4, 1e4  # range of the number
 
 @dataclass(frozen=True)
 class Retrainings:
-    """K more trainings of the same tiles on labels around one answer.
+    """K more trainings of the same tiles on labels with more noise.
 
     Attributes:
-        noise: (K, n, d) px, labels less that answer.
+        noise: (K, n, d) px, what was added to the labels.
         predictions: (K, n, d) px after training.
     """
 

@@ -49,7 +49,7 @@ class DenoisingValidationOptions:
 
     replicas: int = option(16, "trainings from one start, in one order, on independent label noise", low=2)
     retrainings: int = option(
-        8, "trainings on labels drawn anew around the first one's predictions, which set its factor right", low=4
+        8, "trainings on the first one's labels with noise drawn once more on top, which set its factor right", low=4
     )
     tiles: int = option(600, "most training tiles", unit="tiles", low=8)
     noise_sigma_px: float = option(1.0, "label noise a component, one draw a tile", unit="px", low=1e-3)

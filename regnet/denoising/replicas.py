@@ -126,28 +126,28 @@ def retrain(
     options: DenoisingValidationOptions,
     folder: Path,
 ) -> Retrainings:
-    """Train the first replica some times more, on labels drawn anew around its predictions: no truth is needed.
+    """Train the first replica some times more, on its labels with noise drawn once more on top: no truth is needed.
 
     Args:
         tiles: what the network sees.
-        replicas: only the first of them is looked at.
+        replicas: only the labels of the first of them are looked at.
         model_options: network.
         options: how many, and the size of the noise.
         folder: of the replicas; retrainings that it does not hold yet are trained.
     """
-    first = replicas.predictions[0]
+    labels = tiles.offset.double().numpy() + replicas.noise[0]
     noise, predictions = [], []
     for place in tqdm(range(options.retrainings), desc="retrainings"):
-        drawn = np.random.default_rng((options.seed, 5, place)).normal(0, options.noise_sigma_px, first.shape)
+        drawn = np.random.default_rng((options.seed, 5, place)).normal(0, options.noise_sigma_px, labels.shape)
         noise.append(drawn)
         trail = retraining_trail(folder, place)
-        predictions.append(_trained(trail.folder / PREDICTIONS, tiles, first + drawn, model_options, options, trail))
+        predictions.append(_trained(trail.folder / PREDICTIONS, tiles, labels + drawn, model_options, options, trail))
     return Retrainings(np.stack(noise), np.stack(predictions))
 
 
 def retraining_trail(folder: Path, place: int) -> Trail:
     """Checkpoints along one of the retrainings that `folder` holds."""
-    return Trail(folder / f"retraining_{place:02d}")
+    return Trail(folder / f"noisier_{place:02d}")
 
 
 def _trained(

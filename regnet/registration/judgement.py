@@ -64,7 +64,9 @@ class JudgedMatcher:
         """Match one window; its quality has the channels named above."""
         match = self._matcher(patch)
         taken = self._common.without_doubtful(match.displacement)
-        known = patch.fixed_valid & patch.moving_valid
+        # What lies in a gap of moving may be shown by the place that the displacement points to.
+        there = displacement.warp_valid(torch.from_numpy(patch.moving_valid)[None, None], torch.from_numpy(taken)[None])
+        known = patch.fixed_valid & (patch.moving_valid | there[0, 0].numpy())
         found, weight = torch.from_numpy(match.displacement), torch.from_numpy(known)
         told = features(agreement(patch, found), found, weight, self._trained)
         error = torch.hypot(expected_error(told, known.shape), torch.tensor(self._unseen_px))

@@ -168,7 +168,7 @@ def test_replicas_resume_and_differ_by_their_noise_alone(tmp_path, monkeypatch):
     assert len(trained) == 3
 
 
-def test_retrainings_are_on_labels_around_the_first_predictions(tmp_path, monkeypatch):
+def test_retrainings_are_on_the_labels_with_more_noise(tmp_path, monkeypatch):
     tiles, options = shifted(), replace(OPTIONS, epochs=1, batch=6, retrainings=2)
     replicas = train_replicas(tiles, SMALL, options, tmp_path / "replicas")
     first = retrain(tiles, replicas, SMALL, options, tmp_path / "replicas")
@@ -179,7 +179,8 @@ def test_retrainings_are_on_labels_around_the_first_predictions(tmp_path, monkey
     train_replicas(tiles, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
     again = retrain(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
     assert len(trained) == 1
-    np.testing.assert_allclose(trained[0][2], replicas.predictions[0] + again.noise[2], atol=1e-6)
+    labels = tiles.offset.numpy() + replicas.noise[0]
+    np.testing.assert_allclose(trained[0][2], labels + again.noise[2], atol=1e-6)
     np.testing.assert_array_equal(again.take(slice(2)).predictions, first.predictions)
     assert retraining_trail(tmp_path / "replicas", 1).points()[-1].step == 2
 
