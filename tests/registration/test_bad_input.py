@@ -96,7 +96,7 @@ def test_nine_tenths_without_data(tmp_path, shifted):
     path = write_raster(tmp_path / "sparse.tif", moving, nodata=0)
     share = alone((shifted[0], path), tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["share_with_data"] == pytest.approx(0.1, abs=0.01)
+    assert summary["share_with_data"] == pytest.approx(0.1, abs=0.02)
     assert share > 0.5
     dx, dy, error = field(tmp_path / "out")
     known = np.isfinite(error)
