@@ -131,11 +131,11 @@ def write_case(name: str, folder: Path, seed: int = 0, family: str = "smooth") -
             valid = (moved.fixed_valid & moved.moving_valid)[inner]
             kind = np.where(valid, np.where(moved.structure[inner], 2, 1), 0)
             window = Window(0, row, width, count)
-            fixed.write(_as_uint16(moved.fixed, moved.fixed_valid)[:, *inner], window=window)
-            moving.write(_as_uint16(moved.moving, moved.moving_valid)[:, *inner], window=window)
+            fixed.write(as_uint16(moved.fixed, moved.fixed_valid)[:, *inner], window=window)
+            moving.write(as_uint16(moved.moving, moved.moving_valid)[:, *inner], window=window)
             truth.write(np.concatenate([true[:, *inner], kind[None]]).astype(np.float32), window=window)
 
 
-def _as_uint16(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
+def as_uint16(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
     """Values of a patch, which lie between -3 and 3, to 2,768 to 62,768; 0 where invalid."""
     return np.where(valid, np.rint(32_768 + 10_000 * values), 0).astype(np.uint16)
