@@ -14,6 +14,8 @@ WINDOW_PX = 32.0
 """Gaussian window over which the ground is described."""
 LEAST_VALID = 0.5
 """Squares with a smaller share of valid pixels say nothing of what was seen."""
+MOST_PLACES = 4096
+"""So many squares of an image are enough."""
 _FAINT = 0.02
 """Spread of a band, in its own units, below which differences in it mean nothing."""
 _SPREAD = 0.05
@@ -74,7 +76,8 @@ class Ground(nn.Module):
         seen = []
         for images, valid in batches:
             known = F.avg_pool2d(valid.to(images.dtype), self.cell_px)[:, 0] > LEAST_VALID
-            seen.append(self.described(images, valid).movedim(1, -1)[known].T)
+            places = self.described(images, valid).movedim(1, -1)[known]
+            seen.append(places[:: -(-len(places) // MOST_PLACES) or 1].T)
         rows = torch.cat(seen, 1).double()
         covariance = torch.cov(rows) + _SPREAD**2 * torch.eye(len(rows), device=rows.device)
         self.mean.copy_(rows.mean(1))
