@@ -1,7 +1,7 @@
 """Pairs that are hard in one respect each: `python -m benchmarks.hardships --json FILE`.
 
 Real pairs that are in place, displaced by a known field: pixels of moving 2 to 10 times as large as fixed's, pairs
-that are turned and stretched as well, gaps in moving, radar far away, tiny crops, and clouds that moved over ground
+that are turned and stretched as well, gaps in moving of any size, radar far away, tiny crops, and clouds that moved over ground
 that did not. `none` and `error` are mean end-point errors, px, of doing nothing and of `register`, which leaves in
 place what it abstains from; `within_50` and `within_90` are the shares of what is registered within the bounds that it
 states.
@@ -68,6 +68,12 @@ def with_gaps(patch: Patch, _: int) -> Patch:
     return replace(patch, moving_valid=patch.moving_valid & ((rows + 0.15 * cols) % 40 >= 16))
 
 
+def with_salt(patch: Patch, seed: int) -> Patch:
+    """One pixel in ten of moving without a value."""
+    hidden = np.random.default_rng(seed).random(patch.structure.shape) < 0.1
+    return replace(patch, moving_valid=patch.moving_valid & ~hidden)
+
+
 def with_clouds(patch: Patch, seed: int) -> Patch:
     """Clouds over a twentieth of both images, in moving 12 px farther down and 4 to the right."""
     noise = np.random.default_rng(seed).normal(size=patch.structure.shape)
@@ -105,6 +111,7 @@ HARDSHIPS = {
     "radar_turned": Hardship(lambda: radar_pair(9), None, turned(4, 1.0, (10, 10))),
     "gaps": Hardship(lambda: sample_pair("B08"), spoil=with_gaps),
     "gaps_shifted": Hardship(lambda: sample_pair("B08"), field=turned(0, 1.0, (15, 8)), spoil=with_gaps),
+    "salt": Hardship(lambda: sample_pair("B08"), spoil=with_salt),
     "clouds_moved": Hardship(lambda: sample_pair("B08"), field=still, spoil=with_clouds),
     **{f"tiny_{side}": Hardship(lambda: sample_pair("B08"), side=side) for side in (16, 24, 32, 48, 64, 96)},
 }

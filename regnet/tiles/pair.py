@@ -23,7 +23,7 @@ from regnet.geo.grid import Box, Grid, apply
 from regnet.geo.raster import GridRaster, is_vector, raster_grid
 from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
-from regnet.tiles.patch import Patch
+from regnet.tiles.patch import Patch, mended
 
 SAMPLE_PIXELS, SAMPLE_VALUES = 1_000_000, 16_000_000
 """Percentiles are of at most so many pixels, and of at most so many values of all bands together."""
@@ -282,13 +282,13 @@ class PairReader:
         return self._patch(box, around[:, *inner], around_valid[inner], structure)
 
     def read_images(self, row: int, col: int, height: int, width: int) -> Patch:
-        """As `read`, but quicker, and without a word on structure: none is told anywhere.
+        """As `read`, but quicker, mended, and without a word on structure: none is told anywhere.
 
         Raises:
             InputError: a file is damaged.
         """
         box = Box(row, col, height, width)
-        return self._patch(box, *self._fixed.read(box), np.zeros((height, width), np.bool_))
+        return mended(self._patch(box, *self._fixed.read(box), np.zeros((height, width), np.bool_)))
 
     def _patch(
         self, box: Box, fixed: NDArray[np.float32], fixed_valid: NDArray[np.bool_], structure: NDArray[np.bool_]

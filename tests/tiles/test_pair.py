@@ -13,7 +13,7 @@ from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader, StructureRule, measure
-from regnet.tiles.patch import Patch
+from regnet.tiles.patch import Patch, mended
 
 Write = Callable[..., str]
 
@@ -225,3 +225,20 @@ def test_a_band_that_is_nowhere_valid_is_named(raster_file: Write, ground: np.nd
     empty = raster_file("e.tif", np.stack([ground[0], 0 * ground[0]]).astype(np.float32), nodata=0)
     with pytest.raises(InputError, match=r"e\.tif: band e_2 has no valid pixel; leave it out by fixed_bands"):
         PairReader(PairOptions(name="a", fixed=empty, moving=empty))
+
+
+def test_the_smallest_gaps_are_mended_and_others_keep_their_borders() -> None:
+    rows = np.arange(60, dtype=np.float32)[:, None] * np.ones((60, 80), np.float32)
+    valid = np.ones((60, 80), bool)
+    valid[20, 20] = valid[30:31, 10:70] = False
+    valid[40:50, 30:60] = valid[:, :5] = False
+    image = np.where(valid, rows, 0)[None]
+    patch = mended(Patch(image, image, valid, valid, valid))
+    assert patch.fixed_valid[20, 20]
+    assert patch.moving_valid[30, 10:70].all()
+    np.testing.assert_allclose(patch.fixed[0][[20, 30], [20, 40]], [20, 30], atol=1e-3)
+    assert not patch.fixed_valid[41:49, 31:59].any()
+    assert not patch.fixed_valid[:, :5].any()
+    np.testing.assert_array_equal(patch.fixed[0][valid], rows[valid])
+    whole = Patch(image, image, np.ones_like(valid), valid, valid)
+    assert mended(whole).fixed is whole.fixed
