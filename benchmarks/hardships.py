@@ -1,10 +1,10 @@
 """Pairs that are hard in one respect each: `python -m benchmarks.hardships --json FILE`.
 
 Real pairs that are in place, displaced by a known field: pixels of moving 2 to 10 times as large as fixed's, pairs
-that are turned and stretched as well, gaps in moving of any size, radar far away, tiny crops, and clouds that moved over ground
-that did not. `none` and `error` are mean end-point errors, px, of doing nothing and of `register`, which leaves in
-place what it abstains from; `within_50` and `within_90` are the shares of what is registered within the bounds that it
-states.
+that are turned and stretched as well, gaps in moving of any size, radar far away, tiny crops, and clouds that moved
+over ground that did not. `none` and `error` are mean end-point errors, px, of doing nothing and of `register`, which
+leaves in place what it abstains from; `within_50` and `within_90` are the shares of what is registered within the
+bounds that it states.
 """
 
 from __future__ import annotations
