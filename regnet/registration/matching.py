@@ -131,10 +131,13 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
         share = np.maximum(share, surer.astype(np.float32))
     backward = strip.quality[BACKWARD]
     bearable = np.maximum(3 * error, strip.quality[MISALIGNMENT])
+    # Of a displacement that is taken in part the rest is an error too.
+    stated = np.hypot(share * error, (1 - share) * np.hypot(*strip.displacement))
     reasons = [
         (~valid, NO_DATA),
         (np.maximum(error, doubt) >= max_error_px, UNSURE),
         (share <= 0, UNCLEAR),
+        (stated >= max_error_px, UNSURE),
         ((residual > np.maximum(OUTLIER_PX, bearable)) & (backward > DOUBTED_PX), OUTLIER),
         (backward > np.maximum(BACKWARD_PX, bearable), INCONSISTENT),
     ]
@@ -142,8 +145,7 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     matched = status == MATCHED
     taken = compose(Strip(strip.row, strip.displacement * share, strip.quality), overall.matrix)
     displacement = np.where(matched, taken, np.float32(0))
-    left_px = (1 - share) * np.hypot(*strip.displacement)
-    error = np.where(matched, np.hypot(share * error, left_px), np.float32(np.inf)).astype(np.float32)
+    error = np.where(matched, stated, np.float32(np.inf)).astype(np.float32)
     if overall.found:
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
         worth = ~matched & (left <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone)))

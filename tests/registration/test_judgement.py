@@ -283,7 +283,7 @@ def test_chance_is_ruled_out_sooner_in_large_windows():
     assert chances[0] > chances[1] > chances[2] >= chances[3] == 0
 
 
-@pytest.mark.parametrize(("side", "wanted"), [(64, 0), (48, 0), (24, 8), (16, 16)])
+@pytest.mark.parametrize(("side", "wanted"), [(96, 0), (64, 0), (48, 8 / 3), (16, 24)])
 def test_tiny_windows_are_taken_for_chance_however_well_they_agree(side, wanted):
     middle, coarse = (torch.ones(-(-side // (CELL * scale)), -(-side // (CELL * scale))) for scale in (MIDDLE, COARSE))
     told = features(Agreement(middle, coarse), torch.zeros(2, side, side), torch.ones(side, side, dtype=torch.bool))
@@ -368,6 +368,16 @@ def test_what_stands_out_from_its_neighbours_is_an_outlier_only_where_the_way_ba
     given.quality[BACKWARD, 0] = [0.9, 0.9, 0.9, 1.1, 0.9, 1.1]
     status = believe(given, given.displacement, NOT_SOUGHT, 2.5).status[0]
     np.testing.assert_array_equal(status, [MATCHED, NO_DATA, UNSURE, OUTLIER, UNCLEAR, OUTLIER])
+
+
+def test_what_is_taken_in_part_leaves_no_more_than_is_bearable():
+    """Towards the greatest error the displacement fades, and of a long one too much would be left."""
+    for length, expected in ((3.0, MATCHED), (40.0, UNSURE)):
+        given = strip(length, 2.2)
+        given.quality[DOUBT], given.quality[MISALIGNMENT] = 2.2, 99  # three fifths are taken
+        beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5)
+        assert beliefs.status[0, 0] == expected
+        assert (beliefs.error_px[0, 0] < 2.5) == (expected == MATCHED)
 
 
 def test_beyond_a_believed_similarity_what_is_clear_is_taken():
