@@ -106,11 +106,10 @@ def _command(name: str, arguments: list[str]) -> int:
 def _hydra(command: Command, arguments: list[str]) -> int:
     """Compose the configuration and do the command, once or, with --multirun, for every combination."""
     codes: list[int] = []
-    failed: list[int] = []
 
     def job(config: DictConfig) -> None:
         """Do the command for one configuration and keep its exit code; a failed run ends a multirun."""
-        if failed:  # Hydra would go on with the others
+        if codes and codes[-1] not in (DONE, ABSTAINED):  # Hydra would go on with the others
             return
         several = _several()
         if several and "output_dir" in config:
@@ -127,11 +126,10 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         if several and command.apart:
             given = {name: config.get(name) for name in ("row", "fixed", "moving")}
             write_outcome(Path(config.output_dir), given, code, message)
-        elif several and code not in (DONE, ABSTAINED):
-            failed.append(code)
-            raise JobError(code)
         else:
             codes.append(code)
+            if several and code not in (DONE, ABSTAINED):
+                raise JobError(code)
 
     register_schemas()
     GatherPairs.codes.clear()

@@ -34,9 +34,10 @@ def command_help(headline: str, schema: type, groups: Sequence[str], sections: S
     for group in groups:
         files = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
         lines.append(f"{group}={{{','.join(files)}}}: one of the files in conf/{group}")
-    folder = ", each in its own folder of output_dir" if "output_dir" in [key.path for key in keys(schema)] else ""
+    known = list(keys(schema))
+    folder = ", each in its own folder of output_dir" if "output_dir" in [key.path for key in known] else ""
     lines += [f"--multirun key=a,b,c: one run for every combination{folder}", ""]
-    for key in keys(schema):
+    for key in known:
         section = key.path.partition(".")[0]
         if not sections or "." not in key.path or section in (*sections, "data", "fabric"):
             lines += _key_help(key)

@@ -7,7 +7,6 @@ is shown both images at about the resolution that moving has.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,15 +45,7 @@ def _coarsely(matcher: Matcher, patch: Patch, ratio: int) -> Match:
     pad = [(0, -side % ratio) for side in shape]
     fixed, fixed_valid = _reduced(patch.fixed, patch.fixed_valid, pad, ratio)
     moving, moving_valid = _reduced(patch.moving, patch.moving_valid, pad, ratio)
-    small = replace(
-        patch,
-        fixed=fixed,
-        moving=moving,
-        fixed_valid=fixed_valid,
-        moving_valid=moving_valid,
-        structure=fixed_valid,
-    )
-    match = matcher(small)
+    match = matcher(Patch(fixed, moving, fixed_valid, moving_valid, structure=fixed_valid))
     layers = torch.from_numpy(np.concatenate((ratio * match.displacement, match.quality)))[None]
     fine = F.interpolate(layers, scale_factor=ratio, mode="bilinear", align_corners=False)[0]
     cut = fine[:, : shape[0], : shape[1]].numpy()

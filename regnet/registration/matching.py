@@ -122,8 +122,6 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     error, valid, residual = strip.quality[ERROR], strip.quality[VALID] > 0.5, strip.quality[RESIDUAL]
     doubt, misalignment = strip.quality[DOUBT], strip.quality[MISALIGNMENT]
     alone_px = max(overall.error_px, OVERALL_FLOOR_PX)
-    # What is found there beside chance is what the similarity alone is off by.
-    left = np.hypot(alone_px, np.sqrt(np.maximum(misalignment**2 - doubt**2, 0)))
     share = taken_share(misalignment, doubt, max_error_px)
     if overall.found:
         # A match that is surer than the similarity is taken for any difference to it.
@@ -148,6 +146,8 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     error = np.where(matched, stated, np.float32(np.inf)).astype(np.float32)
     if overall.found:
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
+        # What is found there beside chance is what the similarity alone is off by.
+        left = np.hypot(alone_px, np.sqrt(np.maximum(misalignment**2 - doubt**2, 0)))
         worth = ~matched & (left <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone)))
         displacement = np.where(worth, alone, displacement)
         error[worth] = left[worth]

@@ -15,6 +15,7 @@ from regnet.models.checkpoint import check_channels, load_checkpoint, model_for
 from regnet.models.matcher import Matcher
 from regnet.models.options import ModelOptions
 from regnet.models.unet import UNet
+from regnet.registration.detail import at_detail
 from regnet.registration.windows import Match
 from regnet.tiles.patch import Patch
 
@@ -50,6 +51,11 @@ def load_network(
 class NetworkMatcher:
     """Runs a network that maps (fixed, moving, fixed_valid, moving_valid) to a displacement and its confidence.
 
+    Args:
+        model: the network.
+        detail_px: side of one of moving's own pixels, px of a window. One that is not trained is shown windows at about
+            that resolution; a trained one is at home at the one it was trained at.
+
     Attributes:
         trained: whether anything of it is learned.
         pixel_bytes: what a pixel of a window takes at the peak.
@@ -57,17 +63,21 @@ class NetworkMatcher:
             square length; 0 where it was not trained on several pairs.
     """
 
-    def __init__(self, model: Matcher | UNet) -> None:
+    def __init__(self, model: Matcher | UNet, detail_px: float = 1.0) -> None:
         self._model = model.eval()
         self.trained = any(parameter.requires_grad for parameter in model.parameters())
         least, each = UNET_BYTES if isinstance(model, UNet) else MATCHER_BYTES if self.trained else FREE_BYTES
         self.pixel_bytes = least + each * (model.fixed_channels + model.moving_channels)
         self.pair_spread_px = float(model.pair_spread_px)
         self._device = device_of(model)
+        self._matched = self._match if self.trained else at_detail(self._match, detail_px)
 
-    @torch.inference_mode()
     def __call__(self, patch: Patch) -> Match:
         """Match one window; its quality has one channel, the network's confidence."""
+        return self._matched(patch)
+
+    @torch.inference_mode()
+    def _match(self, patch: Patch) -> Match:
         prediction = self._model(*self._images(patch), *self._masks(patch))
         return Match(prediction.displacement[0].float().cpu().numpy(), prediction.confidence[0].float().cpu().numpy())
 

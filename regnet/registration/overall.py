@@ -100,11 +100,12 @@ def find_overall(patch: Patch, pixel_px: float, keep_px: float) -> Overall:
             refined, error = refine(level, rescaled(matrix, search.ratio / ratio))
             matrix = rescaled(refined, ratio / search.ratio)
         error_px = error * ratio * pixel_px
-    outvoted = objects(level, rescaled(matrix, search.ratio))
     numbers = (max(score, fit(search, matrix)), rival, fit(search, still), error_px)
-    matrix = rescaled(matrix, search.ratio * pixel_px)
-    moved_px = farthest(matrix, still, (side[0] * pixel_px, side[1] * pixel_px))
-    return _decide(matrix, numbers, moved_px, keep_px, outvoted)
+    whole = rescaled(matrix, search.ratio * pixel_px)
+    decided = _decide(whole, numbers, farthest(whole, still, (side[0] * pixel_px, side[1] * pixel_px)), keep_px)
+    if decided.found and objects(level, rescaled(matrix, search.ratio)):
+        return Overall(still, False, "part of the ground fits in place, and not under the best similarity", *numbers)
+    return decided
 
 
 def _near(level: Level) -> tuple[Matrix, float, float]:
@@ -121,10 +122,8 @@ def _anywhere(level: Level) -> tuple[Matrix, float, float]:
     return matrix, score, max([0.0, *far])
 
 
-def _decide(
-    matrix: Matrix, numbers: tuple[float, float, float, float], moved_px: float, keep_px: float, outvoted: bool
-) -> Overall:
-    """Believe a similarity only if it is clearly better than any other and than none, and most blocks do not object."""
+def _decide(matrix: Matrix, numbers: tuple[float, float, float, float], moved_px: float, keep_px: float) -> Overall:
+    """Believe a similarity only if it is clearly better than any other and than none."""
     score, rival, unmoved, error_px = numbers
     still: Matrix = np.eye(2, 3)
     if score < CLEARLY * rival or not math.isfinite(error_px):
@@ -133,8 +132,6 @@ def _decide(
         return Overall(still, False, f"already in place to {moved_px:.1f} px", *numbers)
     if score < CLEARLY * unmoved:
         return Overall(still, False, "the best similarity is not clearly better than none", *numbers)
-    if outvoted:
-        return Overall(still, False, "part of the ground fits in place, and not under the best similarity", *numbers)
     return Overall(matrix, True, f"moving is off by up to {moved_px:.0f} px", *numbers)
 
 

@@ -27,7 +27,7 @@ from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import Check, check_errors
 from regnet.registration.common_shift import CLEAR_SHIFT, NO_SHIFT, CommonShift, clear_share, find_common_shift
-from regnet.registration.detail import at_detail, unseen_px
+from regnet.registration.detail import unseen_px
 from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.judgement import JudgedMatcher
@@ -40,7 +40,6 @@ from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
 from regnet.registration.vectors import Moved, move_vectors
-from regnet.registration.windows import Matcher as WindowMatcher
 from regnet.registration.windows import side_by_side
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
@@ -97,16 +96,14 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             adapted, kept = None, output_dir / UNFINISHED / ADAPTED
             if options.adapt.enabled:
                 model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
-            network = NetworkMatcher(model)
+            detail_px = reader.detail_px
+            network = NetworkMatcher(model, detail_px)
             windows, at_once = side_by_side(
                 options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads
             )
             samples = _samples(windows)
-            # A trained network is at home at the resolution it was trained at.
-            detail_px = reader.detail_px
-            matching = network if network.trained else at_detail(network, detail_px)
-            common = _common_shift(overall, matching, network.pair_spread_px, reader, samples)
-            matcher = JudgedMatcher(matching, common, network.trained, network.backward, unseen_px(detail_px))
+            common = _common_shift(overall, network, reader, samples)
+            matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
@@ -195,13 +192,11 @@ def _beyond_doubt(overall: Overall, network: NetworkMatcher, reader: PairReader,
     return replace(overall, matrix=still, found=False, reason=reason)
 
 
-def _common_shift(
-    overall: Overall, matcher: WindowMatcher, spread_px: float, reader: PairReader, samples: WindowOptions
-) -> CommonShift:
+def _common_shift(overall: Overall, network: NetworkMatcher, reader: PairReader, samples: WindowOptions) -> CommonShift:
     """The shift of the whole pair; what is left beside a similarity that was found is not in doubt."""
     if overall.found:
         return NO_SHIFT
-    return find_common_shift(matcher, reader.read_images, reader.shape, samples, spread_px)
+    return find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
 
 
 def _familiarity(
