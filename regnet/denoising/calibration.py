@@ -4,12 +4,14 @@ A smoother tells tiles apart, but says too little of the noise as a whole: noise
 training goes. Training K times more, each on the labels with noise drawn once more on top, shows what noise of known
 size does to a training that has the truth in its labels. (Around its own predictions, as in the parametric bootstrap of
 Efron 1979, there is nothing to learn, and it responds to noise as it never does.) The smoother is made of the mean of
-the kernels of all trainings, in which what one draw did to its own kernel fades. Of the predictions a single number is
-taken, by which the odds of the variance that is left, `f^2 / (1 - f^2)`, are multiplied for all tiles: a ridge's shares
-of its labels obey that law when its strength changes, and no prediction keeps more noise than its label has. The number
-is the one by which the smoother foretells, for the very draws of the retrainings, the mean of the factors seen in them;
-what is particular to the draws then counts on both sides. Single tiles' factors are not corrected: seen K times they
-are too uncertain.
+the kernels of all trainings, in which what one draw did to its own kernel fades. Two numbers then set its factors
+right, the same for all tiles: the odds of the variance that is left, `f^2 / (1 - f^2)`, are raised to a power and
+multiplied by a ratio. A ridge's shares of its labels obey a ratio when its strength changes, and no prediction keeps
+more noise than its label has. The power is needed because the smoother errs about single tiles: those that it takes for
+the noisiest are so less often than it says, as in any regression on a predictor with errors of its own. The numbers are
+those by which the smoother foretells best, in least squares, for the very draws of the retrainings, the factors seen in
+them; what is particular to the draws then counts on both sides. Single tiles' factors are not corrected: seen K times
+they are too uncertain.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from regnet.denoising.operators import Array
-from regnet.denoising.trajectory import falling_root
 from regnet.denoising.validation import halvings, true_factor
 
 Pool = Callable[[Array], Array]
@@ -29,7 +31,23 @@ Pool = Callable[[Array], Array]
 
 LEAST_RETRAININGS = 4
 """Two in each half are needed to tell the model's error from chance."""
-_LEAST, _MOST = 1e-4, 1e4  # range of the number
+_LEAST, _MOST = (-10.0, 0.2), (10.0, 2.0)  # range of the ratio's logarithm and of the power
+_START = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Odds:
+    """What is done to the odds of factors: `o -> ratio * o^power`."""
+
+    ratio: float = 1.0
+    power: float = 1.0
+
+    def __call__(self, factor: Array) -> Array:
+        """Change factors; they are at most 1 before and after."""
+        squared = np.minimum(factor, 1.0) ** 2
+        kept, lost = self.ratio * squared**self.power, (1 - squared) ** self.power
+        result: Array = np.sqrt(kept / (kept + lost))
+        return result
 
 
 @dataclass(frozen=True)
@@ -71,19 +89,19 @@ class Calibration:
     foretold: Array
 
     @cached_property
-    def odds_ratio(self) -> float:
-        """By what the odds are multiplied."""
-        return self._odds_ratio(np.arange(len(self.seen)))
+    def odds(self) -> Odds:
+        """What sets the factors right."""
+        return self._fitted(np.arange(len(self.seen)))
 
     @property
     def factor(self) -> Array:
         """Set right, (n,)."""
-        return with_odds(self.predicted, self.odds_ratio)
+        return self.odds(self.predicted)
 
     def error(self, pool: Pool | None = None) -> Array:
         """Standard deviation of the logarithm of the true factor over `factor`, by tile or by region.
 
-        It has two parts. The number of the odds would be another with other retrainings: jackknife. And the smoother
+        It has two parts. The odds would be changed otherwise with other retrainings: jackknife. And the smoother
         is wrong about single tiles: halves of the retrainings are off from it independently but for that, so that its
         variance is the covariance of the two, over tiles, of the logarithms of seen over predicted.
 
@@ -100,8 +118,8 @@ class Calibration:
             result: Array = np.log(pooled(factor)[known])
             return result
 
-        rest = [self._odds_ratio(np.delete(places, place)) for place in places]
-        chance = (len(places) - 1) * np.var([logs(with_odds(self.predicted, ratio)) for ratio in rest], axis=0)
+        rest = [self._fitted(np.delete(places, place)) for place in places]
+        chance = (len(places) - 1) * np.var([logs(odds(self.predicted)) for odds in rest], axis=0)
         base = logs(self.factor)
         model = 0.0
         if known.sum() > 1:
@@ -111,14 +129,11 @@ class Calibration:
         result[known] = np.sqrt(chance + max(model, 0.0))
         return result
 
-    def _odds_ratio(self, chosen: Array) -> float:
-        seen = float(self.seen.take(chosen).spread().mean())
+    def _fitted(self, chosen: Array) -> Odds:
+        """What brings the factors foretold for some of the retrainings closest to those seen in them."""
+        seen = self.seen.take(chosen).spread()
         foretold = true_factor(self.foretold[chosen], self.seen.noise[chosen])
-        return falling_root(lambda ratio: seen - float(with_odds(foretold, ratio).mean()), _LEAST, _MOST)
-
-
-def with_odds(factor: Array, ratio: float) -> Array:
-    """Multiply the odds `f^2 / (1 - f^2)` of factors, at most 1, by a number."""
-    squared = np.minimum(factor, 1.0) ** 2
-    result: Array = np.sqrt(ratio * squared / (1 + (ratio - 1) * squared))
-    return result
+        found = least_squares(
+            lambda numbers: Odds(np.exp(numbers[0]), numbers[1])(foretold) - seen, _START, bounds=(_LEAST, _MOST)
+        )
+        return Odds(float(np.exp(found.x[0])), float(found.x[1]))

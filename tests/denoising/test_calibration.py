@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from regnet.denoising.calibration import Calibration, Retrainings, with_odds
+from regnet.denoising.calibration import Calibration, Odds, Retrainings
 from regnet.denoising.operators import Array
 from regnet.denoising.validation import check_factor, true_factor, true_scatter
 
 
 @dataclass(frozen=True)
 class World:
-    """Tiles whose true factors are those of a smoother but for a number and a scatter, and trainings of them."""
+    """Tiles whose true factors are those of a smoother but for two numbers and a scatter, and trainings of them."""
 
     predicted: Array
     true: Array
@@ -27,10 +27,10 @@ class World:
         return noise, 3 + moved, self.predicted[:, None] * noise
 
 
-def world(n=400, ratio=4.0, scatter=0.0, seed=0):
+def world(n=400, odds=Odds(4.0), scatter=0.0, seed=0):
     rng = np.random.default_rng(seed)
     predicted = np.minimum(np.exp(rng.normal(-2.5, 0.6, n)), 0.9)
-    return World(predicted, with_odds(predicted, ratio) * np.exp(scatter * rng.normal(size=n)), seed)
+    return World(predicted, odds(predicted) * np.exp(scatter * rng.normal(size=n)), seed)
 
 
 def calibrated(where, times, **how):
@@ -38,25 +38,38 @@ def calibrated(where, times, **how):
     return Calibration(where.predicted, Retrainings(noise, predictions), foretold)
 
 
-@pytest.mark.parametrize("ratio", [0.5, 1.0, 4.0])
-def test_the_odds_are_found(ratio):
-    where = world(ratio=ratio)
+@pytest.mark.parametrize("odds", [Odds(0.5), Odds(), Odds(4.0), Odds(2.0, 0.7), Odds(3.0, 1.3)])
+def test_the_odds_are_found(odds):
+    where = world(odds=odds)
     found = calibrated(where, 16)
-    assert found.odds_ratio == pytest.approx(ratio, rel=0.15)
-    np.testing.assert_allclose(found.factor, where.true, rtol=0.1)
+    assert found.odds.power == pytest.approx(odds.power, rel=0.1)
+    likely = where.predicted > 0.05  # the smallest count for little
+    np.testing.assert_allclose(found.factor[likely], where.true[likely], rtol=0.1)
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.3, 0.6])
+def test_a_smoother_that_errs_about_tiles_does_not_exaggerate(scatter):
+    """The slope of true factors on predicted ones is 1 however wrong the smoother is about single tiles."""
+    slopes = []
+    for seed in range(8):
+        where = world(odds=Odds(2.0), scatter=scatter, seed=seed)
+        slopes.append(check_factor(calibrated(where, 8).factor, where.true).slope)
+    assert np.mean(slopes) == pytest.approx(1, abs=0.05)
 
 
 def test_what_is_particular_to_the_draws_counts_on_both_sides():
     """Where the trainings do just what the smoother says, only more of it, four of them tell by how much."""
     where = World(np.full(30, 1e-3), np.full(30, 2.5e-3), 0)
-    assert calibrated(where, 4, follows=1.0).odds_ratio == pytest.approx(2.5**2, rel=1e-4)
+    np.testing.assert_allclose(calibrated(where, 4, follows=1.0).factor, where.true, rtol=1e-3)
 
 
 def test_no_prediction_keeps_more_noise_than_its_label_has():
     factor = np.array([0, 1e-3, 0.5, 1, 1.2])
-    np.testing.assert_allclose(with_odds(factor, 9.0), [0, 3e-3, 0.75**0.5, 1, 1], rtol=1e-5)
-    np.testing.assert_allclose(with_odds(factor, 1.0), np.minimum(factor, 1))
-    np.testing.assert_allclose(with_odds(with_odds(factor, 7.0), 1 / 7), np.minimum(factor, 1))
+    np.testing.assert_allclose(Odds(9.0)(factor), [0, 3e-3, 0.75**0.5, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose(Odds()(factor), np.minimum(factor, 1))
+    np.testing.assert_allclose(Odds(1 / 7)(Odds(7.0)(factor)), np.minimum(factor, 1))
+    np.testing.assert_allclose(Odds(power=0.5)(Odds(power=2.0)(factor)), np.minimum(factor, 1))
+    assert (Odds(20.0, 0.5)(factor) <= 1).all()
 
 
 @pytest.mark.parametrize("scatter", [0.0, 0.2])
