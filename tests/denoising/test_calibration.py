@@ -27,7 +27,10 @@ class World:
         return noise, 3 + moved, self.predicted[:, None] * noise
 
 
-def world(n=400, odds=Odds(4.0), scatter=0.0, seed=0):
+FOURFOLD = Odds(4.0)
+
+
+def world(n=400, odds=FOURFOLD, scatter=0.0, seed=0):
     rng = np.random.default_rng(seed)
     predicted = np.minimum(np.exp(rng.normal(-2.5, 0.6, n)), 0.9)
     return World(predicted, odds(predicted) * np.exp(scatter * rng.normal(size=n)), seed)
