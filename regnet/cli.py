@@ -264,6 +264,7 @@ def _run(config: RunConfig) -> int:
 
 
 def _register(config: RegisterConfig) -> int:
+    from regnet.ranks import launch
     from regnet.registration.register import finished, register
     from regnet.run import seed_everything
 
@@ -272,11 +273,15 @@ def _register(config: RegisterConfig) -> int:
         print(f"skipped, {config.output_dir} was made with these settings", flush=True)
         return DONE if share > 0 else ABSTAINED
     seed_everything(config.seed, config.threads)
-    share = register(config, Path(config.output_dir))
+    ranks = launch(config.fabric)
+    share = register(config, Path(config.output_dir), ranks)
+    code = DONE if share > 0 else ABSTAINED
+    if not ranks.main:
+        return code
     for note in read_json(Path(config.output_dir) / "summary.json")["notes"]:
         print(note)
     print(f"registered {share:.0%} of the area; see {config.output_dir}", flush=True)
-    return DONE if share > 0 else ABSTAINED
+    return code
 
 
 def _apply(config: ApplyOptions) -> int:

@@ -103,6 +103,7 @@ class RunConfig(CommonConfig):
 class RegisterConfig(RegisterOptions, CommonConfig):
     """Settings of `register`: its options stand at the top level."""
 
+    fabric: FabricOptions = option(FabricOptions(), "processes that share the windows")
     pairs: str | None = option(
         None,
         "CSV of pairs, one a row: columns fixed, moving and any other key, windows.window_px for one; row by row into "
@@ -111,7 +112,7 @@ class RegisterConfig(RegisterOptions, CommonConfig):
     row: int = option(0, "row of the CSV of pairs, counted from 0", low=0)
 
 
-OF_ALL_PAIRS = ("output_dir", "data", "pairs", "row")
+OF_ALL_PAIRS = ("output_dir", "data", "fabric", "pairs", "row")
 """Keys of `register` that are no pair's own."""
 
 

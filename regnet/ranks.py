@@ -7,7 +7,7 @@ works on its own share and writes its own files; sums are added up over all rank
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 # Ranks wait for each other at most this long: the first one alone prepares tiles and trains.
 _PATIENCE = timedelta(days=7)
@@ -47,6 +48,9 @@ class Ranks:
         import torch
 
         options = options or FabricOptions()
+        if options.accelerator == "cuda":
+            # Without it the same product need not give the same bits; it is read when the first product is made.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.rank, self.size, self.device = 0, 1, torch.device(options.accelerator)
         self._fabric = None
         if options.devices * options.num_nodes > 1:
@@ -78,6 +82,22 @@ class Ranks:
             return values
         total: Tensor = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")  # type: ignore[assignment]
         return total
+
+    def in_turn(self, work: Callable[[], Made]) -> Made:
+        """Work on the main rank first and then on the others, who find what it has written."""
+        if self.main:
+            made = work()
+            self.barrier()
+            return made
+        self.barrier()
+        return work()
+
+    def told(self, value: float) -> float:
+        """The value that the main rank has, on every rank."""
+        import torch
+
+        own = torch.tensor(value if self.main else 0.0, dtype=torch.float64, device=self.device)
+        return float(self.sum(own))
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

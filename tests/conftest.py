@@ -62,6 +62,20 @@ def regnet() -> Regnet:
     return run
 
 
+@pytest.fixture(scope="session")
+def torchrun() -> Regnet:
+    """Run the installed console script in two processes."""
+    script = Path(sys.executable).with_name("regnet")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        command = [*start, *(arguments if arguments[0].endswith(".py") else ("--no-python", str(script), *arguments))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Regnet:
     """Run a command in this process, which saves its start, in the test's own folder."""

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from regnet.files import read_json, write_json
 from regnet.geo.grid import Box
 from regnet.models import load_checkpoint, model_for
+from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.registration.consistency import half_difference
@@ -108,7 +109,7 @@ def adapt(
     begin = time.perf_counter()
     if (folder / DONE).is_file():
         done: dict[str, Any] = read_json(folder / DONE)
-        return (load_checkpoint(folder / MODEL) if done["used"] else start), done
+        return (load_checkpoint(folder / MODEL).to(device_of(start)) if done["used"] else start), done
     start.eval()
     tiles, held_out, judges = sample_tiles(pair.read, pair.shape, start, memory_mb * MEMORY_SHARE, options.seed)
     told: dict[str, Any] = {"used": False, "tiles": len(tiles)}
@@ -119,7 +120,7 @@ def adapt(
     source = PairTiles(tiles, held_out, (pair.fixed_channels, pair.moving_channels))
     told["labels_corrected"] = float(np.mean([tile.label_offset.any() for tile in tiles]))
     told |= _train(start, source, options, seconds, folder)
-    model = load_checkpoint(folder / MODEL)
+    model = load_checkpoint(folder / MODEL).to(device_of(start))
     told |= {name: disagreement(judged, judges) for name, judged in (("before_px", start), ("after_px", model))}
     told["used"] = told["after_px"] <= told["before_px"]
     write_json(folder / DONE, told)
@@ -142,7 +143,7 @@ def _train(
     )
     if not (folder / SUMMARY).is_file():
         model = learner(start, (source.fixed_channels, source.moving_channels), options.seed)
-        Fit(source, model.options, settings, folder, model, seconds).run()
+        Fit(source, model.options, settings, folder, model, seconds, device_of(start)).run()
     trained = read_json(folder / SUMMARY)
     told = {key: trained[key] for key in ("epochs", "best_epoch", "validation_epe_px", "seconds")}
     if trained["epochs"] < settings.epochs:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -70,6 +72,8 @@ class NetworkMatcher:
         self.pixel_bytes = least + each * (model.fixed_channels + model.moving_channels)
         self.pair_spread_px = float(model.pair_spread_px)
         self._device = device_of(model)
+        # A GPU is filled by one window; others wait, so that its memory is bounded whatever the number of threads.
+        self._turn = Lock() if self._device.type == "cuda" else nullcontext()
         self._matched = self._match if self.trained else at_detail(self._match, detail_px)
 
     def __call__(self, patch: Patch) -> Match:
@@ -78,8 +82,10 @@ class NetworkMatcher:
 
     @torch.inference_mode()
     def _match(self, patch: Patch) -> Match:
-        prediction = self._model(*self._images(patch), *self._masks(patch))
-        return Match(prediction.displacement[0].float().cpu().numpy(), prediction.confidence[0].float().cpu().numpy())
+        with self._turn:
+            prediction = self._model(*self._images(patch), *self._masks(patch))
+            both = (prediction.displacement[0], prediction.confidence[0])
+            return Match(*(values.float().cpu().numpy() for values in both))
 
     @torch.inference_mode()
     def backward(self, patch: Patch, found: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -89,8 +95,9 @@ class NetworkMatcher:
         """
         if not isinstance(self._model, Matcher):
             return np.zeros(found.shape[1:], np.float32)
-        apart = self._model.backward(*self._images(patch), self._tensor(found), *self._masks(patch))
-        return np.asarray(apart[0, 0].float().cpu().numpy())
+        with self._turn:
+            apart = self._model.backward(*self._images(patch), self._tensor(found), *self._masks(patch))
+            return np.asarray(apart[0, 0].float().cpu().numpy())
 
     def _images(self, patch: Patch) -> tuple[Tensor, Tensor]:
         return self._tensor(patch.fixed), self._tensor(patch.moving)

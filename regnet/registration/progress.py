@@ -1,4 +1,4 @@
-"""Finished rows of windows, kept on disk so that a registration that was killed goes on where it was."""
+"""Finished rows of windows on disk: a killed registration goes on from there, and several processes share them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ class Progress:
     Args:
         folder: of the rows; None keeps nothing.
         settings: all that the rows depend on. Rows that were made with others are thrown away.
+        shared: another process makes the folder and takes it away.
 
     Raises:
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any] | None = None) -> None:
-        self._folder = folder
-        if folder is None:
+    def __init__(self, folder: Path | None, settings: dict[str, Any] | None = None, shared: bool = False) -> None:
+        self._folder, self._shared = folder, shared
+        if folder is None or shared:
             return
         mark = files.digest(settings or {})
         if not (folder / SETTINGS).is_file() or files.read_json(folder / SETTINGS) != mark:
@@ -42,7 +43,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._folder is not None and (kind is None or issubclass(kind, Exception)):
+        if self._folder is not None and not self._shared and (kind is None or issubclass(kind, Exception)):
             files.remove(self._folder)
 
     def has(self, place: int) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from regnet.heap import give_back
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.options import check_options
+from regnet.ranks import Ranks
 from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import Check, check_errors
@@ -30,7 +32,7 @@ from regnet.registration.common_shift import CLEAR_SHIFT, NO_SHIFT, CommonShift,
 from regnet.registration.detail import unseen_px
 from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
-from regnet.registration.judgement import JudgedMatcher
+from regnet.registration.judgement import CHANNELS, JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions, WindowOptions
@@ -40,7 +42,7 @@ from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
 from regnet.registration.vectors import Moved, move_vectors
-from regnet.registration.windows import side_by_side
+from regnet.registration.windows import finish_rows, side_by_side
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
@@ -60,7 +62,7 @@ SAMPLE_PX = 512
 NOT_SOUGHT = Overall(np.eye(2, 3), False, "not asked for")
 
 
-def register(options: RegisterOptions, output_dir: Path) -> float:
+def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = None) -> float:
     """Register moving onto fixed and write everything about it into a folder.
 
     Writes displacement.tif, registered.tif or registered.gpkg, tie_points.gpkg, summary.json, report.html and the stamp
@@ -70,6 +72,8 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     Args:
         options: the files and how to register them.
         output_dir: folder of the outputs.
+        ranks: processes that share the windows, the first of which does the rest, and where networks run; None: this
+            one alone.
 
     Returns:
         Share of the ground with data in both images that was registered; 0.0 if it abstained everywhere.
@@ -82,20 +86,22 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
     check_options(options)
     output_dir = Path(output_dir)
     refuse_own_inputs(options, output_dir)
-    start = time.perf_counter()
+    start, ranks = time.perf_counter(), ranks or Ranks()
     with block_cache(options.memory_mb // FILES_SHARE), PairReader(pair_options(options), options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
+        model = model.to(ranks.device)
         threads = torch.get_num_threads()  # on which the windows depend
         stamp = _stamp(options)
-        settings = {**asdict(options), "inputs": stamp["inputs"], "threads": threads}
-        with Progress(output_dir / UNFINISHED, settings) as progress:
+        with Progress(output_dir / UNFINISHED, {**stamp, "threads": threads}, shared=not ranks.main) as progress:
+            ranks.barrier()  # its folder is there
             overall = look_overall(reader) if options.global_stage else NOT_SOUGHT
             if overall.found:
                 overall = _beyond_doubt(overall, NetworkMatcher(model), reader, options.windows)
             aligned = reader.pulled(overall.affine) if overall.found else reader
             adapted, kept = None, output_dir / UNFINISHED / ADAPTED
             if options.adapt.enabled:
-                model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
+                training = partial(adapt, model, aligned, options.adapt, options.memory_mb, kept)
+                model, adapted = ranks.in_turn(training)
             detail_px = reader.detail_px
             network = NetworkMatcher(model, detail_px)
             windows, at_once = side_by_side(
@@ -104,6 +110,11 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
             samples = _samples(windows)
             common = _common_shift(overall, network, reader, samples)
             matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
+            if ranks.size > 1:
+                read, shape = aligned.read_images, aligned.shape
+                finish_rows(matcher, read, shape, windows, ranks, "register", CHANNELS, progress, at_once)
+                if not ranks.main:
+                    return ranks.told(0.0)
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
@@ -134,7 +145,7 @@ def register(options: RegisterOptions, output_dir: Path) -> float:
                 if kept.exists():
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
-    return tally.share
+    return ranks.told(tally.share)
 
 
 def _report(

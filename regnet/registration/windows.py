@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from regnet.errors import ConfigError
+from regnet.ranks import Ranks
 from regnet.registration.ahead import worked
 from regnet.registration.options import WindowOptions
 from regnet.registration.progress import Progress
@@ -85,35 +86,85 @@ def predict_strips(
     Yields:
         Strips from top to bottom that make up the raster; displacement and quality are 0 where nothing is valid.
     """
-    rows, height = layout(shape[0], options)
-    cols, width = layout(shape[1], options)
-    weight = np.outer(_ramp(height, options.overlap_px), _ramp(width, options.overlap_px)).astype(np.float32)
-    buffer = np.zeros((3 + channels, height, cols[-1] + width), np.float32)
-    bar = tqdm(total=len(rows) * len(cols), desc=progress, unit="window", disable=not progress)
+    rows, _ = layout(shape[0], options)
     kept = kept or Progress(None)
-    todo = [row for place, row in enumerate(rows) if not kept.has(place)]
-    reads = [partial(read, row, col, height, width) for row in todo for col in cols]
-    with bar, closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
+    done = [kept.has(place) for place in range(len(rows))]
+    todo = [row for row, whole in zip(rows, done, strict=True) if not whole]
+    tail = None
+    with closing(_row_sums(matcher, read, shape, options, todo, progress, channels, at_once)) as found:
         for place, (row, following) in enumerate(zip(rows, [*rows[1:], shape[0]], strict=True)):
             count = following - row
-            if row not in todo:
+            if done[place]:
                 buffer = kept.load(place)
-                bar.update(len(cols))
             else:
-                for col, match in zip(cols, matches, strict=False):
-                    if match is not None:
-                        target = buffer[:, :, col : col + width]
-                        target[:2] += match.displacement * weight
-                        target[2:-1] += match.quality * weight
-                        target[-1] += weight
-                    bar.update()
+                buffer = next(found)
                 kept.save(place, buffer)
+            if tail is not None:
+                buffer[:, : tail.shape[1]] += tail
             for start in range(0, count, STRIP_PX):
                 sums = buffer[:, start : min(start + STRIP_PX, count), : shape[1]]
                 means = sums[:-1] / np.maximum(sums[-1], 1e-12)
                 yield Strip(row + start, means[:2], means[2:])
-            buffer[:, : height - count] = buffer[:, count:].copy()
-            buffer[:, height - count :] = 0
+            tail = buffer[:, count:].copy()
+
+
+def finish_rows(
+    matcher: Matcher,
+    read: Reader,
+    shape: tuple[int, int],
+    options: WindowOptions,
+    ranks: Ranks,
+    progress: str,
+    channels: int,
+    kept: Progress,
+    at_once: int = 1,
+) -> None:
+    """Match this rank's share of the rows of windows and keep them; when it returns all ranks have kept theirs.
+
+    Args: as for `predict_strips`, which then finds all rows finished.
+    """
+    rows, _ = layout(shape[0], options)
+    places = [place for place in ranks.own(range(len(rows))) if not kept.has(place)]
+    todo = [rows[place] for place in places]
+    with closing(_row_sums(matcher, read, shape, options, todo, progress, channels, at_once)) as found:
+        for place, sums in zip(places, found, strict=True):
+            kept.save(place, sums)
+    ranks.barrier()
+
+
+def _row_sums(
+    matcher: Matcher,
+    read: Reader,
+    shape: tuple[int, int],
+    options: WindowOptions,
+    rows: Sequence[int],
+    progress: str,
+    channels: int,
+    at_once: int,
+) -> Generator[NDArray[np.float32]]:
+    """Match rows of windows that start at these rows of the raster.
+
+    Yields:
+        For each, sums over its windows: weighted displacement and quality, and weights, (3 + channels, height, width);
+        in the same array every time.
+    """
+    height, (cols, width) = layout(shape[0], options)[1], layout(shape[1], options)
+    weight = np.outer(_ramp(height, options.overlap_px), _ramp(width, options.overlap_px)).astype(np.float32)
+    buffer = np.empty((3 + channels, height, cols[-1] + width), np.float32) if rows else None
+    reads = [partial(read, row, col, height, width) for row in rows for col in cols]
+    bar = tqdm(total=len(reads), desc=progress, unit="window", disable=not progress)
+    with bar, closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
+        for _ in rows:
+            assert buffer is not None
+            buffer[:] = 0
+            for col, match in zip(cols, matches, strict=False):
+                if match is not None:
+                    target = buffer[:, :, col : col + width]
+                    target[:2] += match.displacement * weight
+                    target[2:-1] += match.quality * weight
+                    target[-1] += weight
+                bar.update()
+            yield buffer
 
 
 def _matched(matcher: Matcher, patch: Patch) -> Match | None:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import geopandas as gpd
@@ -29,7 +28,7 @@ from regnet.errors import ConfigError, InputError, OutputError
 from regnet.models.base import Prediction
 from regnet.registration import register as module
 from regnet.registration.options import RegisterOptions
-from regnet.registration.progress import Progress, input_marks
+from regnet.registration.progress import Progress
 from regnet.registration.register import register
 from regnet.registration.windows import FAIR_PX, WindowOptions, bounded, predict_strips, side_by_side
 from tests.registration.conftest import CRS, ORIGIN, TRUE, texture, write_raster
@@ -313,14 +312,12 @@ def test_a_killed_registration_goes_on_where_it_was(tmp_path, small, monkeypatch
     assert (out / "displacement.tif").read_text() == "of an earlier run"
     loaded = []
     load = Progress.load
-    options = {"windows": WindowOptions(64, 32), "global_stage": False, "max_error_px": 100}
+    options = {"windows": WindowOptions(64, 32), "global_stage": False, "max_error_px": 100.0}
 
     def watched(self, place):
         loaded.append(place)
         return load(self, place)
 
-    # The settings of the command hold its own keys too, so the rows are looked at through the same class.
-    (kept / "settings.json").write_text(json.dumps(files.digest(settings_of(small, options))))
     monkeypatch.setattr(module, "load_network", lambda *_: Plain())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "load", watched)
@@ -331,11 +328,6 @@ def test_a_killed_registration_goes_on_where_it_was(tmp_path, small, monkeypatch
     assert resumed == whole
     assert np.abs(field(out)[:2]).max() > 0
     np.testing.assert_array_equal(field(out), field(tmp_path / "whole"))
-
-
-def settings_of(shifted, options):
-    inputs = input_marks(list(shifted))
-    return {**asdict(RegisterOptions(*shifted, **options)), "inputs": inputs, "threads": torch.get_num_threads()}
 
 
 def test_rows_of_other_settings_or_files_are_thrown_away(tmp_path):

@@ -1,9 +1,6 @@
 """Several processes do what one does: they share the gradients, the products and the counts."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import geopandas as gpd
 import numpy as np
@@ -38,12 +35,6 @@ for backend in ("exact", "sketch", "linear"):
 """
 
 
-def torchrun(*arguments, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_alone_a_rank_has_all_the_work():
     ranks = launch(FabricOptions())
     assert ranks.main
@@ -59,7 +50,7 @@ def test_what_was_started_has_to_fit_the_settings(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(scene, trained, tmp_path):
+def test_two_processes_do_what_one_does(scene, trained, tmp_path, torchrun):
     (tmp_path / "work.py").write_text(WORK)
     result = torchrun("work.py", str(scene.folder), str(trained), str(tmp_path / "two"), folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -78,12 +69,10 @@ def test_two_processes_do_what_one_does(scene, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_through_the_console(mini_run, mini_settings, tmp_path):
+def test_two_processes_through_the_console(mini_run, mini_settings, tmp_path, torchrun):
     shutil.copytree(mini_run[0], tmp_path / "mini")
     shutil.rmtree(tmp_path / "mini" / "similarity")
-    script = str(shutil.which("regnet", path=os.path.dirname(sys.executable)))
-    command = ("--no-python", script, "run", *mini_settings, "output_dir=mini", "fabric.devices=2")
-    result = torchrun(*command, folder=tmp_path)
+    result = torchrun("run", *mini_settings, "output_dir=mini", "fabric.devices=2", folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     for stage, found in {"prepare": "skipped", "similarity": "writing", "denoise": "writing"}.items():
         assert result.stdout.count(f"{stage}: {found}") == 1  # the first rank alone speaks
