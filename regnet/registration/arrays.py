@@ -22,6 +22,8 @@ from regnet import files
 from regnet.errors import ConfigError, InputError
 from regnet.geo.features import free_names, read_features, write_features
 from regnet.geo.raster import is_vector
+from regnet.options import check_options
+from regnet.ranks import FabricOptions, launch
 from regnet.registration import apply as applying
 from regnet.registration import register as registering
 from regnet.registration.labelled import like, values_of
@@ -136,8 +138,9 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
         fixed: path of a raster, `Raster`, or an array of xarray with rioxarray's georeferencing.
         moving: the same, or path of a vector file, or GeoDataFrame.
         output_dir: folder of the outputs; None for a temporary one that goes with the result.
-        settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows` and `adapt` may be
-            mappings, and `adapt` true or false; `fixed_bands` and `moving_bands` a list or a single band.
+        settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows`, `adapt` and `fabric`
+            may be mappings, and `adapt` true or false; `fixed_bands` and `moving_bands` a list or a single band.
+            Several processes (`fabric.devices`) need an `output_dir` that all of them see.
 
     Returns:
         The registered pair. Where nothing could be registered its `share` is 0.
@@ -154,12 +157,19 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     for name in ("fixed_bands", "moving_bands"):
         if isinstance(settings.get(name), int | str):
             settings[name] = [settings[name]]
-    for name, schema in (("windows", WindowOptions), ("adapt", AdaptOptions)):
+    for name, schema in (("windows", WindowOptions), ("adapt", AdaptOptions), ("fabric", FabricOptions)):
         if isinstance(settings.get(name), Mapping):
             settings[name] = _options(schema, {}, settings[name])
+    fabric = settings.pop("fabric", FabricOptions())
+    if not isinstance(fabric, FabricOptions):
+        raise ConfigError(f"fabric={fabric}: is no mapping; give for instance fabric={{'accelerator': 'cuda'}}")
+    check_options(fabric, "fabric.")
+    ranks = launch(fabric)
+    if keep and ranks.size > 1:
+        raise ConfigError("output_dir: missing; several processes need a folder that all of them see")
     with TemporaryDirectory(prefix="regnet-") as scratch:
         own = {"fixed": _path(fixed, Path(scratch), "fixed"), "moving": _path(moving, Path(scratch), "moving")}
-        share = registering.register(_options(RegisterOptions, own, settings), folder)
+        share = registering.register(_options(RegisterOptions, own, settings), folder, ranks)
     return Registration(folder, share, keep, moving)
 
 

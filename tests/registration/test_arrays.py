@@ -96,6 +96,12 @@ def test_what_cannot_be_used_is_said(arrays, shifted):
         regnet.register(regnet.Raster(np.zeros(5), TRANSFORM, CRS), fixed)
     with pytest.raises(ConfigError, match="max_eror_px is not a setting; choose among model"):
         regnet.register(*shifted, max_eror_px=1)
+    with pytest.raises(ConfigError, match="fabric=cuda: is no mapping; give for instance"):
+        regnet.register(*shifted, fabric="cuda")
+    with pytest.raises(ConfigError, match=r"fabric\.accelerator='tpu' is not known"):
+        regnet.register(*shifted, fabric={"accelerator": "tpu"})
+    with pytest.raises(ConfigError, match=r"fabric\.devices=2 .* 1 process started"):
+        regnet.register(*shifted, fabric={"devices": 2})
     with pytest.raises(AttributeError, match="no attribute 'regster'"):
         regnet.regster  # noqa: B018
 
