@@ -29,15 +29,23 @@ class View(NamedTuple):
         window_px: Gaussian window over which the evidence is summed, px of the level.
         step: side of the squares, in cells, for each of which one offset is found: no wider than the window's sigma, so
             that the squares miss nothing the window shows.
-        sigmas_px: of the Gaussians that make such fields out of white noise, px of the level.
+        sigmas_px: of the Gaussians that make such fields out of white noise, from row to row and along them, px of the
+            level.
     """
 
     window_px: float
     step: int
-    sigmas_px: tuple[float, ...]
+    sigmas_px: tuple[tuple[float, float], ...]
 
 
-VIEWS = (View(32.0, 4, (160.0,)), View(12.0, 2, (80.0,)), View(8.0, 1, (40.0, 20.0)), View(5.0, 1, (20.0, 10.0)))
+VIEWS = (
+    View(32.0, 4, ((160.0, 160.0),)),
+    View(12.0, 2, ((80.0, 80.0),)),
+    View(8.0, 1, ((40.0, 40.0), (20.0, 20.0))),
+    View(5.0, 1, ((20.0, 20.0), (10.0, 10.0), (8.0, 80.0), (80.0, 8.0))),
+)
+"""The last two are for a sensor's jitter, which is alike along or across its path; longer ones would do better where
+the path follows rows or columns exactly, shorter ones where it is more than 15 degrees off them."""
 NOISES = (0.05, 0.2, 0.8, 3.2, 12.8)
 """Variances of a cell's offset that are tried, in units of the field's variance: a geometric series."""
 ALONE = 0.2
@@ -84,6 +92,11 @@ class Evidence:
     def logits(self, sharpness: float = SHARPNESS) -> Tensor:
         """Mean fit of the pixels valid in both images, times an inverse temperature."""
         return self.volume * (sharpness / self.count.clamp_min(1e-2))
+
+    def in_cells(self, sigma_px: tuple[float, float]) -> tuple[float, float]:
+        """Lengths from row to row and along them, px of the level, in cells."""
+        down, along = sigma_px
+        return down / self.side_px, along / self.side_px
 
     def part(self, cells: Tensor) -> Evidence:
         """The evidence of some cells alone; `cells` is (1, 1, h, w), one or zero."""
@@ -183,7 +196,7 @@ def fit_field(
         for kind, sigma_px in zip(range(kinds.start, kinds.stop), view.sigmas_px, strict=True):
             share, noise = (part[:, kind, None, None, None] for part in choice)
             if _counts(share, training):
-                sigma = sigma_px / evidence.side_px
+                sigma = evidence.in_cells(sigma_px)
                 field = krige(look.target, look.weight, sigma, noise * caution, view.step, shape)
                 found = found + share * (field - evidence.base)
     return found
@@ -329,7 +342,7 @@ def _predictions(evidence: Evidence, look: _Look, begun: bool) -> Tensor:
     scores = []
     for sigma_px in look.view.sigmas_px:
         one, other = (
-            krige(target[:, None], weight[:, None], sigma_px / evidence.side_px, noise, look.view.step, shape)
+            krige(target[:, None], weight[:, None], evidence.in_cells(sigma_px), noise, look.view.step, shape)
             for target, weight in halves
         )
         # Each cell has one field that it was not made from, so one look at each is enough.

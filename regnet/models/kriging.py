@@ -39,7 +39,9 @@ class _Axis(NamedTuple):
     power: Tensor
 
 
-def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int, shape: tuple[int, int]) -> Tensor:
+def krige(
+    target: Tensor, weight: Tensor, sigma: tuple[float, float], noise: Tensor, step: int, shape: tuple[int, int]
+) -> Tensor:
     """Find the field most likely to have given uncertain values, whatever their mean.
 
     Each component of the field is white noise smoothed by a Gaussian, of unit variance, on top of an unknown constant;
@@ -50,7 +52,7 @@ def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int
     Args:
         target: (..., 2, h, w), x and y, on squares of `step` x `step` cells.
         weight: (..., 3, h, w), how sure the values are: xx, xy and yy of a matrix, positive semidefinite.
-        sigma: of the smoothing Gaussian, cells.
+        sigma: of the smoothing Gaussian from row to row and along them, cells.
         noise: what broadcasts to both: variance of a cell's value of weight one, in units of the field's variance.
         step: side of a square, cells.
         shape: (rows, columns) of the cells; the last squares may reach beyond them.
@@ -59,7 +61,8 @@ def krige(target: Tensor, weight: Tensor, sigma: float, noise: Tensor, step: int
         The field (..., 2, *shape) at the cells.
     """
     rows, columns = (
-        _axis(count, step, sigma, target.device, target.dtype) for count in (target.shape[-2], target.shape[-1])
+        _axis(count, step, width, target.device, target.dtype)
+        for count, width in zip(target.shape[-2:], sigma, strict=True)
     )
     mean = _weighted_mean(weight, target)
     # Not a factor of the weights themselves, which all noises share.

@@ -25,9 +25,10 @@ def alike(like, weight=1.0):
 
 
 def covariance(sigma, shape=SHAPE):
-    """Of white noise of unit variance after a Gaussian: `exp(-d^2 / (4 sigma^2))` at a distance d."""
+    """Of white noise of unit variance after a Gaussian: `exp(-d^2 / (4 sigma^2))` at a distance d, along each axis."""
     rows, columns = (np.arange(count)[:, None] - np.arange(count) for count in shape)
-    along = [torch.from_numpy(np.exp(-((steps / sigma) ** 2) / 4)) for steps in (rows, columns)]
+    both = zip((rows, columns), sigma, strict=True)
+    along = [torch.from_numpy(np.exp(-((steps / width) ** 2) / 4)) for steps, width in both]
     return torch.kron(*along)
 
 
@@ -43,7 +44,17 @@ def slow(target, weight, sigma, noise):
     return (found + mean).reshape(target.shape)
 
 
-@pytest.mark.parametrize(("sigma", "noise"), [(2.5, 1.0), (2.5, 10.0), (5.0, 3.0), (10.0, 1.0)])
+@pytest.mark.parametrize(
+    ("sigma", "noise"),
+    [
+        ((2.5, 2.5), 1.0),
+        ((2.5, 2.5), 10.0),
+        ((5.0, 5.0), 3.0),
+        ((10.0, 10.0), 1.0),
+        ((2.5, 8.0), 3.0),
+        ((8.0, 2.5), 3.0),
+    ],
+)
 def test_the_field_is_the_posterior_mean_of_the_textbook(sigma, noise):
     target, weight = uncertain()
     expected = slow(target, weight, sigma, noise)
@@ -64,7 +75,7 @@ def test_a_constant_is_found_and_goes_on_where_there_is_no_weight():
     target = torch.full((1, 2, *SHAPE), 1.5)
     weight = alike(target).clone()
     weight[..., 6:] = 0.0
-    found = krige(target, weight, 4.0, torch.tensor(0.5), 1, SHAPE)
+    found = krige(target, weight, (4.0, 4.0), torch.tensor(0.5), 1, SHAPE)
     assert torch.allclose(found, torch.full_like(found, 1.5), atol=1e-5)
 
 
@@ -74,7 +85,7 @@ def test_squares_of_a_smooth_field_give_it_at_the_cells(step):
     shape = (37, 50)
     true = torch.from_numpy(random_field((40, 52), 3.0, 12.0, np.random.default_rng(0)))[None]
     squares = torch.nn.functional.avg_pool2d(true, step)
-    found = krige(squares, alike(squares), 10.0, torch.tensor(0.05), step, shape)
+    found = krige(squares, alike(squares), (10.0, 10.0), torch.tensor(0.05), step, shape)
     assert found.shape == (1, 2, *shape)
     assert float((found - true[..., : shape[0], : shape[1]]).norm(dim=1).mean()) < 0.05
 
@@ -86,17 +97,18 @@ def test_what_one_direction_is_sure_of_goes_to_the_other_only_where_they_are_tie
     across = torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
     noisy = target + across * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight = 0.5 * torch.ones(1, 3, *SHAPE, dtype=torch.float64)
-    found = krige(noisy, weight, 5.0, torch.tensor(0.05, dtype=torch.float64), 1, SHAPE)
+    found = krige(noisy, weight, (5.0, 5.0), torch.tensor(0.05, dtype=torch.float64), 1, SHAPE)
     assert float((found - target).sum(1).abs().mean()) < 0.1 * float(target.sum(1).abs().mean())
     assert float((found * across).sum(1).std()) < 1e-6
-    isotropic = krige(noisy, alike(noisy), 5.0, torch.tensor(0.05, dtype=torch.float64), 1, SHAPE)
+    isotropic = krige(noisy, alike(noisy), (5.0, 5.0), torch.tensor(0.05, dtype=torch.float64), 1, SHAPE)
     assert float((isotropic * across).sum(1).std()) > 0.1
 
 
 def test_more_noise_is_a_smoother_field():
     target, weight = uncertain()
     rough, smooth = (
-        krige(target, weight, 2.5, torch.tensor(noise, dtype=torch.float64), 1, SHAPE).std() for noise in (0.1, 30.0)
+        krige(target, weight, (2.5, 2.5), torch.tensor(noise, dtype=torch.float64), 1, SHAPE).std()
+        for noise in (0.1, 30.0)
     )
     assert float(smooth) < 0.5 * float(rough)
 
@@ -109,7 +121,7 @@ def test_gradients_are_finite_and_those_of_differences(varied):
     noise = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
 
     def norm(target, weight, noise):
-        return krige(target, weight, 2.0, noise, 1, (6, 7)).square().mean()
+        return krige(target, weight, (2.0, 2.0), noise, 1, (6, 7)).square().mean()
 
     single = [value.detach().float().requires_grad_() for value in (target, weight, noise)]
     assert all(bool(slope.isfinite().all()) for slope in torch.autograd.grad(norm(*single), single))
@@ -120,9 +132,9 @@ def test_gradients_are_finite_and_those_of_differences(varied):
 def test_what_is_kept_of_a_call_in_inference_serves_gradients_too():
     values = torch.randn(2, 11, 13)
     with torch.inference_mode():
-        plain = krige(values, alike(values), 3.0, torch.ones(()), 2, (21, 25))
+        plain = krige(values, alike(values), (3.0, 3.0), torch.ones(()), 2, (21, 25))
     target = values.clone().requires_grad_()
-    field = krige(target, alike(values), 3.0, torch.ones(()), 2, (21, 25))
+    field = krige(target, alike(values), (3.0, 3.0), torch.ones(()), 2, (21, 25))
     torch.testing.assert_close(field.detach(), plain.clone())
     (gradient,) = torch.autograd.grad(field.sum(), target)
     assert gradient.abs().sum() > 0
