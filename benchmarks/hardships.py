@@ -1,10 +1,10 @@
 """Pairs that are hard in one respect each: `python -m benchmarks.hardships --json FILE`.
 
 Real pairs that are in place, displaced by a known field: pixels of moving 2 to 10 times as large as fixed's, pairs
-that are turned and stretched as well, gaps in moving of any size, radar far away, tiny crops, and clouds that moved
-over ground that did not. `none` and `error` are mean end-point errors, px, of doing nothing and of `register`, which
-leaves in place what it abstains from; `within_50` and `within_90` are the shares of what is registered within the
-bounds that it states.
+that are turned and stretched as well, a sensor's jitter along rows or on a slant, gaps in moving of any size, radar far
+away, tiny crops, and clouds that moved over ground that did not. `none` and `error` are mean end-point errors, px, of
+doing nothing and of `register`, which leaves in place what it abstains from; `within_50` and `within_90` are the shares
+of what is registered within the bounds that it states.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from benchmarks.pairs import as_uint16, naip_pair, radar_pair, sample_pair
 from regnet.displacement import random_field
@@ -53,6 +53,20 @@ def turned(degrees: float, stretch: float, shift: tuple[float, float]) -> Callab
         places = np.mgrid[: shape[0], : shape[1]][::-1] + 0.5 - middle[:, None, None]
         whole = np.einsum("ij,jhw->ihw", turn - np.eye(2), places) + np.array(shift)[:, None, None]
         return np.asarray(whole + smooth(shape, seed), np.float32)
+
+    return draw
+
+
+def jitter(degrees: float) -> Callable[[tuple[int, int], int], Field]:
+    """Lines shaken by 1 px a component, waves of about 40 px, at an angle to the rows."""
+
+    def draw(shape: tuple[int, int], seed: int) -> Field:
+        rows, cols = np.mgrid[: shape[0], : shape[1]]
+        angle, many = math.radians(degrees), sum(shape)
+        shaken = gaussian_filter1d(np.random.default_rng(seed).normal(size=(2, 2 * many)), 40 / 6)
+        shaken /= shaken.std(1, keepdims=True)
+        line = many + rows * math.cos(angle) - cols * math.sin(angle)
+        return np.stack([np.interp(line, np.arange(2 * many), one) for one in shaken]).astype(np.float32)
 
     return draw
 
@@ -109,6 +123,11 @@ HARDSHIPS = {
     "swir_both": Hardship(sample_pair, None, turned(-5, 1.05, (40, 30))),
     "radar_far": Hardship(lambda: radar_pair(3), None, turned(0, 1.0, (50, -40))),
     "radar_turned": Hardship(lambda: radar_pair(9), None, turned(4, 1.0, (10, 10))),
+    **{
+        f"jitter_{band}_{degrees}": Hardship(lambda band=band: sample_pair(band), field=jitter(degrees))  # type: ignore[misc]
+        for band in ("B04", "B11")
+        for degrees in (0, 12, 45)
+    },
     "gaps": Hardship(lambda: sample_pair("B08"), spoil=with_gaps),
     "gaps_shifted": Hardship(lambda: sample_pair("B08"), field=turned(0, 1.0, (15, 8)), spoil=with_gaps),
     "salt": Hardship(lambda: sample_pair("B08"), spoil=with_salt),
