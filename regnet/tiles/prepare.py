@@ -27,7 +27,7 @@ from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.tiles.pair import PairReader, StructureRule
 from regnet.tiles.patch import Patch
-from regnet.tiles.store import ARRAYS, BLOCKS, INDEX, MANIFEST, SPLIT, VERSION, Scene, folder_bytes
+from regnet.tiles.store import ARRAYS, BLOCKS, INDEX, LABEL, MANIFEST, SPLIT, TRUTH, VERSION, Scene, folder_bytes
 
 CHUNK_PX = 256
 
@@ -178,15 +178,15 @@ def _write_labels(
     """Write the offsets of every tile and note their values at its centre pixel."""
     shape, middle = (len(tiles), 2, tile_px, tile_px), tile_px // 2
     chunks = (1, 2, tile_px, tile_px)
-    labels = arrays.create_array("label_offset", shape=shape, chunks=chunks, dtype=np.float32)
-    truth = arrays.create_array("true_offset", shape=shape, chunks=chunks, dtype=np.float32)
+    labels = arrays.create_array(LABEL, shape=shape, chunks=chunks, dtype=np.float32)
+    truth = arrays.create_array(TRUTH, shape=shape, chunks=chunks, dtype=np.float32)
     for position, tile in enumerate(tqdm(tiles, desc="draw labels", unit="tile")):
         box = Box(tile["row"], tile["col"], tile_px, tile_px)
         true_px, noise = truths[tile["pair"]], noises[tile["pair"]].read(box)
         labels[position] = noise
         truth[position] = true_px
-        tile["label_dx_px"], tile["label_dy_px"] = (float(value) for value in noise[:, middle, middle])
-        tile["true_dx_px"] = tile["true_dy_px"] = true_px
+        tile[LABEL] = noise[:, middle, middle].tolist()
+        tile[TRUTH] = [true_px, true_px] if math.isfinite(true_px) else None
 
 
 def _frame(rows: list[dict[str, Any]], boxes: list[Box], scenes: dict[str, Scene]) -> gpd.GeoDataFrame:

@@ -23,9 +23,10 @@ from regnet.tiles.patch import Patch, Tile
 
 __all__ = ["VERSION", "Patch", "Scene", "Tile", "TileSource", "TileStore", "folder_bytes"]
 
-VERSION = 2
+VERSION = 3
 ARRAYS, INDEX, BLOCKS, MANIFEST = "tiles.zarr", "index.parquet", "blocks.parquet", "manifest.json"
-SPLIT = "split"
+SPLIT, LABEL, TRUTH = "split", "label_offset", "true_offset"
+"""Columns of the tables as other programs read them; offsets are dx and dy, px, at a tile's pixel [S//2, S//2]."""
 """Column of both tables that names the part, one of the split, that a tile or block belongs to."""
 REMEDY = "run prepare again"
 
@@ -131,7 +132,7 @@ class TileStore:
         self.pairs: list[str] = manifest["pairs"]
         self.fixed_channels: list[str] = manifest["fixed_channels"]
         self.moving_channels: list[str] = manifest["moving_channels"]
-        self._labels, self._truth = arrays["label_offset"], arrays["true_offset"]
+        self._labels, self._truth = arrays[LABEL], arrays[TRUTH]
         chunks = Chunks()
         self._scenes = {pair: Scene(pair, arrays["scenes"][pair], chunks) for pair in self.pairs}
         self._places = index[["pair", "row", "col"]].to_dict("records")
@@ -157,6 +158,9 @@ class TileStore:
                 gpd.read_parquet(folder / name).rename(columns={SPLIT: "part"}, errors="raise")
                 for name in (INDEX, BLOCKS)
             )
+            for name, column in (("label", LABEL), ("true", TRUTH)):
+                offsets = [(np.nan, np.nan) if offset is None else offset for offset in index.pop(column)]
+                index[f"{name}_dx_px"], index[f"{name}_dy_px"] = np.reshape(offsets, (-1, 2)).T
             store = cls(folder, manifest, arrays, index, blocks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{folder}: the tile store is damaged ({type(error).__name__}); {REMEDY}") from error

@@ -75,7 +75,10 @@ def test_tiles_are_windows_of_the_scene(store: TileStore, options: PrepareOption
 
 def test_index_tells_what_the_tiles_hold(store: TileStore) -> None:
     index = store.index
-    assert gpd.read_parquet(store.folder / "index.parquet")["split"].tolist() == index["part"].tolist()
+    written = gpd.read_parquet(store.folder / "index.parquet")
+    assert written["split"].tolist() == index["part"].tolist()
+    np.testing.assert_array_equal(np.stack(written["label_offset"]), index[["label_dx_px", "label_dy_px"]])
+    np.testing.assert_array_equal(np.stack(written["true_offset"]), np.zeros((len(index), 2)))
     assert index["tile_id"].tolist() == list(range(len(store)))
     assert set(index["part"]) == {"train", "validation", "test", "shifted"}
     assert sum(len(store.tiles(part)) for part in ("train", "validation", "test", "shifted")) == len(store)
@@ -148,6 +151,7 @@ def test_unknown_truth_stays_unknown(options: PrepareOptions, tmp_path: Path) ->
     store = TileStore.open(tmp_path / "p")
     assert store.tile(0).true_offset is None
     assert store.index[["true_dx_px", "true_dy_px"]].isna().all(axis=None)
+    assert gpd.read_parquet(store.folder / "index.parquet")["true_offset"].isna().all()
     assert np.isfinite(store.tile(0).label_offset).all()
 
 
