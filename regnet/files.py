@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,17 +50,21 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def next_folder(path: Path) -> Iterator[Path]:
+def next_folder(path: Path, own: bool = True) -> Iterator[Path]:
     """Give a hidden sibling of a folder to work in, `.next-<name>`, which takes its place when the block ends well.
 
     Whatever stood at `path` before is untouched until then. If the block raises or is killed, what it has written is
     there for the next one to go on from.
 
+    Args:
+        path: of the folder.
+        own: whether it is this process that puts the sibling in its place, and not another that works there too.
+
     Raises:
         OutputError: as `whole_path` does.
     """
     place = _sibling(path, "next")
-    with _replacing(path, place):
+    with _replacing(path, place) if own else nullcontext():
         yield place
 
 

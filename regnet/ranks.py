@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-# Ranks wait for each other at most this long: the first one alone prepares tiles and trains.
+# Ranks wait for each other at most this long: the first one alone prepares tiles, and evaluates.
 _PATIENCE = timedelta(days=7)
 
 

@@ -87,8 +87,8 @@ def _prepare(config: RunConfig, run: Path) -> None:
 
 
 def _train(config: RunConfig, run: Path) -> None:
-    device = launch(config.fabric).device
-    train_rounds(TileStore.open(run / "prepare"), config.model, config.training, run / "train", device)
+    ranks = launch(config.fabric)
+    train_rounds(TileStore.open(run / "prepare"), config.model, config.training, run / "train", ranks)
 
 
 def _similarity(config: RunConfig, run: Path) -> None:
@@ -165,7 +165,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare, swaps=True),
-        Stage("train", "train", ("prepare",), (), _train_settings, _train, swaps=True),
+        Stage("train", "train", ("prepare",), (), _train_settings, _train, shared=True, swaps=True),
         Stage(
             "similarity",
             "similarity",

@@ -28,6 +28,7 @@ from regnet.models import load_checkpoint, model_for
 from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.ranks import FabricOptions, Ranks
 from regnet.registration.consistency import half_difference
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.options import AdaptOptions
@@ -143,7 +144,8 @@ def _train(
     )
     if not (folder / SUMMARY).is_file():
         model = learner(start, (source.fixed_channels, source.moving_channels), options.seed)
-        Fit(source, model.options, settings, folder, model, seconds, device_of(start)).run()
+        alone = Ranks(FabricOptions(accelerator=device_of(start).type))
+        Fit(source, model.options, settings, folder, model, seconds, alone).run()
     trained = read_json(folder / SUMMARY)
     told = {key: trained[key] for key in ("epochs", "best_epoch", "validation_epe_px", "seconds")}
     if trained["epochs"] < settings.epochs:

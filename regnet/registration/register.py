@@ -112,7 +112,8 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
             matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
             if ranks.size > 1:
                 read, shape = aligned.read_images, aligned.shape
-                finish_rows(matcher, read, shape, windows, ranks, "register", CHANNELS, progress, at_once)
+                shown = "register" if ranks.main else ""
+                finish_rows(matcher, read, shape, windows, ranks, shown, CHANNELS, progress, at_once)
                 if not ranks.main:
                     return ranks.told(0.0)
             familiar, unknown = _familiarity(options, model, adapted, aligned)

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-from regnet.errors import InputError
+from regnet.errors import ConfigError, InputError
 from regnet.files import digest, remove, whole_path, write_json, write_text
 from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
-from regnet.models.base import CPU, device_of
+from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.ranks import Ranks
 from regnet.similarity.familiarity import FAMILIARITY, remember
 from regnet.tiles.store import TileSource
 from regnet.training.alike import SimilarityTerm
@@ -74,10 +76,12 @@ class Fit:
         folder: of the outputs; what a training with other settings left there is deleted at the start.
         model: a network to go on from, whose parameters without `requires_grad` stay; None for a fresh one.
         most_seconds: an epoch that would end later than this, counted over all runs of the training, is not begun.
-        device: where the network is trained.
+        ranks: processes that share the tiles of each step, and where the network is trained; None: this one alone, on
+            the processor. The first one writes.
 
     Raises:
         InputError: no tiles to train or validate on, or nothing to train; from `run`, a loss that is no longer finite.
+        ConfigError: more processes than tiles a step.
     """
 
     def __init__(
@@ -88,9 +92,13 @@ class Fit:
         folder: Path,
         model: Matcher | UNet | None = None,
         most_seconds: float = float("inf"),
-        device: torch.device = CPU,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.options, self.folder, self.most_seconds, self.device = options, folder, most_seconds, device
+        self.options, self.folder, self.most_seconds = options, folder, most_seconds
+        self.ranks = ranks or Ranks()
+        self.device = self.ranks.device
+        if options.batch < self.ranks.size:
+            raise ConfigError(f"training.batch={options.batch}: {self.ranks.size} processes share it; make it as large")
         self.train_tiles, self.validation_tiles = store.tiles("train"), store.tiles("validation")
         if not len(self.train_tiles) or not len(self.validation_tiles):
             raise InputError(
@@ -98,7 +106,7 @@ class Fit:
                 "both are needed: make the blocks or tiles smaller, or the shares larger"
             )
         torch.manual_seed(options.seed)
-        self.model = (model or model_for(model_options, store.fixed_channels, store.moving_channels)).to(device)
+        self.model = (model or model_for(model_options, store.fixed_channels, store.moving_channels)).to(self.device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise InputError(f"model.descriptor={model_options.descriptor}: has nothing to train; choose learned")
@@ -133,15 +141,21 @@ class Fit:
     def run(self) -> None:
         """Train to the end, write model, log, curve and summary, and drop the resume state."""
         self._resume()
-        if self.progress.epoch == 0:
+        if self.progress.epoch == 0 and self.ranks.main:
             self.trail.keep(START, self.model, self.optimiser, 0, 0.0)
-        with tqdm(total=self.options.epochs, initial=self.progress.epoch, desc="train", unit="epoch") as bar:
+        hidden = not self.ranks.main
+        done, total = self.progress.epoch, self.options.epochs
+        with tqdm(total=total, initial=done, desc="train", unit="epoch", disable=hidden) as bar:
             for epoch in range(self.progress.epoch, self.options.epochs):
                 if self._late() or self._settled():
                     break
                 row = self._epoch(epoch)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
                 bar.update(1)
+        if self.ranks.main:
+            self._finish()
+
+    def _finish(self) -> None:
         draw_curve(self.progress.rows, self.folder / CURVE)
         if self.options.familiarity_tiles:
             self._remember()
@@ -163,7 +177,7 @@ class Fit:
     def _late(self) -> bool:
         """Tell whether another epoch as long as the last would take more time than is given."""
         seconds: list[float] = [row["seconds"] for row in self.progress.rows]
-        return sum(seconds) + sum(seconds[-1:]) > self.most_seconds
+        return bool(self.ranks.told(sum(seconds) + sum(seconds[-1:]) > self.most_seconds))
 
     def _settled(self) -> bool:
         """Tell whether the last epochs, as many as `patience`, brought nothing better."""
@@ -173,7 +187,7 @@ class Fit:
         totals = {"loss": 0.0, "draw_seconds": 0.0, "step_seconds": 0.0}
         begin = mark = time.perf_counter()
         # What the model draws in training is an epoch's own, so that a killed run goes on as it would have.
-        torch.manual_seed(self.options.seed * 1_000_003 + epoch)
+        torch.manual_seed(self.options.seed * 1_000_003 + epoch + self.ranks.rank * 1_000_000_007)
         batches = draw_batches(
             self.cache,
             self.train_tiles,
@@ -185,29 +199,36 @@ class Fit:
         )
         pairs = np.random.default_rng((self.options.seed, epoch, 1))
         self.model.train()
-        for batch in tqdm(batches, total=self.options.steps, desc=f"epoch {epoch}", unit="step", leave=False):
+        told = {"desc": f"epoch {epoch}", "unit": "step", "leave": False, "disable": not self.ranks.main}
+        for batch in tqdm(batches, total=self.options.steps, **told):
             drawn = time.perf_counter()
             totals["draw_seconds"] += drawn - mark
             totals["loss"] += self._step(batch, pairs) / self.options.steps
             mark = time.perf_counter()
             totals["step_seconds"] += mark - drawn
-        epe_px = self._validate()
+        epe_px = self.ranks.told(self._validate() if self.ranks.main else 0.0)
         row = {"epoch": epoch, **totals, "validation_epe_px": epe_px, "seconds": time.perf_counter() - begin}
         self._keep(row)
         return row
 
     def _step(self, batch: Batch, pairs: np.random.Generator) -> float:
-        prediction = self.model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid)
-        loss = supervised_loss(prediction, batch, self.options)
-        self.shifts.learn(batch, prediction.displacement)
+        chosen = slice(self.ranks.rank, None, self.ranks.size)
+        own = batch.part(chosen)
+        prediction = self.model(own.fixed, own.moving, own.fixed_valid, own.moving_valid)
+        loss = supervised_loss(prediction, own, self.options)
+        seen = torch.zeros(len(batch), 5)
+        seen[chosen] = self.shifts.seen(own, prediction.displacement)
+        self.shifts.learn(batch, self.ranks.sum(seen.to(self.device)).cpu())
         if self.alike is not None:
-            loss = loss + self.alike(batch, pairs)
+            loss = loss + self.alike(own, pairs)
         if not torch.isfinite(loss):
             raise InputError(
                 f"training.learning_rate={self.options.learning_rate}: the loss is not finite; choose a smaller one"
             )
+        loss = loss * (len(own) / len(batch))
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MOST_NORM)
         self.progress.rates += float(self.schedule.get_last_lr()[0]) * min(1.0, MOST_NORM / max(float(norm), 1e-12))
         self.optimiser.step()
@@ -217,7 +238,17 @@ class Fit:
         with torch.no_grad():
             for key, value in self.model.state_dict().items():
                 self.mean[key].lerp_(value, 1 - decay)
-        return float(loss.detach())
+        return float(self.ranks.sum(loss.detach()))
+
+    def _sum_gradients(self) -> None:
+        """Give every rank the gradient of the whole step."""
+        if self.ranks.size == 1:
+            return
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        own = [torch.zeros_like(part) if part.grad is None else part.grad for part in learned]
+        vector_to_parameters(self.ranks.sum(parameters_to_vector(own)), own)
+        for parameter, part in zip(learned, own, strict=True):
+            parameter.grad = part
 
     def _remember(self) -> None:
         """Keep what the model is to know its training tiles by, as training draws them."""
@@ -248,13 +279,20 @@ class Fit:
         progress.best_epe_px = min(progress.best_epe_px, epe_px)
         if epe_px <= progress.best_epe_px * (1 + self.options.tolerance):
             progress.best_epoch = epoch
+        if self.ranks.main:
+            self._write(epoch)
+
+    def _write(self, epoch: int) -> None:
+        """Write what an epoch came to."""
+        progress = self.progress
+        if progress.best_epoch == epoch:
             save_checkpoint(self.folder / MODEL, self.model, self.mean)
         every = max(1, self.options.epochs // self.options.checkpoints)
         if (epoch + 1) % every == 0:
             steps = progress.epoch * self.options.steps
             self.trail.keep(f"epoch_{epoch:03d}", self.model, self.optimiser, steps, progress.rates)
         text = io.StringIO()
-        writer = csv.DictWriter(text, row.keys())
+        writer = csv.DictWriter(text, progress.rows[-1].keys())
         writer.writeheader()
         writer.writerows(progress.rows)
         write_text(self.folder / LOG, text.getvalue())
@@ -281,6 +319,8 @@ class Fit:
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
             self.shifts.load(state["shifts"])
+            return
+        if not self.ranks.main:
             return
         for name in (MODEL, FAMILIARITY, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS):
             remove(self.folder / name)

@@ -45,15 +45,29 @@ class PairShifts:
         shift = self._own()[self._names.index(tile.pair), :, None, None].numpy()
         return replace(tile, label_offset=tile.label_offset + shift)
 
+    @staticmethod
     @torch.no_grad()
-    def learn(self, batch: Batch, found: Tensor) -> None:
-        """Follow what a network found, (B, 2, S, S) px, for a batch of corrected tiles."""
+    def seen(batch: Batch, found: Tensor) -> Tensor:
+        """What `learn` needs of a batch of corrected tiles and what a network found, (B, 2, S, S) px.
+
+        Returns:
+            (B, 5): whether anything is known of a tile, and the means of what was found and of its target, px.
+        """
+        rows = torch.zeros(len(batch), 5)
+        for place in range(len(batch)):
+            known = batch.target_valid[place, 0]
+            if known.any():
+                means = [field[place][:, known].mean(1).cpu() for field in (found, batch.target)]
+                rows[place] = torch.cat([torch.ones(1), *means])
+        return rows
+
+    def learn(self, batch: Batch, seen: Tensor) -> None:
+        """Follow what was `seen` of a batch, (B, 5)."""
         own = self._own()
         for place, name in enumerate(batch.pairs):
-            known = batch.target_valid[place, 0]
-            if not known.any():
+            known, answer, target = seen[place, 0], seen[place, 1:3], seen[place, 3:]
+            if not known:
                 continue
-            answer, target = (field[place][:, known].mean(1).cpu() for field in (found, batch.target))
             self._response.lerp_(torch.stack((answer @ target, target @ target)), LAST_SHARE)
             response = float(self._response[0] / self._response[1].clamp_min(1e-6))
             beyond = answer / max(response, LEAST_RESPONSE) - target

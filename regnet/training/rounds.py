@@ -33,9 +33,10 @@ from regnet.files import (
 )
 from regnet.metrics import epe
 from regnet.models import ModelOptions, load_checkpoint
-from regnet.models.base import CPU, device_of
+from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.ranks import Ranks
 from regnet.similarity.familiarity import FAMILIARITY
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
@@ -49,7 +50,11 @@ MOST_PIXELS = 4_000_000  # whose errors are held for their median; of more, a sh
 
 
 def train_rounds(
-    store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device = CPU
+    store: TileStore,
+    model_options: ModelOptions,
+    options: TrainingOptions,
+    folder: Path,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train `options.rounds` times, each on the labels that the one before corrected.
 
@@ -61,22 +66,29 @@ def train_rounds(
     What stood in `folder` before stays until all of it is there: until then the training lies in the hidden folder
     `.next-<name>` beside it, where a killed one goes on from its last epoch.
 
+    Several ranks share the tiles of each step, and call this all together.
+
     Raises:
-        InputError: as `Fit` does.
+        InputError, ConfigError: as `Fit` does.
     """
+    ranks = ranks or Ranks()
     settings = {"settings": digest([asdict(model_options), asdict(options), store.manifest])}
     if is_stamped(folder, settings):
         return
-    with next_folder(folder) as place:
+    with next_folder(folder, ranks.main) as place:
         # Whole and not yet in its place: killed just then, or the disk was full.
-        if not is_stamped(place, settings):
+        whole = is_stamped(place, settings)
+        ranks.barrier()  # all have seen what is there
+        if not whole:
             if options.rounds == 1:
-                _forget(place, 1)
-                remove(place / ROUNDS)
-                Fit(store, model_options, options, place, device=device).run()
+                if ranks.main:
+                    _forget(place, 1)
+                    remove(place / ROUNDS)
+                Fit(store, model_options, options, place, ranks=ranks).run()
             else:
-                _train_several(store, model_options, options, place, folder, device)
-            write_stamp(place, settings)
+                _train_several(store, model_options, options, place, folder, ranks)
+            if ranks.main:
+                write_stamp(place, settings)
 
 
 def _train_several(
@@ -85,7 +97,7 @@ def _train_several(
     options: TrainingOptions,
     folder: Path,
     earlier: Path,
-    device: torch.device,
+    ranks: Ranks,
 ) -> None:
     """Train in rounds; those that an earlier training had alike are taken from its folder."""
     rows: list[dict[str, Any]] = []
@@ -94,15 +106,16 @@ def _train_several(
     settings = {"settings": digest([asdict(model_options), asdict(options_of_one), store.manifest])}
     for number in range(1, options.rounds + 1):
         place, stamp = folder / f"round_{number}", {**settings, "round": number}
-        if not inherited(place, earlier / place.name, stamp):
-            _train_one(store, model_options, options_of_one, place, device)
-            write_stamp(place, stamp)
+        if not ranks.told(ranks.main and inherited(place, earlier / place.name, stamp)):
+            _train_one(store, model_options, options_of_one, place, stamp, ranks)
         trained = read_json(place / SUMMARY)
         told = {name: value for name, value in trained.items() if name != "pair_shifts_px"}
         rows.append({"round": number, **told, **read_json(place / CORRECTION)})
         store = store.with_labels(place / CORRECTED)
         if rows[-1]["moved_px"] < options.settled_px:
             break
+    if not ranks.main:
+        return
     _forget(folder, len(rows) + 1)
     for name in (MODEL, FAMILIARITY, LOG, CURVE, CHECKPOINTS, STATE):
         remove(folder / name)
@@ -114,14 +127,23 @@ def _train_several(
 
 
 def _train_one(
-    store: TileStore, model_options: ModelOptions, options: TrainingOptions, folder: Path, device: torch.device
+    store: TileStore,
+    model_options: ModelOptions,
+    options: TrainingOptions,
+    folder: Path,
+    stamp: Mapping[str, Any],
+    ranks: Ranks,
 ) -> None:
-    fit = Fit(store, model_options, options, folder, device=device)
+    """Train one round; when it returns all ranks find what it came to."""
+    fit = Fit(store, model_options, options, folder, ranks=ranks)
     fit.run()
-    model = load_checkpoint(folder / MODEL).to(device)
-    found = error_summary(held_out_errors(store, model, options), "model")
-    shifts = fit.shifts.shifts_px()
-    write_json(folder / CORRECTION, {**correct(store, model, options, folder / CORRECTED, shifts), **found})
+    if ranks.main:
+        model = load_checkpoint(folder / MODEL).to(ranks.device)
+        found = error_summary(held_out_errors(store, model, options), "model")
+        shifts = fit.shifts.shifts_px()
+        write_json(folder / CORRECTION, {**correct(store, model, options, folder / CORRECTED, shifts), **found})
+        write_stamp(folder, stamp)
+    ranks.barrier()
 
 
 @torch.no_grad()

@@ -44,6 +44,13 @@ class Batch:
     turns: Tensor
     pairs: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def part(self, chosen: slice) -> Batch:
+        """Some of the tiles."""
+        return Batch(**{name: values[chosen] for name, values in vars(self).items()})
+
 
 class TileCache:
     """Tiles of a store by position, kept decoded while they fit into the memory allowed."""
