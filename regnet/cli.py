@@ -100,7 +100,22 @@ def _command(name: str, arguments: list[str]) -> int:
         groups = GROUPS if command.config == "run" else ()
         print(command_help(f"regnet {name} key=value ...: {command.help}", command.schema, groups, command.sections))
         return DONE
-    return _hydra(COMMANDS[name], hydra_arguments(arguments, COMMANDS[name].schema))
+    arguments = hydra_arguments(arguments, COMMANDS[name].schema)
+    if COMMANDS[name].apart and {"--multirun", "-m"} & set(arguments):
+        _alone()
+    return _hydra(COMMANDS[name], arguments)
+
+
+def _alone() -> None:
+    """Refuse several processes.
+
+    Raises:
+        ConfigError: torchrun or SLURM started some.
+    """
+    from regnet.ranks import started
+
+    if (count := started()) > 1:
+        raise ConfigError(f"{count} processes started: of several pairs each takes one; start one, or give one pair")
 
 
 def _hydra(command: Command, arguments: list[str]) -> int:

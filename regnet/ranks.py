@@ -7,23 +7,27 @@ works on its own share and writes its own files; sums are added up over all rank
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, InputError
 from regnet.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 # Ranks wait for each other at most this long: the first one alone prepares tiles, and evaluates.
 _PATIENCE = timedelta(days=7)
+
+
+class OtherRankError(InputError):
+    """Another of the processes that share the work failed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class FabricOptions:
 
     devices: int = option(1, "processes on each node, started by torchrun or SLURM", low=1)
     num_nodes: int = option(1, "nodes", low=1)
-    accelerator: str = option("cpu", "where networks are trained and evaluated", choices=["cpu", "cuda"])
+    accelerator: str = option("cpu", "where networks run", choices=["cpu", "cuda"])
 
 
 class Ranks:
@@ -41,7 +45,7 @@ class Ranks:
     Attributes:
         rank: number of this process.
         size: number of processes.
-        device: where this process trains and evaluates networks.
+        device: where this process runs networks.
     """
 
     def __init__(self, options: FabricOptions | None = None) -> None:
@@ -83,26 +87,40 @@ class Ranks:
         total: Tensor = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")  # type: ignore[assignment]
         return total
 
-    def in_turn(self, work: Callable[[], Made]) -> Made:
-        """Work on the main rank first and then on the others, who find what it has written."""
-        if self.main:
-            made = work()
-            self.barrier()
-            return made
-        self.barrier()
-        return work()
-
     def told(self, value: float) -> float:
         """The value that the main rank has, on every rank."""
-        import torch
-
-        own = torch.tensor(value if self.main else 0.0, dtype=torch.float64, device=self.device)
-        return float(self.sum(own))
+        return self._meet(value if self.main else 0.0)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        if self._fabric is not None:
-            self._fabric.barrier()
+        self._meet()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell the others, who wait for this rank in `told`, in `barrier` or at the end of this, if it fails here.
+
+        Raises:
+            InputError: another rank failed.
+        """
+        try:
+            yield
+        except OtherRankError:
+            raise
+        except Exception:
+            with suppress(OtherRankError):
+                self._meet(failed=True)
+            raise
+        self._meet()
+
+    def _meet(self, value: float = 0.0, failed: bool = False) -> float:
+        """Sum of a value over ranks, once all are here and none has failed."""
+        import torch
+
+        own = torch.tensor([value, failed], dtype=torch.float64, device=self.device)
+        total, failures = self.sum(own).tolist()
+        if failures:
+            raise OtherRankError("another of the processes failed; its own message says why")
+        return float(total)
 
 
 @cache
@@ -114,23 +132,23 @@ def launch(options: FabricOptions) -> Ranks:
     """
     import torch
 
-    started, wanted = _started(), options.devices * options.num_nodes
-    if started != wanted:
+    count, wanted = started(), options.devices * options.num_nodes
+    if count != wanted:
         remedy = (
             f"start it by `torchrun --nproc-per-node {options.devices} --no-python regnet ...` or by srun"
-            if started == 1
-            else f"make their product {started}"
+            if count == 1
+            else f"make their product {count}"
         )
         raise ConfigError(
             f"fabric.devices={options.devices} x fabric.num_nodes={options.num_nodes}: "
-            f"{started} process{'es' if started > 1 else ''} started; {remedy}"
+            f"{count} process{'es' if count > 1 else ''} started; {remedy}"
         )
     if options.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("fabric.accelerator=cuda: torch sees no such device; set fabric.accelerator=cpu")
     return Ranks(options)
 
 
-def _started() -> int:
+def started() -> int:
     """How many processes torchrun or SLURM started."""
     if not {"WORLD_SIZE", "SLURM_NTASKS"} & os.environ.keys():
         return 1
@@ -139,5 +157,8 @@ def _started() -> int:
 
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
-            return environment().world_size()
+            try:
+                return environment().world_size()
+            except RuntimeError as error:  # of an allocation that it does not know how to share out
+                raise ConfigError(f"SLURM: {' '.join(str(error).split())}") from error
     return 1

@@ -42,7 +42,7 @@ from regnet.report.summary import collect_summary
 from regnet.similarity.stage import similarity_stage
 from regnet.similarity.toy import run_paper_toy
 from regnet.tiles.prepare import prepare
-from regnet.tiles.store import TileStore
+from regnet.tiles.store import VERSION, TileStore
 from regnet.training.enforced import run_enforced_similarity
 from regnet.training.rounds import train_rounds
 from regnet.training.sweep import sweep_level
@@ -130,6 +130,10 @@ def _paper_enforced_similarity(config: RunConfig, run: Path) -> None:
     run_enforced_similarity(store, config.model, config.training, config.paper_enforced_similarity, folder)
 
 
+def _prepare_settings(config: RunConfig) -> Mapping[str, Any]:
+    return {**asdict(config.prepare), "version": VERSION}
+
+
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
     return {"model": asdict(config.model), "training": asdict(config.training), "seed": config.seed}
 
@@ -164,7 +168,7 @@ def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare", "prepare", (), (), lambda config: asdict(config.prepare), _prepare, swaps=True),
+        Stage("prepare", "prepare", (), (), _prepare_settings, _prepare, swaps=True),
         Stage("train", "train", ("prepare",), (), _train_settings, _train, shared=True, swaps=True),
         Stage(
             "similarity",

@@ -83,7 +83,7 @@ def choose_scale(way: list[Stretch], labels: Array, predictions: Array) -> float
             rest = _decay(part, rest, scale)
         return float(np.linalg.norm(rest)) - seen
 
-    return falling_root(excess, _LEAST, _MOST)
+    return _falling_root(excess, _LEAST, _MOST)
 
 
 def _decay(part: Stretch, rest: Array, scale: float) -> Array:
@@ -91,7 +91,7 @@ def _decay(part: Stretch, rest: Array, scale: float) -> Array:
     return result
 
 
-def falling_root(excess: Callable[[float], float], low: float, high: float) -> float:
+def _falling_root(excess: Callable[[float], float], low: float, high: float) -> float:
     """Where a falling function of a positive number crosses zero, by bisection of its logarithm; else an end."""
     if excess(low) <= 0:
         return low

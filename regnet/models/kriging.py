@@ -110,7 +110,7 @@ def _inner(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum((-3, -2, -1), keepdim=True)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _axis(count: int, step: int, sigma: float, device: torch.device, dtype: torch.dtype) -> _Axis:
     spacing = max(1.0, SPACING * sigma)
     inside = math.ceil((count * step - 1) / spacing) + 1

@@ -23,7 +23,7 @@ from regnet.errors import ConfigError, InputError
 from regnet.geo.features import free_names, read_features, write_features
 from regnet.geo.raster import is_vector
 from regnet.options import check_options
-from regnet.ranks import FabricOptions, launch
+from regnet.ranks import FabricOptions, Ranks, launch
 from regnet.registration import apply as applying
 from regnet.registration import register as registering
 from regnet.registration.labelled import like, values_of
@@ -160,17 +160,25 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     for name, schema in (("windows", WindowOptions), ("adapt", AdaptOptions), ("fabric", FabricOptions)):
         if isinstance(settings.get(name), Mapping):
             settings[name] = _options(schema, {}, settings[name])
-    fabric = settings.pop("fabric", FabricOptions())
-    if not isinstance(fabric, FabricOptions):
-        raise ConfigError(f"fabric={fabric}: is no mapping; give for instance fabric={{'accelerator': 'cuda'}}")
-    check_options(fabric, "fabric.")
-    ranks = launch(fabric)
-    if keep and ranks.size > 1:
+    ranks = _ranks(settings.pop("fabric")) if "fabric" in settings else None
+    if keep and ranks and ranks.size > 1:
         raise ConfigError("output_dir: missing; several processes need a folder that all of them see")
     with TemporaryDirectory(prefix="regnet-") as scratch:
         own = {"fixed": _path(fixed, Path(scratch), "fixed"), "moving": _path(moving, Path(scratch), "moving")}
         share = registering.register(_options(RegisterOptions, own, settings), folder, ranks)
     return Registration(folder, share, keep, moving)
+
+
+def _ranks(fabric: Any) -> Ranks:
+    """The processes that are asked for; a program's own are not taken for such, unless it asks.
+
+    Raises:
+        ConfigError: it is no mapping, out of range, or other processes were started.
+    """
+    if not isinstance(fabric, FabricOptions):
+        raise ConfigError(f"fabric={fabric}: is no mapping; give for instance fabric={{'accelerator': 'cuda'}}")
+    check_options(fabric, "fabric.")
+    return launch(fabric)
 
 
 def _options(schema: type, own: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:

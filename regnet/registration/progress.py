@@ -21,15 +21,15 @@ class Progress:
     Args:
         folder: of the rows; None keeps nothing.
         settings: all that the rows depend on. Rows that were made with others are thrown away.
-        shared: another process makes the folder and takes it away.
+        own: whether it is this process that makes the folder and takes it away, and not another that works there too.
 
     Raises:
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any] | None = None, shared: bool = False) -> None:
-        self._folder, self._shared = folder, shared
-        if folder is None or shared:
+    def __init__(self, folder: Path | None, settings: dict[str, Any] | None = None, own: bool = True) -> None:
+        self._folder, self._own = folder, own
+        if folder is None or not own:
             return
         mark = files.digest(settings or {})
         if not (folder / SETTINGS).is_file() or files.read_json(folder / SETTINGS) != mark:
@@ -43,7 +43,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._folder is not None and not self._shared and (kind is None or issubclass(kind, Exception)):
+        if self._folder is not None and self._own and (kind is None or issubclass(kind, Exception)):
             files.remove(self._folder)
 
     def has(self, place: int) -> bool:

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
 from regnet.geo.raster import block_cache, complex_files, files_behind, is_vector
 from regnet.heap import give_back
+from regnet.models.checkpoint import load_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.options import check_options
@@ -86,13 +86,21 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
     check_options(options)
     output_dir = Path(output_dir)
     refuse_own_inputs(options, output_dir)
-    start, ranks = time.perf_counter(), ranks or Ranks()
+    ranks = ranks or Ranks()
+    with ranks.together():
+        share = _register(options, output_dir, ranks)
+    return ranks.told(share)
+
+
+def _register(options: RegisterOptions, output_dir: Path, ranks: Ranks) -> float:
+    """The share that was registered; 0.0 on all ranks but the main one."""
+    start = time.perf_counter()
     with block_cache(options.memory_mb // FILES_SHARE), PairReader(pair_options(options), options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         model = model.to(ranks.device)
-        threads = torch.get_num_threads()  # on which the windows depend
+        threads = int(ranks.told(torch.get_num_threads()))  # on which the windows depend
         stamp = _stamp(options)
-        with Progress(output_dir / UNFINISHED, {**stamp, "threads": threads}, shared=not ranks.main) as progress:
+        with Progress(output_dir / UNFINISHED, {**stamp, "threads": threads}, own=ranks.main) as progress:
             ranks.barrier()  # its folder is there
             overall = look_overall(reader) if options.global_stage else NOT_SOUGHT
             if overall.found:
@@ -100,8 +108,10 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
             aligned = reader.pulled(overall.affine) if overall.found else reader
             adapted, kept = None, output_dir / UNFINISHED / ADAPTED
             if options.adapt.enabled:
-                training = partial(adapt, model, aligned, options.adapt, options.memory_mb, kept)
-                model, adapted = ranks.in_turn(training)
+                if ranks.main:
+                    model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
+                if ranks.told(bool(adapted and adapted["used"])) and not ranks.main:
+                    model = load_checkpoint(kept / MODEL).to(ranks.device)
             detail_px = reader.detail_px
             network = NetworkMatcher(model, detail_px)
             windows, at_once = side_by_side(
@@ -115,7 +125,7 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
                 shown = "register" if ranks.main else ""
                 finish_rows(matcher, read, shape, windows, ranks, shown, CHANNELS, progress, at_once)
                 if not ranks.main:
-                    return ranks.told(0.0)
+                    return 0.0
             familiar, unknown = _familiarity(options, model, adapted, aligned)
             with files.whole_path(output_dir / WHOLE) as folder:
                 folder.mkdir()
@@ -146,7 +156,7 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
                 if kept.exists():
                     shutil.copytree(kept, folder / ADAPTED)
             _bring_out(output_dir / WHOLE, output_dir)
-    return ranks.told(tally.share)
+    return tally.share
 
 
 def _report(

@@ -101,6 +101,7 @@ def predict_strips(
                 kept.save(place, buffer)
             if tail is not None:
                 buffer[:, : tail.shape[1]] += tail
+                tail = None
             for start in range(0, count, STRIP_PX):
                 sums = buffer[:, start : min(start + STRIP_PX, count), : shape[1]]
                 means = sums[:-1] / np.maximum(sums[-1], 1e-12)
@@ -150,12 +151,11 @@ def _row_sums(
     """
     height, (cols, width) = layout(shape[0], options)[1], layout(shape[1], options)
     weight = np.outer(_ramp(height, options.overlap_px), _ramp(width, options.overlap_px)).astype(np.float32)
-    buffer = np.empty((3 + channels, height, cols[-1] + width), np.float32) if rows else None
+    buffer = np.empty((3 + channels, height, cols[-1] + width), np.float32)
     reads = [partial(read, row, col, height, width) for row in rows for col in cols]
     bar = tqdm(total=len(reads), desc=progress, unit="window", disable=not progress)
     with bar, closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
         for _ in rows:
-            assert buffer is not None
             buffer[:] = 0
             for col, match in zip(cols, matches, strict=False):
                 if match is not None:
@@ -241,7 +241,7 @@ def bounded(options: WindowOptions, width: int, memory_mb: int, pixel_bytes: int
     """
     side = _aligned(options.window_px)
     least = max(_aligned(options.overlap_px) + ALIGN_PX, 64)
-    while (needed := BASE_MB + _peak_bytes(side, width, pixel_bytes) / 2**20) > memory_mb:
+    while (needed := BASE_MB + _peak_bytes(side, width, pixel_bytes, options.overlap_px) / 2**20) > memory_mb:
         if side - 4 * ALIGN_PX < least:
             raise ConfigError(f"memory_mb={memory_mb} is too little for a raster {width} px wide; give {needed:.0f}")
         side -= 4 * ALIGN_PX
@@ -271,9 +271,9 @@ def side_by_side(
     return bounded(options, shape[1], memory_mb, pixel_bytes), 1
 
 
-def _peak_bytes(side: int, width: int, pixel_bytes: int) -> int:
+def _peak_bytes(side: int, width: int, pixel_bytes: int, overlap: int) -> int:
     """What windows of a side and the rows and strips that they make of a raster of a width take."""
-    return round(side**2 * pixel_bytes * GAPS) + width * (side * ROW_BYTES + STRIP_PX * STRIP_BYTES)
+    return round(side**2 * pixel_bytes * GAPS) + width * ((side + overlap) * ROW_BYTES + STRIP_PX * STRIP_BYTES)
 
 
 class PatchReader:

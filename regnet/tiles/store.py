@@ -26,8 +26,8 @@ __all__ = ["VERSION", "Patch", "Scene", "Tile", "TileSource", "TileStore", "fold
 VERSION = 3
 ARRAYS, INDEX, BLOCKS, MANIFEST = "tiles.zarr", "index.parquet", "blocks.parquet", "manifest.json"
 SPLIT, LABEL, TRUTH = "split", "label_offset", "true_offset"
-"""Columns of the tables as other programs read them; offsets are dx and dy, px, at a tile's pixel [S//2, S//2]."""
-"""Column of both tables that names the part, one of the split, that a tile or block belongs to."""
+"""Columns of the tables as other programs read them: the part that a tile or block belongs to, and a tile's offsets, dx
+and dy in px, at its pixel [S//2, S//2]."""
 REMEDY = "run prepare again"
 
 

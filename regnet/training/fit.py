@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ class Fit:
         model: a network to go on from, whose parameters without `requires_grad` stay; None for a fresh one.
         most_seconds: an epoch that would end later than this, counted over all runs of the training, is not begun.
         ranks: processes that share the tiles of each step, and where the network is trained; None: this one alone, on
-            the processor. The first one writes.
+            the processor. The first one writes. The gradient is the mean over all tiles, but what the loss judges by
+            the residuals of a step, as the labels' noise, each process judges by its own tiles.
 
     Raises:
         InputError: no tiles to train or validate on, or nothing to train; from `run`, a loss that is no longer finite.
@@ -141,6 +143,7 @@ class Fit:
     def run(self) -> None:
         """Train to the end, write model, log, curve and summary, and drop the resume state."""
         self._resume()
+        self.ranks.barrier()  # all have seen where it stands
         if self.progress.epoch == 0 and self.ranks.main:
             self.trail.keep(START, self.model, self.optimiser, 0, 0.0)
         hidden = not self.ranks.main
@@ -221,11 +224,12 @@ class Fit:
         self.shifts.learn(batch, self.ranks.sum(seen.to(self.device)).cpu())
         if self.alike is not None:
             loss = loss + self.alike(own, pairs)
-        if not torch.isfinite(loss):
+        loss = loss * (len(own) / len(batch))
+        whole = float(self.ranks.sum(loss.detach()))
+        if not math.isfinite(whole):
             raise InputError(
                 f"training.learning_rate={self.options.learning_rate}: the loss is not finite; choose a smaller one"
             )
-        loss = loss * (len(own) / len(batch))
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._sum_gradients()
@@ -238,17 +242,19 @@ class Fit:
         with torch.no_grad():
             for key, value in self.model.state_dict().items():
                 self.mean[key].lerp_(value, 1 - decay)
-        return float(self.ranks.sum(loss.detach()))
+        return whole
 
     def _sum_gradients(self) -> None:
-        """Give every rank the gradient of the whole step."""
+        """Give every rank the gradient of the whole step; none to what has none on any rank."""
         if self.ranks.size == 1:
             return
         learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         own = [torch.zeros_like(part) if part.grad is None else part.grad for part in learned]
-        vector_to_parameters(self.ranks.sum(parameters_to_vector(own)), own)
-        for parameter, part in zip(learned, own, strict=True):
-            parameter.grad = part
+        has = torch.tensor([float(part.grad is not None) for part in learned], device=self.device)
+        summed = [has, *own]
+        vector_to_parameters(self.ranks.sum(parameters_to_vector(summed)), summed)
+        for parameter, anywhere, gradient in zip(learned, summed[0], summed[1:], strict=True):
+            parameter.grad = gradient if anywhere else None
 
     def _remember(self) -> None:
         """Keep what the model is to know its training tiles by, as training draws them."""

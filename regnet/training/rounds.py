@@ -114,6 +114,7 @@ def _train_several(
         store = store.with_labels(place / CORRECTED)
         if rows[-1]["moved_px"] < options.settled_px:
             break
+    ranks.barrier()  # all have read what the rounds came to
     if not ranks.main:
         return
     _forget(folder, len(rows) + 1)

@@ -30,13 +30,53 @@ def test_two_processes_register_as_one_does(shifted, tmp_path, regnet, torchrun)
         assert len(gpd.read_file(two / "tie_points.gpkg")) == len(gpd.read_file(one / "tie_points.gpkg"))
         assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
         assert not (two / ".unfinished").exists()
+        if more:
+            assert summaries[1]["adapt"]["used"] == summaries[0]["adapt"]["used"]
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from regnet.errors import InputError, RegnetError
+from regnet.ranks import FabricOptions, launch
+from regnet.registration import register as module
+from regnet.registration.options import RegisterOptions
+
+ranks, rows = launch(FabricOptions(devices=2)), module.finish_rows
+
+
+def finish_rows(*arguments):
+    if ranks.rank == int(sys.argv[4]):
+        raise InputError("a block cannot be read")
+    rows(*arguments)
+
+
+module.finish_rows = finish_rows
+try:
+    module.register(RegisterOptions(sys.argv[1], sys.argv[2], global_stage=False), Path(sys.argv[3]), ranks)
+except RegnetError as error:
+    print(f"rank {ranks.rank}: {error}")
+"""
 
 
 @pytest.mark.slow
-def test_bad_input_to_two_processes_is_told(shifted, tmp_path, torchrun):
-    result = torchrun(
-        "register", f"fixed={shifted[0]}", "moving=nowhere.tif", "output_dir=out", "fabric.devices=2", folder=tmp_path
-    )
-    assert result.returncode != 0
-    assert "nowhere.tif" in result.stderr
-    assert not (tmp_path / "out" / "displacement.tif").exists()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_ends_the_other_and_nothing_is_left(shifted, tmp_path, torchrun, rank):
+    (tmp_path / "work.py").write_text(FAILING)
+    result = torchrun("work.py", *shifted, str(tmp_path / "out"), str(rank), folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"rank {rank}: a block cannot be read" in result.stdout
+    assert f"rank {1 - rank}: another of the processes failed" in result.stdout
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_what_two_processes_cannot_do_is_refused(shifted, tmp_path, torchrun):
+    missing = ("register", f"fixed={shifted[0]}", "moving=nowhere.tif", "output_dir=out", "fabric.devices=2")
+    several = ("register", "--multirun", f"fixed={shifted[0]}", f"moving={shifted[1]}", "seed=1,2", "output_dir=out")
+    for command, said in ((missing, "nowhere.tif"), (several, "2 processes started: of several pairs each takes one")):
+        result = torchrun(*command, folder=tmp_path)
+        assert result.returncode != 0
+        assert f"regnet: {said}" in result.stderr
+        assert "defect" not in result.stderr
+        assert not (tmp_path / "out" / "displacement.tif").exists()

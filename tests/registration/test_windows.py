@@ -11,7 +11,9 @@ from scipy.ndimage import uniform_filter
 
 from regnet.models.checkpoint import model_for
 from regnet.models.options import ModelOptions
+from regnet.ranks import Ranks
 from regnet.registration.network import NetworkMatcher
+from regnet.registration.progress import Progress
 from regnet.registration.windows import (
     ALIGN_PX,
     STRIP_PX,
@@ -19,6 +21,7 @@ from regnet.registration.windows import (
     PatchReader,
     WindowOptions,
     bounded,
+    finish_rows,
     layout,
     predict_field,
     predict_strips,
@@ -154,3 +157,24 @@ def test_more_bands_take_more_memory_and_smaller_windows(descriptor, trained):
     assert 1.3 < many.pixel_bytes / one.pixel_bytes < 3
     sides = [bounded(WindowOptions(1024, 64), 4000, 1100, network.pixel_bytes).window_px for network in (one, many)]
     assert sides[0] > sides[1]
+
+
+def test_a_rank_finishes_its_own_rows_and_no_others(tmp_path):
+    image, options = np.random.default_rng(0).normal(size=(2, 300, 120)), WindowOptions(96, 32)
+    whole = list(predict_strips(local_mean(9), reader(image), (300, 120), options))
+    second = Ranks()
+    second.rank, second.size = 1, 2
+    kept, seen = Progress(tmp_path / "kept"), []
+    finish_rows(local_mean(9), reader(image), (300, 120), options, second, "", 1, kept)
+    count = len(layout(300, options)[0])
+    assert count >= 4
+    assert [kept.has(place) for place in range(count)] == [place % 2 == 1 for place in range(count)]
+
+    def counted(patch):
+        seen.append(patch)
+        return local_mean(9)(patch)
+
+    again = list(predict_strips(counted, reader(image), (300, 120), options, kept=kept))
+    assert len(seen) == (count + 1) // 2 * len(layout(120, options)[0])
+    for one, other in zip(again, whole, strict=True):
+        np.testing.assert_array_equal(one.displacement, other.displacement)

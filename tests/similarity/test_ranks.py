@@ -44,7 +44,7 @@ def test_alone_a_rank_has_all_the_work():
 def test_what_was_started_has_to_fit_the_settings(monkeypatch):
     with pytest.raises(ConfigError, match=r"fabric.devices=2 .* 1 process started; start it by `torchrun --nproc-per"):
         launch(FabricOptions(devices=2))
-    monkeypatch.setattr("regnet.ranks._started", lambda: 4)
+    monkeypatch.setattr("regnet.ranks.started", lambda: 4)
     with pytest.raises(ConfigError, match="4 processes started; make their product 4"):
         launch(FabricOptions(devices=3))
 
