@@ -101,11 +101,11 @@ def test_a_killed_command_goes_on_at_the_pair_it_was_at(small, pairs, many, plai
     pairs(("fixed", "moving"), *[(fixed, moving)] * 3)
     whole, asked = module.register, []
 
-    def killed(options, folder):
+    def killed(options, folder, ranks):
         asked.append(folder.name)
         if folder.name == "1" and asked == ["0", "1"]:
             raise KeyboardInterrupt
-        return whole(options, folder)
+        return whole(options, folder, ranks)
 
     monkeypatch.setattr(module, "register", killed)
     done, table = many()
@@ -121,7 +121,7 @@ def test_the_exit_code_of_many_pairs(small, pairs, many, monkeypatch, tmp_path):
     """3 only if all abstained; a defect before bad input, and that before all that is well."""
 
     def ends(*shares):
-        def register(options, folder):
+        def register(options, folder, ranks):
             share = shares[int(folder.name)]
             if isinstance(share, Exception):
                 raise share
