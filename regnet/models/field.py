@@ -8,7 +8,7 @@ the other. What predicts best is taken, together with what does not predict sign
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,14 +38,17 @@ class View(NamedTuple):
     sigmas_px: tuple[tuple[float, float], ...]
 
 
-VIEWS = (
+LEARNED_VIEWS = (
     View(32.0, 4, ((160.0, 160.0),)),
     View(12.0, 2, ((80.0, 80.0),)),
     View(8.0, 1, ((40.0, 40.0), (20.0, 20.0))),
-    View(5.0, 1, ((20.0, 20.0), (10.0, 10.0), (8.0, 160.0), (160.0, 8.0), (8.0, 40.0), (40.0, 8.0))),
+    View(5.0, 1, ((20.0, 20.0), (10.0, 10.0))),
 )
-"""Those that differ from row to row and along them are for the jitter of a sensor whose path follows rows or columns,
-the shorter ones if it is some 10 degrees off them, as in most images that were brought onto a map."""
+"""Those that training looks through: the fields that it draws are as rough along rows as from row to row."""
+JITTER_PX = ((8.0, 160.0), (160.0, 8.0), (8.0, 40.0), (40.0, 8.0))
+"""Sigmas of the jitter of a sensor whose path follows rows or columns, the shorter ones if it is some 10 degrees off
+them, as in most images that were brought onto a map."""
+VIEWS = (*LEARNED_VIEWS[:-1], LEARNED_VIEWS[-1]._replace(sigmas_px=LEARNED_VIEWS[-1].sigmas_px + JITTER_PX))
 NOISES = (0.05, 0.2, 0.8, 3.2, 12.8)
 """Variances of a cell's offset that are tried, in units of the field's variance: a geometric series."""
 ALONE = 0.2
@@ -175,19 +178,19 @@ def fit_field(
         begun: whether coarser levels have found the base; if not, offsets are looked for everywhere in reach, and none
             may be found.
         drawn: take a smoothness and noise at random, whatever predicts best, as training does now and then.
-        training: leave out what has no share though gradients are asked for.
+        training: look through the views of training, and leave out what has no share though gradients are asked for.
     """
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     like = evidence.base[:, 0, 0, 0]
     looks: list[_Look] = []
-    caution = torch.as_tensor(caution)
+    caution, views = torch.as_tensor(caution), LEARNED_VIEWS if training else VIEWS
     if not drawn and max(shape) > BLOCK_CELLS:
-        looks, choice = _best_predicting(evidence, begun, training)
+        looks, choice = _best_predicting(evidence, views, begun, training)
     else:
         # How many times the noise that predicts best is right cannot be learned where nothing was predicted.
-        choice, caution = _drawn(like) if drawn else _alone(like), caution.detach()
+        choice, caution = _drawn(like, views) if drawn else _alone(like), caution.detach()
     found, first = torch.zeros_like(evidence.base), 0
-    for place, view in enumerate(VIEWS):
+    for place, view in enumerate(views):
         kinds = slice(first, first + len(view.sigmas_px))
         first = kinds.stop
         if not _counts(choice.share[:, kinds], training):
@@ -215,8 +218,8 @@ def _values_tell(values: Tensor, training: bool) -> bool:
     return not is_functorch_wrapped_tensor(values) and (training or not torch.is_grad_enabled())
 
 
-def _drawn(like: Tensor) -> Choice:
-    kinds = sum(len(view.sigmas_px) for view in VIEWS)
+def _drawn(like: Tensor, views: Sequence[View]) -> Choice:
+    kinds = sum(len(view.sigmas_px) for view in views)
     share = F.one_hot(torch.randint(kinds, like.shape, device=like.device), kinds).to(like.dtype)
     return Choice(share, like.new_tensor(NOISES)[torch.randint(len(NOISES), share.shape, device=like.device)])
 
@@ -282,7 +285,9 @@ def _sureness(covariance: Tensor, before: Tensor) -> Tensor:
     return torch.stack((xx * xx + xy * xy, xy * (xx + yy), yy * yy + xy * xy), 1)
 
 
-def _best_predicting(evidence: Evidence, begun: bool, training: bool) -> tuple[list[_Look], Choice]:
+def _best_predicting(
+    evidence: Evidence, views: Sequence[View], begun: bool, training: bool
+) -> tuple[list[_Look], Choice]:
     """Looks, and what predicts best by them, no offset at all included."""
     looks: list[_Look] = []
     fits: list[Tensor] = []
@@ -294,7 +299,7 @@ def _best_predicting(evidence: Evidence, begun: bool, training: bool) -> tuple[l
         fits.append(_by_block(_look_up(evidence, torch.zeros_like(evidence.base[:, None])))[:, 0])
         tried.append(going)
         best = fits[0].sum(1)
-    for view in VIEWS:
+    for view in views:
         looks.append(_Look.at(evidence, view, begun))
         with torch.no_grad():
             predictions = _predictions(evidence, looks[-1], begun)

@@ -41,7 +41,7 @@ def fit_field(known, begun=False, training=False):
 def taking(monkeypatch, kind, noise):
     """Make the fit take one smoothness and noise, whatever predicts best."""
 
-    def chosen(known, begun, training):
+    def chosen(known, views, begun, training):
         looks = [module._Look.at(known, view, begun) for view in VIEWS]
         share = torch.eye(KINDS)[kind : kind + 1]
         return looks, Choice(share, torch.full_like(share, noise))
@@ -137,8 +137,10 @@ def test_cells_that_make_no_whole_squares_are_found_too(shape):
     assert error_px(fit_field(evidence(true, 0.05)), true) < 0.1
 
 
-@pytest.mark.parametrize(("sigma_px", "fewer"), [(100.0, 20), (15.0, 9)])
-def test_only_fields_with_a_share_are_found_unless_each_samples_gradient_is_asked_for(monkeypatch, sigma_px, fewer):
+@pytest.mark.parametrize(("sigma_px", "fewer", "in_training"), [(100.0, 20, 10), (15.0, 9, 13)])
+def test_only_fields_with_a_share_are_found_unless_each_samples_gradient_is_asked_for(
+    monkeypatch, sigma_px, fewer, in_training
+):
     """What is found is the same; a smooth field is not viewed through the last window."""
     known = evidence(field(sigma_px), 0.3)
     calls = []
@@ -149,11 +151,15 @@ def test_only_fields_with_a_share_are_found_unless_each_samples_gradient_is_aske
 
     whole = torch.func.vmap(one)(known.volume, known.count, known.base)
     every = len(calls)
-    for grad, training, left_out in ((False, False, fewer), (True, True, fewer), (True, False, 0)):
+    for grad, count in ((False, every - fewer), (True, every)):
         calls.clear()
         with torch.set_grad_enabled(grad):
-            assert torch.allclose(fit_field(known, training=training), whole, atol=1e-4)
-        assert len(calls) == every - left_out
+            assert torch.allclose(fit_field(known), whole, atol=1e-4)
+        assert len(calls) == count
+    calls.clear()
+    assert error_px(fit_field(known, training=True), whole) < 0.01
+    assert len(calls) == in_training
+    assert not {args[2] for args in calls} & {known.in_cells(sigmas) for sigmas in module.JITTER_PX}
 
 
 def test_an_edge_says_nothing_along_itself():

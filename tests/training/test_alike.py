@@ -141,7 +141,7 @@ def test_the_term_s_gradient_on_the_matcher():
     term = SimilarityTerm(model, OPTIONS)
 
     def value():
-        torch.manual_seed(1)  # of a smoothness whose differences are not drowned by rounding
+        torch.manual_seed(0)
         return term(draws, np.random.default_rng(5))
 
     value().backward()
