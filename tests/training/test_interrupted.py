@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,13 @@ def test_an_interrupted_training_leaves_the_model_there_is_and_goes_on(here, tra
     before = contents(trained)
     command = ("train", *mini_settings, "training.epochs=4", "output_dir=mini")
     script = Path(sys.executable).with_name("regnet")
-    process = subprocess.Popen([script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [script, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
+    )
     kept = trained.parent / ".next-train" / STATE
     for _ in range(6000):
         if kept.exists():
