@@ -123,7 +123,8 @@ def _register(options: RegisterOptions, output_dir: Path, ranks: Ranks) -> float
             if ranks.size > 1:
                 read, shape = aligned.read_images, aligned.shape
                 shown = "register" if ranks.main else ""
-                finish_rows(matcher, read, shape, windows, ranks, shown, CHANNELS, progress, at_once)
+                with block_cache(options.memory_mb // WINDOWS_SHARE):
+                    finish_rows(matcher, read, shape, windows, ranks, shown, CHANNELS, progress, at_once)
                 if not ranks.main:
                     return 0.0
             familiar, unknown = _familiarity(options, model, adapted, aligned)
