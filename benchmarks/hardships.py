@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from benchmarks.pairs import as_uint16, naip_pair, radar_pair, sample_pair
+from benchmarks.pairs import FAMILIES, as_uint16, naip_pair, radar_pair, sample_pair
 from regnet.displacement import random_field
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.options import RegisterOptions
@@ -40,8 +41,9 @@ CORNER, SIDE = (200, 700), 640
 
 
 def smooth(shape: tuple[int, int], seed: int) -> Field:
-    """A random field of 8 px with a sigma of 80 px."""
-    return random_field(shape, 8.0, 80.0, np.random.default_rng(seed))
+    """A random field of the family of that name."""
+    family = FAMILIES["smooth"]
+    return random_field(shape, family.peak_px, family.sigma_px, np.random.default_rng(seed))
 
 
 def turned(degrees: float, stretch: float, shift: tuple[float, float]) -> Callable[[tuple[int, int], int], Field]:
@@ -113,7 +115,7 @@ class Hardship:
 
 HARDSHIPS = {
     **{
-        f"coarse_{band}_{times}": Hardship(lambda band=band: sample_pair(band), times=times)  # type: ignore[misc]
+        f"coarse_{band}_{times}": Hardship(partial(sample_pair, band), times=times)
         for band in ("B04", "B08")
         for times in (2, 5, 8, 10)
     },
@@ -121,18 +123,18 @@ HARDSHIPS = {
     "naip_stretched": Hardship(naip_pair, None, turned(0, 1.08, (0, 0))),
     "naip_both": Hardship(naip_pair, None, turned(5, 1.05, (-30, 20))),
     "swir_both": Hardship(sample_pair, None, turned(-5, 1.05, (40, 30))),
-    "radar_far": Hardship(lambda: radar_pair(3), None, turned(0, 1.0, (50, -40))),
-    "radar_turned": Hardship(lambda: radar_pair(9), None, turned(4, 1.0, (10, 10))),
+    "radar_far": Hardship(partial(radar_pair, 3), None, turned(0, 1.0, (50, -40))),
+    "radar_turned": Hardship(partial(radar_pair, 9), None, turned(4, 1.0, (10, 10))),
     **{
-        f"jitter_{band}_{degrees}": Hardship(lambda band=band: sample_pair(band), field=jitter(degrees))  # type: ignore[misc]
+        f"jitter_{band}_{degrees}": Hardship(partial(sample_pair, band), field=jitter(degrees))
         for band in ("B04", "B11")
         for degrees in (0, 12, 45)
     },
-    "gaps": Hardship(lambda: sample_pair("B08"), spoil=with_gaps),
-    "gaps_shifted": Hardship(lambda: sample_pair("B08"), field=turned(0, 1.0, (15, 8)), spoil=with_gaps),
-    "salt": Hardship(lambda: sample_pair("B08"), spoil=with_salt),
-    "clouds_moved": Hardship(lambda: sample_pair("B08"), field=still, spoil=with_clouds),
-    **{f"tiny_{side}": Hardship(lambda: sample_pair("B08"), side=side) for side in (16, 24, 32, 48, 64, 96)},
+    "gaps": Hardship(partial(sample_pair, "B08"), spoil=with_gaps),
+    "gaps_shifted": Hardship(partial(sample_pair, "B08"), field=turned(0, 1.0, (15, 8)), spoil=with_gaps),
+    "salt": Hardship(partial(sample_pair, "B08"), spoil=with_salt),
+    "clouds_moved": Hardship(partial(sample_pair, "B08"), field=still, spoil=with_clouds),
+    **{f"tiny_{side}": Hardship(partial(sample_pair, "B08"), side=side) for side in (16, 24, 32, 48, 64, 96)},
 }
 
 
@@ -156,12 +158,9 @@ def measure(name: str, seed: int) -> dict[str, Any]:
             ("fixed", as_uint16(moved.fixed, moved.fixed_valid), 1),
             ("moving", np.rint(squares).astype(np.uint16), times),
         ):
-            profile = {"driver": "GTiff", "dtype": "uint16", "nodata": 0, "crs": crs, "count": len(values)}
-            profile |= {
-                "height": values.shape[1],
-                "width": values.shape[2],
-                "transform": transform @ Affine.scale(size),
-            }
+            count, rows, cols = values.shape
+            profile = {"driver": "GTiff", "count": count, "height": rows, "width": cols, "dtype": "uint16", "nodata": 0}
+            profile |= {"crs": crs, "transform": transform @ Affine.scale(size)}
             with rasterio.open(folder / f"{file}.tif", "w", **profile) as target:
                 target.write(values)
         options = RegisterOptions(str(folder / "fixed.tif"), str(folder / "moving.tif"), check_windows=0)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,34 +45,33 @@ MINI_SETTINGS = (
 )
 
 
+def run_process(*command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with one thread."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 @pytest.fixture(scope="session")
 def regnet() -> Regnet:
     """Run the installed console script in a folder."""
-    script = Path(sys.executable).with_name("regnet")
-
-    def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(script), *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
+    return partial(run_process, str(Path(sys.executable).with_name("regnet")))
 
 
 @pytest.fixture(scope="session")
 def torchrun() -> Regnet:
-    """Run the installed console script in two processes."""
-    script = Path(sys.executable).with_name("regnet")
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Run the installed console script, or a script of one's own, in two processes."""
+    start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    console = ("--no-python", str(Path(sys.executable).with_name("regnet")))
 
     def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        command = [*start, *(arguments if arguments[0].endswith(".py") else ("--no-python", str(script), *arguments))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        own = arguments[0].endswith(".py")
+        return run_process(*start, *(() if own else console), *arguments, folder=folder)
 
     return run
 

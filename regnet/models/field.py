@@ -183,7 +183,8 @@ def fit_field(
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     like = evidence.base[:, 0, 0, 0]
     looks: list[_Look] = []
-    caution, views = torch.as_tensor(caution), LEARNED_VIEWS if training else VIEWS
+    caution = torch.as_tensor(caution)
+    views = LEARNED_VIEWS if training else VIEWS
     if not drawn and max(shape) > BLOCK_CELLS:
         looks, choice = _best_predicting(evidence, views, begun, training)
     else:

@@ -122,7 +122,8 @@ def finish_rows(
 ) -> None:
     """Match this rank's share of the rows of windows and keep them; when it returns all ranks have kept theirs.
 
-    Args: as for `predict_strips`, which then finds all rows finished.
+    All ranks call it, with one folder that they share. `predict_strips`, whose other arguments these are, then finds
+    all rows finished.
     """
     rows, _ = layout(shape[0], options)
     places = [place for place in ranks.own(range(len(rows))) if not kept.has(place)]

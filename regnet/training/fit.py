@@ -146,8 +146,7 @@ class Fit:
         self.ranks.barrier()  # all have seen where it stands
         if self.progress.epoch == 0 and self.ranks.main:
             self.trail.keep(START, self.model, self.optimiser, 0, 0.0)
-        hidden = not self.ranks.main
-        done, total = self.progress.epoch, self.options.epochs
+        done, total, hidden = self.progress.epoch, self.options.epochs, not self.ranks.main
         with tqdm(total=total, initial=done, desc="train", unit="epoch", disable=hidden) as bar:
             for epoch in range(self.progress.epoch, self.options.epochs):
                 if self._late() or self._settled():
@@ -159,6 +158,7 @@ class Fit:
             self._finish()
 
     def _finish(self) -> None:
+        """Draw the curve, remember the tiles, sum up, and drop the resume state."""
         draw_curve(self.progress.rows, self.folder / CURVE)
         if self.options.familiarity_tiles:
             self._remember()
@@ -202,8 +202,8 @@ class Fit:
         )
         pairs = np.random.default_rng((self.options.seed, epoch, 1))
         self.model.train()
-        told = {"desc": f"epoch {epoch}", "unit": "step", "leave": False, "disable": not self.ranks.main}
-        for batch in tqdm(batches, total=self.options.steps, **told):
+        steps, hidden = self.options.steps, not self.ranks.main
+        for batch in tqdm(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=hidden):
             drawn = time.perf_counter()
             totals["draw_seconds"] += drawn - mark
             totals["loss"] += self._step(batch, pairs) / self.options.steps
@@ -219,9 +219,9 @@ class Fit:
         own = batch.part(chosen)
         prediction = self.model(own.fixed, own.moving, own.fixed_valid, own.moving_valid)
         loss = supervised_loss(prediction, own, self.options)
-        seen = torch.zeros(len(batch), 5)
-        seen[chosen] = self.shifts.seen(own, prediction.displacement)
-        self.shifts.learn(batch, self.ranks.sum(seen.to(self.device)).cpu())
+        means = torch.zeros(len(batch), 5)
+        means[chosen] = self.shifts.means(own, prediction.displacement)
+        self.shifts.learn(batch, self.ranks.sum(means.to(self.device)).cpu())
         if self.alike is not None:
             loss = loss + self.alike(own, pairs)
         loss = loss * (len(own) / len(batch))

@@ -47,7 +47,7 @@ class PairShifts:
 
     @staticmethod
     @torch.no_grad()
-    def seen(batch: Batch, found: Tensor) -> Tensor:
+    def means(batch: Batch, found: Tensor) -> Tensor:
         """What `learn` needs of a batch of corrected tiles and what a network found, (B, 2, S, S) px.
 
         Returns:
@@ -61,11 +61,11 @@ class PairShifts:
                 rows[place] = torch.cat([torch.ones(1), *means])
         return rows
 
-    def learn(self, batch: Batch, seen: Tensor) -> None:
-        """Follow what was `seen` of a batch, (B, 5)."""
+    def learn(self, batch: Batch, means: Tensor) -> None:
+        """Follow the `means` of a batch, (B, 5)."""
         own = self._own()
         for place, name in enumerate(batch.pairs):
-            known, answer, target = seen[place, 0], seen[place, 1:3], seen[place, 3:]
+            known, answer, target = means[place, 0], means[place, 1:3], means[place, 3:]
             if not known:
                 continue
             self._response.lerp_(torch.stack((answer @ target, target @ target)), LAST_SHARE)

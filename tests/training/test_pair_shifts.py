@@ -34,7 +34,7 @@ def follow(flips, names=tuple(OFF), steps=90, noise_px=0.5):
         corrected = torch.stack([torch.tensor(shifts.shifts_px().get(name, [0.0, 0.0])) for name in batch.pairs])
         beyond = torch.einsum("bij,bj->bi", batch.turns, plain - corrected)
         wrong = torch.from_numpy(generator.normal(0, noise_px, (len(plain), 2)).astype(np.float32))
-        shifts.learn(batch, PairShifts.seen(batch, batch.target + (beyond + wrong)[:, :, None, None]))
+        shifts.learn(batch, PairShifts.means(batch, batch.target + (beyond + wrong)[:, :, None, None]))
     return shifts
 
 
