@@ -6,6 +6,7 @@ works on its own share and writes its own files; sums are added up over all rank
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -68,6 +69,8 @@ class Ranks:
                 strategy=DDPStrategy(timeout=_PATIENCE),
             )
             self._fabric.launch()
+            # A group left to the interpreter's end may end the process with SIGABRT: gloo's threads still hold tensors.
+            atexit.register(torch.distributed.destroy_process_group)
             self.rank, self.size = self._fabric.global_rank, self._fabric.world_size
             self.device = self._fabric.device
 
