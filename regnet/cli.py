@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import hydra
 import yaml
@@ -60,6 +60,10 @@ class Command:
     sections: tuple[str, ...]
     work: Callable[[Any], int]
     apart: bool = False
+
+
+_GATHERED: list[int] = []
+"""Exit codes of the runs that a callback of Hydra put together, and of that if it failed."""
 
 
 class JobError(Exception):
@@ -147,7 +151,7 @@ def _hydra(command: Command, arguments: list[str]) -> int:
                 raise JobError(code)
 
     register_schemas()
-    GatherPairs.codes.clear()
+    _GATHERED.clear()
     sys.argv = ["regnet", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder() / command.folder), config_name=command.config)(
@@ -155,7 +159,7 @@ def _hydra(command: Command, arguments: list[str]) -> int:
         )()
     except JobError as failure:
         return failure.code
-    codes += GatherPairs.codes
+    codes += _GATHERED
     # Of many pairs some may be left as they are.
     return next((code for code in (DEFECT, BAD_INPUT, DONE) if code in codes), ABSTAINED if codes else DONE)
 
@@ -168,12 +172,7 @@ class GatherPairs(Callback):
     """Tells of all pairs that were registered together; `conf/register/register.yaml` names it.
 
     What became of each is read from its folder, since a launcher may have had it registered by another process.
-
-    Attributes:
-        codes: exit codes of the pairs, and of telling of them if that failed.
     """
-
-    codes: ClassVar[list[int]] = []
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before the first pair."""
@@ -185,13 +184,11 @@ class GatherPairs(Callback):
 
         def work() -> int:
             outcomes = gather_outcomes(folder)
-            self.codes.extend(outcome["code"] for outcome in outcomes)
+            _GATHERED.extend(outcome["code"] for outcome in outcomes)
             print(f"\n{outcomes_text(outcomes)}\n\ntable: {folder / TABLE}")
             return DONE
 
-        # Hydra makes a warning of what a callback raises.
-        if (code := _guarded(work, RegisterConfig)) != DONE:
-            self.codes.append(code)
+        _gather(work, RegisterConfig)
 
 
 class GatherSweep(Callback):
@@ -208,7 +205,13 @@ class GatherSweep(Callback):
             print(f"\nnoise_sweep: see {folder / 'noise_sweep.md'} and {folder / 'noise_sweep.png'}")
             return DONE
 
-        _guarded(work, RunConfig)
+        _gather(work, RunConfig)
+
+
+def _gather(work: Callable[[], int], schema: type) -> None:
+    """Put the runs of a multirun together; Hydra would make a warning of what fails."""
+    if (code := _guarded(work, schema)) != DONE:
+        _GATHERED.append(code)
 
 
 def _guarded(work: Callable[[], int], schema: type) -> int:

@@ -139,7 +139,7 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, under the names that `conf/run.yaml` and `conf/register.yaml` start from."""
+    """Make the schemas known to Hydra, under the names that the files in `conf/` start from."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=_open_twin(RunConfig))
     store.store(name="register_schema", node=_open_twin(RegisterConfig))

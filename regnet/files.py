@@ -145,6 +145,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def input_marks(names: list[str]) -> dict[str, list[int] | None]:
+    """Size and time of change of files, which tell whether they are still the same; None for what is no local file."""
+    marks: dict[str, list[int] | None] = {}
+    for name in names:
+        is_file = os.path.isfile(name)
+        marks[name] = [os.stat(name).st_size, os.stat(name).st_mtime_ns] if is_file else None
+    return marks
+
+
 def write_stamp(folder: Path, settings: Mapping[str, Any]) -> None:
     """Mark a stage's folder as whole, with the settings that made it."""
     write_json(folder / STAMP, {"digest": digest(settings), "settings": dict(settings)})

@@ -1,8 +1,6 @@
-"""Errors of a displacement or of tie points against the truth, in px, and tables of them by region."""
+"""Errors of a displacement or of tie points against the truth, in px."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +45,3 @@ def summarise(errors_px: NDArray[np.floating]) -> dict[str, float]:
         **{f"pck_{t}px": float((finite <= t).mean()) for t in PCK_PX},
         "count": int(finite.size),
     }
-
-
-def summarise_regions(errors_px: Mapping[str, NDArray[np.floating]]) -> dict[str, dict[str, float]]:
-    """Summarise the errors of every region by its name."""
-    return {name: summarise(errors) for name, errors in sorted(errors_px.items())}

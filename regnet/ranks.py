@@ -27,6 +27,9 @@ Item = TypeVar("Item")
 _PATIENCE = timedelta(days=7)
 
 
+_FAILED = "another of the processes failed; its own message says why"
+
+
 class OtherRankError(InputError):
     """Another of the processes that share the work failed."""
 
@@ -84,15 +87,23 @@ class Ranks:
         return items[self.rank :: self.size]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, on every rank."""
+        """Sum over ranks, on every rank.
+
+        Raises:
+            InputError: another rank has ended, since it failed.
+        """
         if self._fabric is None:
             return values
-        total: Tensor = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")  # type: ignore[assignment]
+        try:
+            total: Tensor = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")  # type: ignore[assignment]
+        except RuntimeError as error:  # of gloo, whose connection to a process that has ended is closed
+            raise OtherRankError(_FAILED) from error
         return total
 
-    def told(self, value: float) -> float:
-        """The value that the main rank has, on every rank."""
-        return self._meet(value if self.main else 0.0)
+    def told(self, value: Item) -> Item:
+        """What the main rank has, on every rank; it is pickled."""
+        self._meet()
+        return value if self._fabric is None else self._fabric.broadcast(value)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -115,15 +126,12 @@ class Ranks:
             raise
         self._meet()
 
-    def _meet(self, value: float = 0.0, failed: bool = False) -> float:
-        """Sum of a value over ranks, once all are here and none has failed."""
+    def _meet(self, failed: bool = False) -> None:
+        """Wait until all ranks are here, and learn whether one of them has failed."""
         import torch
 
-        own = torch.tensor([value, failed], dtype=torch.float64, device=self.device)
-        total, failures = self.sum(own).tolist()
-        if failures:
-            raise OtherRankError("another of the processes failed; its own message says why")
-        return float(total)
+        if float(self.sum(torch.tensor([float(failed)], device=self.device))):
+            raise OtherRankError(_FAILED)
 
 
 @cache

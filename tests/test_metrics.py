@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regnet.metrics import epe, summarise, summarise_regions
+from regnet.metrics import epe, summarise
 
 
 def test_epe_is_the_length_of_the_difference():
@@ -23,8 +23,3 @@ def test_nan_is_left_out_and_nothing_gives_nan():
     empty = summarise(np.array([np.nan]))
     assert empty["count"] == 0
     assert np.isnan(empty["epe_mean_px"])
-
-
-def test_regions_are_summarised_apart():
-    table = summarise_regions({"b": np.array([2.0]), "a": np.array([1.0])})
-    assert [(name, row["epe_mean_px"]) for name, row in table.items()] == [("a", 1.0), ("b", 2.0)]

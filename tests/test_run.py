@@ -4,15 +4,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 
 from regnet import run
 from regnet.config import RunConfig
 from regnet.denoising.options import DenoiseOptions
 from regnet.errors import InputError, StoreError
 from regnet.evaluation.options import EvaluateOptions
-from regnet.files import STAMP
+from regnet.files import STAMP, read_json, write_json
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.training.options import TrainingOptions
 
@@ -24,14 +28,42 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Settings of a run whose stages only make their folders."""
 
     def empty(folder: str) -> Callable[[RunConfig, Path], None]:
-        return lambda _, path: (path / folder).mkdir(parents=True, exist_ok=True)
+        def work(_: RunConfig, path: Path) -> None:
+            (path / folder).mkdir(parents=True, exist_ok=True)
+            if folder == "evaluate":
+                write_json(path / folder / "summary.json", evaluated("ok"))
+            if folder == "figures":
+                (path / "report.html").write_text("report")
+
+        return work
 
     stages = {name: replace(stage, work=empty(stage.folder)) for name, stage in run.STAGES.items()}
     monkeypatch.setattr(run, "STAGES", stages)
-    (tmp_path / "fixed.tif").write_text("fixed")
-    (tmp_path / "moving.tif").write_text("moving")
-    pair = PairOptions("pair", f"{tmp_path}/fixed.tif|{tmp_path}/fixed.tif", f"{tmp_path}/moving.tif")
+    for name in ("fixed", "moving", "below"):
+        write_tif(tmp_path / f"{name}.tif")
+    build_vrt(tmp_path / "fixed.vrt", tmp_path / "below.tif")
+    pair = PairOptions("pair", f"{tmp_path}/fixed.tif | {tmp_path}/fixed.vrt", f"{tmp_path}/moving.tif")
     return RunConfig(output_dir=str(tmp_path / "out"), prepare=PrepareOptions([pair]))
+
+
+def evaluated(status: str) -> dict[str, Any]:
+    return {"evaluation": {"smooth": {"mind": {"status": "ok"}, "classical.elastix": {"status": status}}}}
+
+
+def write_tif(path: Path) -> None:
+    grid = {"crs": "EPSG:32618", "transform": Affine(10, 0, 5e5, 0, -10, 4e6)}
+    with rasterio.open(path, "w", driver="GTiff", width=8, height=8, count=1, dtype="uint8", **grid) as target:
+        target.write(np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
+
+
+def build_vrt(path: Path, source: Path) -> None:
+    path.write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><SRS>EPSG:32618</SRS>'
+        "<GeoTransform>500000, 10, 0, 4000000, 0, -10</GeoTransform>"
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{source}</SourceFilename><SourceBand>1</SourceBand>"
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
 
 
 def test_stages_run_in_order_and_then_are_skipped(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,11 +89,44 @@ def test_a_changed_setting_runs_its_stage_and_those_after(
     assert run.run_stages(replace(config, **change), ALL) == expected
 
 
-def test_a_changed_input_file_runs_everything(config: RunConfig) -> None:
+@pytest.mark.parametrize("name", ["fixed.tif", "fixed.vrt", "below.tif", "moving.tif"])
+def test_a_changed_input_file_runs_everything(name: str, config: RunConfig) -> None:
+    """Of files that are stacked each, and what lies below a virtual one."""
     run.run_stages(config, ALL)
-    path = Path(config.prepare.pairs[0].moving)
+    path = Path(config.output_dir).with_name(name)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
     assert run.run_stages(config, ALL) == ALL
+
+
+def test_changed_regions_are_averaged_over_again(config: RunConfig, tmp_path: Path) -> None:
+    regions = tmp_path / "regions.geojson"
+    regions.write_text("west and east")
+    config = replace(config, denoise=DenoiseOptions(regions=str(regions)))
+    run.run_stages(config, ALL)
+    assert run.run_stages(config, ALL) == []
+    regions.write_text("north and south")
+    assert run.run_stages(config, ALL) == ["denoise", "report"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [evaluated("failed in 1 of 2 blocks: no network"), evaluated("ok") | {"neighbours": {"status": "no network"}}],
+)
+def test_a_method_that_failed_is_tried_again(failure: dict[str, Any], config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    write_json(Path(config.output_dir) / "evaluate" / "summary.json", failure)
+    assert run.run_stages(config, ALL) == ["evaluate", "report"]
+    assert run.run_stages(config, ALL) == []
+
+
+def test_what_was_deleted_is_written_again(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    folder = Path(config.output_dir)
+    (folder / "report.html").unlink()
+    assert run.run_stages(config, ["report"]) == ["report"]
+    (folder / "summary.json").unlink()
+    assert run.run_stages(config, ALL) == []
+    assert "evaluation" in read_json(folder / "summary.json")
 
 
 def test_a_stage_that_failed_is_not_taken_for_whole(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

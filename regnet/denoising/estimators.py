@@ -18,8 +18,6 @@ TRAINING = "training's own flow"
 TRAINING_SCALED = "training's own flow, time from the residuals"
 CONSTANT = "constant, 1 / sqrt(n)"
 PAPER = "kernel mean (paper), last checkpoint"
-BEST = "ridge, mean kernel, Adam's metric"
-"""Whose kernel `denoise` takes if nothing else is asked for, and that of which retrainings make more."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def cell_polygons(tiles: gpd.GeoDataFrame, scenes: Mapping[str, Scene], cell_px:
 def rasterise(
     tiles: gpd.GeoDataFrame, names: Sequence[str], shape: tuple[int, int], tile_px: int, cell_px: int
 ) -> NDArray[np.float32]:
-    """Average overlapping tiles of one scene into cells.
+    """Average overlapping tiles of one scene into cells: those whose centres they cover, or else the one of theirs.
 
     Args:
         tiles: with columns row, col (upper left pixel) and the quantities; NaN is left out.
@@ -115,14 +116,18 @@ def rasterise(
     count = np.zeros_like(total)
     values = tiles[list(names)].to_numpy(dtype=np.float64)[:, :, None, None]
     for value, row, col in zip(values, tiles["row"], tiles["col"], strict=True):
-        rows, columns = (
-            slice(start // cell_px, max(start // cell_px + 1, (start + tile_px) // cell_px)) for start in (row, col)
-        )
+        rows, columns = _centres_within(row, tile_px, cell_px), _centres_within(col, tile_px, cell_px)
         known = np.isfinite(value)
         total[:, rows, columns] += np.where(known, value, 0)
         count[:, rows, columns] += known
     with np.errstate(invalid="ignore", divide="ignore"):
         return (total / count).astype(np.float32)
+
+
+def _centres_within(start: int, side: int, cell_px: int) -> slice:
+    """The cells of a row or column whose centres lie in `start <= x < start + side`, or the one of the middle."""
+    first, end = (math.ceil(edge / cell_px - 0.5) for edge in (start, start + side))
+    return slice(first, end) if end > first else slice(middle := (2 * start + side) // (2 * cell_px), middle + 1)
 
 
 def write_map(

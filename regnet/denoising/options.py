@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from regnet.options import option
 
+RULES = ("residuals", "likelihood", "gcv")
+
 
 @dataclass(frozen=True)
 class DenoiseOptions:
@@ -33,7 +35,7 @@ class DenoiseOptions:
     choose: str = option(
         "residuals",
         "how the amount of smoothing is found",
-        choices=["residuals", "likelihood", "gcv"],
+        choices=RULES,
     )
     region_px: int = option(
         0, "side of the grid cells that are summed up; 0: the blocks of the split", unit="px", low=0

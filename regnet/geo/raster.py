@@ -309,23 +309,42 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: i
     if height == 0 or width == 0:
         return result
     window = Window(inside.col, inside.row, width * step, height * step)
-    how = {"window": window, "resampling": Resampling.average if step > 1 else Resampling.nearest}
-    try:
-        raw = dataset.read(list(bands), out_shape=(len(bands), height, width), **how)
-        values = (np.abs(raw) if np.iscomplexobj(raw) else raw).astype(np.float32)
-        valid = dataset.read_masks(list(bands), out_shape=(len(bands), height, width), **how) > 0
-        # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
-        for alpha in _alpha_bands(dataset):
-            valid &= dataset.read(alpha, out_shape=(height, width), **how) > 0
-    except RasterioError as error:
-        raise InputError(
-            f"{dataset.name}: damaged or cut short, it cannot be read at row {inside.row}, column {inside.col}; "
-            "fetch or write it again"
-        ) from error
-    values[~valid | ~np.isfinite(values)] = np.nan
+    values, valid = read_bands(dataset, bands, window, (height, width))
+    values = values.astype(np.float32, copy=False)
+    values[~valid] = np.nan
     row, col = inside.row - box.row, inside.col - box.col
     result[:, row : row + height, col : col + width] = values
     return result
+
+
+def read_bands(
+    dataset: DatasetReader, bands: Sequence[int], window: Window, shape: tuple[int, int]
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Read a window of a file's bands, averaged where it is larger than the shape; of complex values the amplitude.
+
+    Returns:
+        (C, h, w) values as exact as the file's, of 32 bits or of 64 where these do not hold them, and (C, h, w) where
+        they are valid.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    averaged = shape != (window.height, window.width)
+    how = {"window": window, "resampling": Resampling.average if averaged else Resampling.nearest}
+    try:
+        raw = dataset.read(list(bands), out_shape=(len(bands), *shape), **how)
+        valid = dataset.read_masks(list(bands), out_shape=(len(bands), *shape), **how) > 0
+        # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
+        for alpha in _alpha_bands(dataset):
+            valid &= dataset.read(alpha, out_shape=shape, **how) > 0
+    except RasterioError as error:
+        raise InputError(
+            f"{dataset.name}: damaged or cut short, it cannot be read at row {window.row_off}, "
+            f"column {window.col_off}; fetch or write it again"
+        ) from error
+    real = np.abs(raw) if np.iscomplexobj(raw) else raw
+    values = real.astype(np.result_type(real, np.float32), copy=False)
+    return values, np.asarray(valid & np.isfinite(values))
 
 
 class _Source(NamedTuple):

@@ -16,6 +16,6 @@ def pyramid(image: Tensor, valid: Tensor, levels: int) -> list[tuple[Tensor, Ten
 
 
 def moved(image: Tensor, weight: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """An image and its share of valid pixels at `x + displacement(x)`; none where a pixel with none would be read."""
+    """An image and its share of valid pixels at `x + displacement(x)`; none between pixels of which one has none."""
     whole = warp_valid(weight > 0, displacement)
     return warp(image, displacement, "bicubic"), warp(weight, displacement) * whole

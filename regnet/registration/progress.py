@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,12 +66,3 @@ class Progress:
     @staticmethod
     def _row(folder: Path, place: int) -> Path:
         return folder / f"row-{place}.npy"
-
-
-def input_marks(names: list[str]) -> dict[str, list[int] | None]:
-    """Size and time of change of files, which tell whether they are still the same; None for what is no local file."""
-    marks: dict[str, list[int] | None] = {}
-    for name in names:
-        is_file = os.path.isfile(name)
-        marks[name] = [os.stat(name).st_size, os.stat(name).st_mtime_ns] if is_file else None
-    return marks

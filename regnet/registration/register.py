@@ -37,7 +37,7 @@ from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
 from regnet.registration.options import RegisterOptions, WindowOptions
 from regnet.registration.overall import Overall, corner_distances
-from regnet.registration.progress import Progress, input_marks
+from regnet.registration.progress import Progress
 from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
@@ -98,13 +98,11 @@ def _register(options: RegisterOptions, output_dir: Path, ranks: Ranks) -> float
     with block_cache(options.memory_mb // FILES_SHARE), PairReader(pair_options(options), options.gsd_m) as reader:
         model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
         model = model.to(ranks.device)
-        threads = int(ranks.told(torch.get_num_threads()))  # on which the windows depend
+        threads = ranks.told(torch.get_num_threads())  # on which the windows depend
         stamp = _stamp(options)
         with Progress(output_dir / UNFINISHED, {**stamp, "threads": threads}, own=ranks.main) as progress:
             ranks.barrier()  # its folder is there
-            overall = look_overall(reader) if options.global_stage else NOT_SOUGHT
-            if overall.found:
-                overall = _beyond_doubt(overall, NetworkMatcher(model), reader, options.windows)
+            overall = ranks.told(_overall(reader, model, options) if ranks.main else NOT_SOUGHT)
             aligned = reader.pulled(overall.affine) if overall.found else reader
             adapted, kept = None, output_dir / UNFINISHED / ADAPTED
             if options.adapt.enabled:
@@ -118,7 +116,7 @@ def _register(options: RegisterOptions, output_dir: Path, ranks: Ranks) -> float
                 options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads
             )
             samples = _samples(windows)
-            common = _common_shift(overall, network, reader, samples)
+            common = ranks.told(_common_shift(overall, network, reader, samples) if ranks.main else NO_SHIFT)
             matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
             if ranks.size > 1:
                 read, shape = aligned.read_images, aligned.shape
@@ -191,12 +189,18 @@ def _stamp(options: RegisterOptions) -> dict[str, Any]:
     """All that the outputs depend on: the options of a registration, and which files it reads."""
     settings = asdict(options)
     own = {spec.name: settings[spec.name] for spec in fields(RegisterOptions)}
-    return {"settings": own, "inputs": input_marks(_inputs(options))}
+    return {"settings": own, "inputs": files.input_marks(_inputs(options))}
 
 
 def _samples(windows: WindowOptions) -> WindowOptions:
     """Windows that are small enough to look at many places."""
     return replace(windows, window_px=min(windows.window_px, SAMPLE_PX))
+
+
+def _overall(reader: PairReader, model: Matcher | UNet, options: RegisterOptions) -> Overall:
+    """The similarity by which the pair is off, if there is one beyond doubt."""
+    overall = look_overall(reader) if options.global_stage else NOT_SOUGHT
+    return _beyond_doubt(overall, NetworkMatcher(model), reader, options.windows) if overall.found else overall
 
 
 def _beyond_doubt(overall: Overall, network: NetworkMatcher, reader: PairReader, windows: WindowOptions) -> Overall:

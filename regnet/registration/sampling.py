@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet import displacement
 from regnet.geo.grid import Box, Grid
+from regnet.geo.raster import read_bands
 from regnet.registration.places import project
 
 MAX_DECIMATION, SIDE_STEP = 64, 16
@@ -141,19 +141,11 @@ def _needed(cols: NDArray[np.float64], rows: NDArray[np.float64], shape: Sequenc
 def _read(
     dataset: DatasetReader, bands: Sequence[int], box: Box, steps: tuple[int, int]
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Read a box of a file, averaged over steps of columns and rows, as (C, h, w) values and (C, h, w) validity.
-
-    Values are as exact as the file's: of 32 bits, or of 64 where these do not hold them.
-    """
+    """Read a box of a file, averaged over steps of columns and rows: values, 0 where invalid, and where not."""
     window = Window(box.col, box.row, box.width, box.height)
-    shape = (len(bands), box.height // steps[1], box.width // steps[0])
-    read = dataset.read(list(bands), window=window, masked=True, out_shape=shape, resampling=Resampling.average)
-    filled = read.filled(0)
-    real = np.abs(filled) if np.iscomplexobj(filled) else filled
-    values = real.astype(np.result_type(real, np.float32))
-    valid = ~np.ma.getmaskarray(read) & np.isfinite(values)
+    values, valid = read_bands(dataset, bands, window, (box.height // steps[1], box.width // steps[0]))
     values[~valid] = 0
-    return values, np.asarray(valid)
+    return values, valid
 
 
 def _filled(values: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.floating]:

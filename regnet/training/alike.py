@@ -107,6 +107,6 @@ class SimilarityTerm:
         others = [recolour(image, self.options.photometric, generator) for image in images]
         back = torch.stack((torch.eye(2), turn.matrix().T)).repeat_interleave(count, 0).to(batch.fixed)
         both = [torch.cat((one, turn.image(other))) for one, other in zip(images + masks, others + masks, strict=True)]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([batch.fixed.device] if batch.fixed.is_cuda else []):
             found = similarity_in_training(self.model, turned_back, self.names, [*both, back])
         return -self.options.alike.weight * found.mean()

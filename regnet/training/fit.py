@@ -155,6 +155,7 @@ class Fit:
                 bar.set_postfix(loss=f"{row['loss']:.3f}", validation_px=f"{row['validation_epe_px']:.3f}")
                 bar.update(1)
         if self.ranks.main:
+            self._keep_waypoint()
             self._finish()
 
     def _finish(self) -> None:
@@ -166,7 +167,7 @@ class Fit:
         summary = {
             "epochs": self.progress.epoch,
             "best_epoch": self.progress.best_epoch,
-            "validation_epe_px": self.progress.best_epe_px,
+            "validation_epe_px": self.progress.rows[self.progress.best_epoch]["validation_epe_px"],
             "train_tiles": len(self.train_tiles),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "pair_shifts_px": self.shifts.shifts_px(),
@@ -180,7 +181,7 @@ class Fit:
     def _late(self) -> bool:
         """Tell whether another epoch as long as the last would take more time than is given."""
         seconds: list[float] = [row["seconds"] for row in self.progress.rows]
-        return bool(self.ranks.told(sum(seconds) + sum(seconds[-1:]) > self.most_seconds))
+        return self.ranks.told(sum(seconds) + sum(seconds[-1:]) > self.most_seconds)
 
     def _settled(self) -> bool:
         """Tell whether the last epochs, as many as `patience`, brought nothing better."""
@@ -293,10 +294,8 @@ class Fit:
         progress = self.progress
         if progress.best_epoch == epoch:
             save_checkpoint(self.folder / MODEL, self.model, self.mean)
-        every = max(1, self.options.epochs // self.options.checkpoints)
-        if (epoch + 1) % every == 0:
-            steps = progress.epoch * self.options.steps
-            self.trail.keep(f"epoch_{epoch:03d}", self.model, self.optimiser, steps, progress.rates)
+        if progress.epoch % math.ceil(self.options.epochs / self.options.checkpoints) == 0:
+            self._keep_waypoint()
         text = io.StringIO()
         writer = csv.DictWriter(text, progress.rows[-1].keys())
         writer.writeheader()
@@ -315,6 +314,11 @@ class Fit:
         with whole_path(self.folder / STATE) as partial, io.BytesIO() as whole:
             torch.save(state, whole)
             partial.write_bytes(whole.getvalue())
+
+    def _keep_waypoint(self) -> None:
+        """Keep a checkpoint of the way so far: every few epochs, and at the end, wherever the training stopped."""
+        name, steps = f"epoch_{self.progress.epoch - 1:03d}", self.progress.epoch * self.options.steps
+        self.trail.keep(name, self.model, self.optimiser, steps, self.progress.rates)
 
     def _resume(self) -> None:
         state = _read_state(self.folder / STATE, self.device)

@@ -9,8 +9,8 @@ from regnet.denoising.audit import audit
 from regnet.denoising.consistency import neighbour_shift, stationarity_residual
 from regnet.denoising.factor import denoising_factor, kernel_mean, spatial_correlation
 from regnet.denoising.operators import DenseKernel, FeatureKernel, operator_of
+from regnet.denoising.options import RULES
 from regnet.denoising.smoother import (
-    RULES,
     DenseSmoother,
     choose_smoother,
     estimate_noise,

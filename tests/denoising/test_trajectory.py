@@ -12,7 +12,7 @@ from scipy.linalg import expm
 from regnet.denoising import replicas as replicas_module
 from regnet.denoising.along import kernels_along, mean_kernel
 from regnet.denoising.calibration import Retrainings
-from regnet.denoising.estimators import BEST, CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
+from regnet.denoising.estimators import CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
@@ -27,6 +27,8 @@ from regnet.training.trail import START, Trail
 RNG = np.random.default_rng(0)
 SMALL = ModelOptions(levels=1, width=8, descriptor_channels=4, radius_px=2)
 OPTIONS = DenoisingValidationOptions(replicas=2, epochs=12, batch=12, learning_rate=1e-4, checkpoints=5)
+
+MEAN_KERNEL = "ridge, mean kernel, Adam's metric"
 
 
 def kernel(n=6, d=2, k=40, seed=0):
@@ -123,14 +125,14 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     calibration = estimates[calibrated_name(4)].calibration
     np.testing.assert_array_equal(calibration.seen.noise, seen.noise[:4])
     np.testing.assert_allclose(calibration.foretold[3], estimates[calibrated_name(4)].apply(seen.noise[3]))
-    assert estimates[BEST].error() is None
+    assert estimates[MEAN_KERNEL].error() is None
     mean = mean_kernel(along.adam, 2).blocks()
     assert np.einsum("iaia->", mean) == pytest.approx(1)
     scaled = [3 * along.adam[0], *along.adam[1:]]  # how large a kernel is makes no difference, only its shape does
     np.testing.assert_allclose(mean_kernel(scaled, 2).blocks(), mean, rtol=1e-5)
     start = along.values[0]
     found = choose_smoother(mean_kernel(along.adam, 2), labels.double().numpy() - start, along.values[-1] - start)
-    np.testing.assert_allclose(estimates[BEST].weights, found.weights())
+    np.testing.assert_allclose(estimates[MEAN_KERNEL].weights, found.weights())
     whole = DenseKernel((mean + 8 * kernels["mean kernel"].blocks()) / 7)
     found = choose_smoother(whole, labels.double().numpy() - start, along.values[-1] - start)
     np.testing.assert_allclose(estimates[calibrated_name(6)].weights, found.weights())

@@ -77,6 +77,21 @@ def test_a_mask_or_alpha_holds_for_all_bands(tmp_path, bands):
     np.testing.assert_array_equal(found[:3][masks[:3]], pulled(values)[masks[:3]])
 
 
+def test_an_alpha_that_gdal_takes_for_a_band_holds_too(tmp_path, bands):
+    """Behind four bands alpha is no mask to GDAL: what is hidden below it is not drawn in."""
+    values, gaps = bands
+    layers = [*values, values[0], np.where(gaps[1], 0, 255)]
+    path = write_raster(tmp_path / "rgbna.tif", np.stack(layers).astype(np.uint8))
+    with rasterio.open(path, "r+") as target:
+        rgb = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+        target.colorinterp = [*rgb, ColorInterp.undefined, ColorInterp.alpha]
+    found, _, _ = resampled(tmp_path, path)
+    clear = ~pulled(gaps[1:2])[0]
+    np.testing.assert_array_equal(found[4] == 255, clear)
+    np.testing.assert_array_equal(found[:3], np.where(clear, pulled(values), 0))
+    np.testing.assert_array_equal(found[3], np.where(clear, pulled(values[:1])[0], 0))
+
+
 def test_an_amplitude_is_never_negative(tmp_path, bands):
     values = np.where(bands[1], 0, bands[0]) * np.exp(1j)
     between = write_field(tmp_path / "half.tif", constant() + np.array([0.4, 0.4, 0])[:, None, None])

@@ -1,6 +1,11 @@
 """Several processes do what one does: they share the gradients, the products and the counts."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -47,6 +52,26 @@ def test_what_was_started_has_to_fit_the_settings(monkeypatch):
     monkeypatch.setattr("regnet.ranks.started", lambda: 4)
     with pytest.raises(ConfigError, match="4 processes started; make their product 4"):
         launch(FabricOptions(devices=3))
+
+
+@pytest.mark.slow
+def test_a_process_whose_other_fails_ends_too(mini_settings, tmp_path):
+    """As SLURM starts them: nothing but the connection tells that the first one, which prepares alone, has failed."""
+    command = [str(Path(sys.executable).with_name("regnet")), "prepare", *mini_settings, "output_dir=out"]
+    command += ["prepare.tile_px=512", "fabric.devices=2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = []
+    for rank in ("0", "1"):
+        of_rank = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **address, **of_rank, "TORCHELASTIC_RUN_ID": "one"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert "regnet: no tile of 512 px" in said[0]
+    assert "regnet: another of the processes failed; its own message says why" in said[1]
 
 
 @pytest.mark.slow

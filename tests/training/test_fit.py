@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from regnet.errors import InputError, OutputError
+from regnet.files import read_json
 from regnet.models import ModelOptions, build_model, load_checkpoint
 from regnet.similarity.familiarity import Familiarity
 from regnet.similarity.store import model_digest
@@ -16,6 +17,7 @@ from regnet.tiles.options import NoiseOptions
 from regnet.training import fit
 from regnet.training.fit import Fit, validation_epe
 from regnet.training.options import TrainingOptions
+from regnet.training.trail import Trail
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0, familiarity_tiles=4)
@@ -48,7 +50,7 @@ def test_training_writes_what_the_contract_names(whole):
     }
     rows = list(csv.DictReader((whole / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-    assert len(list((whole / "checkpoints").glob("epoch_*.safetensors"))) >= 2
+    assert [point.name for point in Trail(whole / "checkpoints").points()] == ["start", "epoch_001", "epoch_002"]
     assert not load_checkpoint(whole / "model.safetensors").training
 
 
@@ -127,6 +129,19 @@ def test_validation_tiles_without_data_are_refused(store):
     model = build_model(SMALL, len(store.fixed_channels), len(store.moving_channels))
     with pytest.raises(InputError, match=r"validation: none of \d+ tiles has a pixel that is valid.*min_valid"):
         validation_epe(model, cache, positions, BRIEF)
+
+
+def test_a_training_that_stops_early_keeps_its_end_and_tells_of_the_model_that_is_kept(store, tmp_path, monkeypatch):
+    """Of ten epochs every fifth would be kept; the error is that of the last one within the tolerance."""
+    errors = iter([1.0, 1.004, 2.0, 2.0])
+    monkeypatch.setattr(fit, "validation_epe", lambda *_: next(errors))
+    train(store, SMALL, replace(BRIEF, epochs=10, steps=1, patience=2, tolerance=0.005), tmp_path)
+    assert [(point.name, point.step) for point in Trail(tmp_path / "checkpoints").points()] == [
+        ("start", 0),
+        ("epoch_003", 4),
+    ]
+    summary = read_json(tmp_path / "summary.json")
+    assert (summary["best_epoch"], summary["validation_epe_px"]) == (1, 1.004)
 
 
 def test_a_run_that_was_killed_while_it_remembered_its_tiles_ends_where_it_had_stopped(store, tmp_path, monkeypatch):
