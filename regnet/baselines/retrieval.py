@@ -94,7 +94,7 @@ def _by_side(kind: str, name: str, vectors: list[Vectors], n: int, memory_mb: fl
 def squared_distances(vectors: Vectors, n: int, memory_mb: float) -> NDArray[np.float64]:
     """Squared Euclidean distances between n vectors, (n, n), two batches at a time, made again if need be."""
     size = vectors(slice(0, 1)).nbytes
-    step = max(1, int(memory_mb * 1e6 / (2 * size)))
+    step = max(1, int(memory_mb * 2**20 / (2 * size)))
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
     result = np.zeros((n, n))
     for place, rows in enumerate(parts):

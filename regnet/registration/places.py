@@ -5,28 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from regnet.geo.grid import Grid, transform_points
+from regnet.geo.grid import Grid, apply, transform_points
 
 Points = NDArray[np.float64]
 
 MAX_KNOTS = 64
 MIN_KNOT_PX = 16.0
 KNOT_TOLERANCE_PX = 0.02
-
-
-def to_ground(transform: Affine, points: Points) -> Points:
-    """From (n, 2) columns and rows, whole numbers at the corners of pixels, to (n, 2) x and y."""
-    matrix = np.array([[transform.a, transform.b], [transform.d, transform.e]])
-    return np.asarray(points @ matrix.T + [transform.c, transform.f])
-
-
-def to_pixels(transform: Affine, points: Points) -> Points:
-    """From (n, 2) x and y to (n, 2) columns and rows."""
-    return to_ground(~transform, points)
 
 
 def project(grid: Grid, other: Grid, places: Points) -> Points:
@@ -69,7 +57,7 @@ def project(grid: Grid, other: Grid, places: Points) -> Points:
 def _projected(grid: Grid, other: Grid, places: Points) -> Points:
     """As `project`, each place by itself."""
     finite = np.isfinite(places).all(0)
-    ground = to_ground(grid.transform, places[:, finite].T)
+    ground = apply(grid.transform, places[:, finite].T)
     result = np.full_like(places, np.nan)
-    result[:, finite] = to_pixels(other.transform, transform_points(grid.crs, other, ground)).T
+    result[:, finite] = apply(~other.transform, transform_points(grid.crs, other, ground)).T
     return np.where(np.isfinite(result).all(0), result, np.nan)

@@ -12,8 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from regnet import files
-from regnet.geo.grid import Grid
-from regnet.registration.places import to_ground
+from regnet.geo.grid import Grid, apply
 
 STATUSES = (
     "matched",
@@ -80,7 +79,7 @@ class TiePoints:
         table = {name: np.concatenate([part[name] for part in self._parts]) for name in COLUMNS}
         centres = np.column_stack([table["col"], table["row"]]) + 0.5
         frame = gpd.GeoDataFrame(
-            table, geometry=shapely.points(to_ground(self._grid.transform, centres)), crs=self._grid.crs.to_wkt()
+            table, geometry=shapely.points(apply(self._grid.transform, centres)), crs=self._grid.crs.to_wkt()
         )
         frame.loc[frame["status"] == STATUSES[NO_DATA], list(MEASURED)] = np.nan
         return frame

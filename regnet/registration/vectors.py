@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from regnet.errors import ConfigError, InputError
 from regnet.geo.features import DRIVERS, free_names, layers_of, read_features, write_features
-from regnet.geo.grid import Grid, check_overlap, turned, unwrap
+from regnet.geo.grid import Grid, apply, check_overlap, turned, unwrap
 from regnet.geo.measures import with_places
 from regnet.registration.field import FieldFile
-from regnet.registration.places import to_ground, to_pixels
 
 POLYGON, MULTIPOLYGON = 3, 6
 SAMPLE_SPACING_PX = 2.0
@@ -87,7 +86,7 @@ def move_vectors(
         raise InputError(f"{moving}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
     shapes, offsets = move_shapes(_in_pixels(frame, field.grid, moving), field, rule)
     places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]
-    on_ground = shapely.transform(shapes[places], lambda points: to_ground(field.grid.transform, points))
+    on_ground = shapely.transform(shapes[places], lambda points: apply(field.grid.transform, points))
     geometry = np.array(frame.geometry.values)
     moved = gpd.GeoSeries(on_ground, crs=field.grid.crs.to_wkt()).to_crs(frame.crs)
     geometry[places] = _with_places_of(geometry[places], np.array(moved.values), frame.crs.is_geographic)
@@ -150,7 +149,7 @@ def _near(moved: Any, own: NDArray[np.float64], geographic: bool) -> NDArray[np.
 
 def _places(points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     """Columns and rows (n, 2) of x and y; infinite where the CRS has no such place, so that rings stay closed."""
-    places = to_pixels(grid.transform, unwrap(points, grid))
+    places = apply(~grid.transform, unwrap(points, grid))
     return np.where(np.isnan(places), np.inf, places)
 
 

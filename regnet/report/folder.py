@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regnet.displacement import invert, warp
+from regnet.displacement import warp
 from regnet.files import STAMP, read_json
-from regnet.tiles.patch import Patch
+from regnet.geo.vector import CHANNELS
+from regnet.tiles.patch import Patch, displaced
 from regnet.tiles.store import TileStore
 
 MARGIN_PX = 24
-VECTOR_CHANNELS = ["interior", "edge", "vertex"]
+VECTOR_CHANNELS = list(CHANNELS)
 
 
 class AbsentError(Exception):
@@ -104,7 +105,7 @@ class RunFolder:
         size = tuple(part.stop - part.start for part in wide)
         patch = scene.read(int(block.row) + wide[0].start, int(block.col) + wide[1].start, *size)
         true, valid = true[:, *wide], valid[wide]
-        displaced = warp(torch.from_numpy(patch.moving)[None], invert(torch.from_numpy(true)[None]))
+        given = displaced(patch, true).moving
         errors, warped = {}, {}
         for method in self._methods(name):
             with np.load(self._prediction(name, method)) as saved:
@@ -113,10 +114,10 @@ class RunFolder:
                 field = saved["displacement"][:, *wide]
             length = np.where(valid, np.hypot(*(field - true)), np.nan)
             errors[method] = np.asarray(length[window], np.float32)
-            warped[method] = warp(displaced, torch.from_numpy(field)[None])[0][:, *window].numpy()
+            warped[method] = warp(torch.from_numpy(given)[None], torch.from_numpy(field)[None])[0][:, *window].numpy()
         shown = Patch(
             fixed=patch.fixed[:, *window],
-            moving=displaced[0][:, *window].numpy(),
+            moving=given[:, *window],
             fixed_valid=patch.fixed_valid[window],
             moving_valid=valid[window],
             structure=patch.structure[window],

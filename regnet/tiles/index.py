@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from regnet.errors import ConfigError
 from regnet.geo.grid import Box
 from regnet.tiles.options import SplitOptions
+
+MOST_SIDE_PX = 2048
+"""A block is read as a whole by what evaluates."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def lattice(shape: tuple[int, int], options: SplitOptions) -> list[tuple[int, in
     ]
 
 
-def _spans(side: int, block_px: int, gap_px: int) -> list[tuple[int, int]]:
+def _spans(side: int, block_px: float, gap_px: int) -> list[tuple[int, int]]:
     count = max(1, round((side + gap_px) / (block_px + gap_px)))
     starts = np.round(np.arange(count + 1) * (side + gap_px) / count).astype(int)
     return [(int(start), int(end - start - gap_px)) for start, end in pairwise(starts)]
@@ -172,8 +176,16 @@ def split_columns(pair: str, shape: tuple[int, int], options: SplitOptions) -> l
     }
     if boxes["train"].height <= 0 or boxes["train"].width <= 0:
         raise ConfigError(f"split: pair {pair} is too small for its shares and gap_px={gap}; lower them")
-    kept = [(part, box) for part, box in boxes.items() if box.height > 0 and box.width > 0]
-    return [Block(f"{pair}-{place:03d}", pair, part, box) for place, (part, box) in enumerate(kept)]
+    return cut(pair, [(part, box) for part, box in boxes.items() if box.height > 0 and box.width > 0])
+
+
+def cut(pair: str, boxes: Iterable[tuple[str, Box]]) -> list[Block]:
+    """Cut the boxes of parts into blocks whose sides are at most MOST_SIDE_PX, and name these."""
+    pieces = []
+    for part, box in boxes:
+        rows, columns = (_spans(side, side / math.ceil(side / MOST_SIDE_PX), 0) for side in (box.height, box.width))
+        pieces += [(part, Box(box.row + r, box.col + c, height, width)) for r, height in rows for c, width in columns]
+    return [Block(f"{pair}-{place:03d}", pair, part, box) for place, (part, box) in enumerate(pieces)]
 
 
 def tile_boxes(block: Box, tile_px: int, stride_px: int) -> list[Box]:

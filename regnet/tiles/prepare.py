@@ -22,7 +22,7 @@ from regnet.geo.grid import Box
 from regnet.geo.raster import block_cache
 from regnet.options import check_options
 from regnet.tiles.chunks import Chunks
-from regnet.tiles.index import Block, Cell, lattice, split_blocks, split_columns, tile_boxes
+from regnet.tiles.index import Block, Cell, cut, lattice, split_blocks, split_columns, tile_boxes
 from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.tiles.pair import PairReader, StructureRule
@@ -112,7 +112,7 @@ def split_scene(pair: PairOptions, scene: Scene, options: PrepareOptions) -> lis
         ConfigError: `split.rule=pairs` and the pair has no part; or the scene is too small for the split.
     """
     if pair.part is not None:
-        return [Block(f"{pair.name}-000", pair.name, pair.part, Box(0, 0, *scene.shape))]
+        return cut(pair.name, [(pair.part, Box(0, 0, *scene.shape))])
     if options.split.rule == "pairs":
         raise ConfigError(f"split.rule=pairs needs the part of every pair; give pair {pair.name} one")
     if options.split.rule == "columns":

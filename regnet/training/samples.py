@@ -15,8 +15,6 @@ from regnet.models.base import CPU
 from regnet.tiles.store import Tile, TileSource
 from regnet.training.options import TrainingOptions
 
-_MEGA = 1_000_000
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -56,7 +54,7 @@ class TileCache:
     """Tiles of a store by position, kept decoded while they fit into the memory allowed."""
 
     def __init__(self, store: TileSource, megabytes: int) -> None:
-        self._store, self._room = store, megabytes * _MEGA
+        self._store, self._room = store, megabytes * 2**20
         self._kept: dict[int, Tile] = {}
 
     def __getitem__(self, position: int) -> Tile:

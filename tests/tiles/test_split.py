@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from regnet.errors import ConfigError
 from regnet.geo.grid import Box
-from regnet.tiles.index import Block, Cell, lattice, odd_cells, split_blocks, split_columns, tile_boxes
+from regnet.tiles.index import Block, Cell, cut, lattice, odd_cells, split_blocks, split_columns, tile_boxes
 from regnet.tiles.options import SplitOptions
 
 
@@ -65,6 +65,25 @@ def test_train_is_west_and_test_east() -> None:
     assert parts["train"].col == parts["validation"].col == 0
     assert parts["test"].col >= parts["train"].width + 30
     assert parts["test"].height == 900
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"),
+    [
+        ((2048, 1500), [(2048, 1500)]),
+        ((2049, 100), [(1024, 100), (1025, 100)]),
+        ((5000, 4097), [(h, w) for h in (1667, 1666, 1667) for w in (1366, 1365, 1366)]),
+    ],
+)
+def test_large_parts_are_cut(shape: tuple[int, int], sides: list[tuple[int, int]]) -> None:
+    blocks = cut("a", [("test", Box(7, 9, *shape))])
+    assert [(block.box.height, block.box.width) for block in blocks] == sides
+    assert len({block.block_id for block in blocks}) == len(blocks)
+    covered = np.zeros(shape, int)
+    for block in blocks:
+        row, col = block.box.row - 7, block.box.col - 9
+        covered[row : row + block.box.height, col : col + block.box.width] += 1
+    assert (covered == 1).all()
 
 
 def test_shares_are_kept_by_structure_and_dealt_along_the_likeness() -> None:
