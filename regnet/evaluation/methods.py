@@ -20,7 +20,7 @@ from regnet.models.options import ModelOptions
 from regnet.registration.common_shift import common_shift
 from regnet.registration.network import NetworkMatcher
 from regnet.registration.options import WindowOptions
-from regnet.registration.windows import Match, Matcher, PatchReader, predict_field
+from regnet.registration.windows import Match, Matcher, Mosaic, PatchReader
 from regnet.tiles.patch import Patch
 from regnet.tiles.store import TileStore
 
@@ -91,7 +91,7 @@ def _by_windows(matcher: Matcher, windows: WindowOptions, doubt_px: float = 0.0)
 
     def solve(patch: Patch) -> NDArray[np.float32]:
         shape = patch.fixed_valid.shape
-        match = predict_field(matcher, PatchReader(patch), (shape[0], shape[1]), windows)
+        match = Mosaic(matcher, PatchReader(patch), (shape[0], shape[1]), windows).whole()
         return common_shift([match], doubt_px).without_doubtful(match.displacement)
 
     return solve

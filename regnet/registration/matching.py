@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
+from regnet.geo.grid import Grid
 from regnet.registration.edges import Matrix
 from regnet.registration.judgement import (
     BACKWARD,
-    CHANNELS,
     CONFIDENCE,
     DOUBT,
     ERROR,
@@ -22,12 +22,12 @@ from regnet.registration.judgement import (
     VALID,
     taken_share,
 )
-from regnet.registration.options import RegisterOptions, WindowOptions
+from regnet.registration.options import RegisterOptions
 from regnet.registration.overall import FINEST_PX, MIN_SIDE_PX, TOO_SMALL, Overall, find_overall
 from regnet.registration.progress import Progress
 from regnet.registration.tally import Tally
 from regnet.registration.ties import INCONSISTENT, MATCHED, NO_DATA, OUTLIER, OVERALL, UNCLEAR, UNSURE, TiePoints
-from regnet.registration.windows import Matcher, Strip, predict_strips
+from regnet.registration.windows import Mosaic, Strip
 from regnet.tiles.pair import PairReader
 
 KEEP_PX = 6.0
@@ -75,20 +75,11 @@ def look_overall(reader: PairReader) -> Overall:
 
 
 def write_field(
-    aligned: PairReader,
-    matcher: Matcher,
-    windows: WindowOptions,
-    options: RegisterOptions,
-    overall: Overall,
-    target: DatasetWriter,
-    progress: Progress,
-    at_once: int = 1,
+    mosaic: Mosaic, grid: Grid, options: RegisterOptions, overall: Overall, target: DatasetWriter, progress: Progress
 ) -> tuple[Tally, TiePoints]:
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
-    tally, ties = Tally(aligned.grid.sides_m), TiePoints(aligned.grid, options.tie_spacing_px)
-    read, shape = aligned.read_images, aligned.shape
-    strips = predict_strips(matcher, read, shape, windows, "register", CHANNELS, progress, at_once)
-    for strip in strips:
+    tally, ties = Tally(grid.sides_m), TiePoints(grid, options.tie_spacing_px)
+    for strip in mosaic.strips(progress, "register"):
         found = compose(strip, overall.matrix)
         beliefs = believe(strip, found, overall, options.max_error_px)
         height, width = beliefs.error_px.shape

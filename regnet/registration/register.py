@@ -6,7 +6,8 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from regnet.registration.resample import resample
 from regnet.registration.tally import Tally, quantile
 from regnet.registration.ties import write_ties
 from regnet.registration.vectors import Moved, move_vectors
-from regnet.registration.windows import finish_rows, side_by_side
+from regnet.registration.windows import Mosaic, side_by_side
 from regnet.report.registration import report_registration
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
@@ -84,77 +85,112 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
         OutputError: the folder cannot be written, or holds an input under the name of an output.
     """
     check_options(options)
-    output_dir = Path(output_dir)
+    output_dir, ranks, start = Path(output_dir), ranks or Ranks(), time.perf_counter()
     refuse_own_inputs(options, output_dir)
-    ranks = ranks or Ranks()
-    with ranks.together():
-        share = _register(options, output_dir, ranks)
+    unfinished = output_dir / UNFINISHED
+    with block_cache(options.memory_mb // FILES_SHARE), ExitStack() as stack:
+        with ranks.together():
+            reader = stack.enter_context(PairReader(pair_options(options), options.gsd_m))
+            model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
+            stamp, threads = _stamp(options), ranks.told(torch.get_num_threads())  # on which the windows depend
+            rows = Progress(unfinished, {**stamp, "threads": threads}, own=ranks.main)
+            progress = stack.enter_context(rows)
+        with ranks.together():
+            ready = _prepare(options, reader, model.to(ranks.device), unfinished / ADAPTED, threads, ranks)
+            if ranks.size > 1:
+                with block_cache(options.memory_mb // WINDOWS_SHARE):
+                    ready.mosaic.share(ranks, progress, "register" if ranks.main else "")
+            share = _finish(ready, output_dir, progress, stamp, start) if ranks.main else 0.0
     return ranks.told(share)
 
 
-def _register(options: RegisterOptions, output_dir: Path, ranks: Ranks) -> float:
-    """The share that was registered; 0.0 on all ranks but the main one."""
-    start = time.perf_counter()
-    with block_cache(options.memory_mb // FILES_SHARE), PairReader(pair_options(options), options.gsd_m) as reader:
-        model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
-        model = model.to(ranks.device)
-        threads = ranks.told(torch.get_num_threads())  # on which the windows depend
-        stamp = _stamp(options)
-        with Progress(output_dir / UNFINISHED, {**stamp, "threads": threads}, own=ranks.main) as progress:
-            ranks.barrier()  # its folder is there
-            overall = ranks.told(_overall(reader, model, options) if ranks.main else NOT_SOUGHT)
-            aligned = reader.pulled(overall.affine) if overall.found else reader
-            adapted, kept = None, output_dir / UNFINISHED / ADAPTED
-            if options.adapt.enabled:
-                if ranks.main:
-                    model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
-                if ranks.told(bool(adapted and adapted["used"])) and not ranks.main:
-                    model = load_checkpoint(kept / MODEL).to(ranks.device)
-            detail_px = reader.detail_px
-            network = NetworkMatcher(model, detail_px)
-            windows, at_once = side_by_side(
-                options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads
-            )
-            samples = _samples(windows)
-            common = ranks.told(_common_shift(overall, network, reader, samples) if ranks.main else NO_SHIFT)
-            matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
-            if ranks.size > 1:
-                read, shape = aligned.read_images, aligned.shape
-                shown = "register" if ranks.main else ""
-                with block_cache(options.memory_mb // WINDOWS_SHARE):
-                    finish_rows(matcher, read, shape, windows, ranks, shown, CHANNELS, progress, at_once)
-                if not ranks.main:
-                    return 0.0
-            familiar, unknown = _familiarity(options, model, adapted, aligned)
-            with files.whole_path(output_dir / WHOLE) as folder:
-                folder.mkdir()
-                with (
-                    block_cache(options.memory_mb // WINDOWS_SHARE),
-                    create_field(folder / DISPLACEMENT, reader.grid) as target,
-                ):
-                    tally, ties = write_field(aligned, matcher, windows, options, overall, target, progress, at_once)
-                check = check_errors(matcher, aligned.read_images, aligned.shape, samples, options.check_windows)
-                # Windows are over; the files and the report take other arrays.
-                give_back()
-                points = familiar.onto(ties.frame()) if familiar else ties.frame()
-                moved = _move(options, folder)
-                summary = summarise(tally, overall, common, reader) | {
-                    "tie_points": write_ties(points, folder / TIES),
-                    "polygons": moved.features if moved else None,
-                    "adapt": adapted,
-                    "familiarity": familiar.summary() if familiar else None,
-                    "check": check.summary() if check else None,
-                    "notes": [*notes(options), *unknown, *(moved.notes if moved else [])],
-                    "seconds": time.perf_counter() - start,
-                    "settings": asdict(options),
-                }
-                files.write_json(folder / SUMMARY, summary)
-                after = folder / (RASTER if moved is None else VECTOR) if tally.known else None
-                _report(folder, reader, after, summary, points, check)
-                files.write_stamp(folder, stamp)
-                if kept.exists():
-                    shutil.copytree(kept, folder / ADAPTED)
-            _bring_out(output_dir / WHOLE, output_dir)
+@dataclass(frozen=True)
+class _Ready:
+    """A pair of which all is known but its displacement.
+
+    Attributes:
+        options: how it is to be registered.
+        reader: of the pair as it lies; `aligned` as the similarity brings it.
+        overall, common: the similarity of the whole pair, and the shift beside it.
+        model: network of the matcher.
+        adapted: what became of training on the pair; None if that was not asked for.
+        mosaic: the windows of `aligned`, and the judged matcher of them.
+        samples: windows small enough to look at many places.
+    """
+
+    options: RegisterOptions
+    reader: PairReader
+    aligned: PairReader
+    overall: Overall
+    common: CommonShift
+    model: Matcher | UNet
+    adapted: Mapping[str, Any] | None
+    mosaic: Mosaic
+    samples: WindowOptions
+
+
+def _prepare(
+    options: RegisterOptions, reader: PairReader, model: Matcher | UNet, kept: Path, threads: int, ranks: Ranks
+) -> _Ready:
+    """Look at the whole pair, train on it in the folder `kept` if that is asked for, and lay out its windows."""
+    overall = ranks.told(_overall(reader, model, options) if ranks.main else NOT_SOUGHT)
+    aligned = reader.pulled(overall.affine) if overall.found else reader
+    adapted = None
+    if options.adapt.enabled:
+        if ranks.main:
+            model, adapted = adapt(model, aligned, options.adapt, options.memory_mb, kept)
+        adapted = ranks.told(adapted)
+        if adapted and adapted["used"] and not ranks.main:
+            model = load_checkpoint(kept / MODEL).to(ranks.device)
+    network = NetworkMatcher(model, reader.detail_px)
+    windows, at_once = side_by_side(options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads)
+    samples = _samples(windows)
+    common = ranks.told(_common_shift(overall, network, reader, samples) if ranks.main else NO_SHIFT)
+    matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(reader.detail_px))
+    mosaic = Mosaic(matcher, aligned.read_images, aligned.shape, windows, CHANNELS, at_once)
+    return _Ready(options, reader, aligned, overall, common, model, adapted, mosaic, samples)
+
+
+def _finish(ready: _Ready, output_dir: Path, progress: Progress, stamp: Mapping[str, Any], start: float) -> float:
+    """Write all outputs, which appear together; tells the share that was registered."""
+    with files.whole_path(output_dir / WHOLE) as folder:
+        folder.mkdir()
+        share = _write(ready, folder, progress, start)
+        files.write_stamp(folder, stamp)
+        adapted = output_dir / UNFINISHED / ADAPTED
+        if adapted.exists():
+            shutil.copytree(adapted, folder / ADAPTED)
+    _bring_out(output_dir / WHOLE, output_dir)
+    return share
+
+
+def _write(ready: _Ready, folder: Path, progress: Progress, start: float) -> float:
+    """Write all outputs but the stamp into a folder; tells the share that was registered."""
+    options, reader, mosaic = ready.options, ready.reader, ready.mosaic
+    familiar, unknown = _familiarity(options, ready.model, ready.adapted, ready.aligned)
+    with (
+        block_cache(options.memory_mb // WINDOWS_SHARE),
+        create_field(folder / DISPLACEMENT, reader.grid) as target,
+    ):
+        tally, ties = write_field(mosaic, reader.grid, options, ready.overall, target, progress)
+    check = check_errors(mosaic.matcher, mosaic.read, mosaic.shape, ready.samples, options.check_windows)
+    # Windows are over; the files and the report take other arrays.
+    give_back()
+    points = familiar.onto(ties.frame()) if familiar else ties.frame()
+    moved = _move(options, folder)
+    summary = summarise(tally, ready.overall, ready.common, reader) | {
+        "tie_points": write_ties(points, folder / TIES),
+        "polygons": moved.features if moved else None,
+        "adapt": ready.adapted,
+        "familiarity": familiar.summary() if familiar else None,
+        "check": check.summary() if check else None,
+        "notes": [*notes(options), *unknown, *(moved.notes if moved else [])],
+        "seconds": time.perf_counter() - start,
+        "settings": asdict(options),
+    }
+    files.write_json(folder / SUMMARY, summary)
+    after = folder / (RASTER if moved is None else VECTOR) if tally.known else None
+    _report(folder, reader, after, summary, points, check)
     return tally.share
 
 

@@ -58,135 +58,114 @@ Matcher = Callable[[Patch], Match]
 Reader = Callable[[int, int, int, int], Patch]
 
 
-def predict_strips(
-    matcher: Matcher,
-    read: Reader,
-    shape: tuple[int, int],
-    options: WindowOptions,
-    progress: str = "",
-    channels: int = 1,
-    kept: Progress | None = None,
-    at_once: int = 1,
-) -> Iterator[Strip]:
-    """Predict by overlapping windows, blended by raised cosines, and give the rows as they are finished.
+@dataclass(frozen=True)
+class Mosaic:
+    """Overlapping windows that make up a pair, and what matches them; blended by raised cosines.
 
     The outer quarter of an overlap counts for nothing, since a window knows too little there: a matcher that looks no
     farther than `overlap_px / 4` gives just what it gives on the whole raster at once.
 
-    Args:
+    Attributes:
         matcher: maps a window of the pair to its displacement; windows without any pixel valid in both are skipped.
         read: `read(row, col, height, width)`; windows may reach beyond the raster, where it gives invalid pixels.
         shape: (H, W) of the raster, px.
         options: size and overlap of the windows.
-        progress: what the progress bar says; none is shown if empty.
         channels: K, how many channels of quality the matcher gives.
-        kept: rows of windows that are finished, and where those to come are kept.
         at_once: how many windows are matched at the same time, each by one thread if they are several.
-
-    Yields:
-        Strips from top to bottom that make up the raster; displacement and quality are 0 where nothing is valid.
     """
-    rows, _ = layout(shape[0], options)
-    kept = kept or Progress(None)
-    done = [kept.has(place) for place in range(len(rows))]
-    todo = [row for row, whole in zip(rows, done, strict=True) if not whole]
-    tail = None
-    with closing(_row_sums(matcher, read, shape, options, todo, progress, channels, at_once)) as found:
-        for place, (row, following) in enumerate(zip(rows, [*rows[1:], shape[0]], strict=True)):
-            count = following - row
-            if done[place]:
-                buffer = kept.load(place)
-            else:
-                buffer = next(found)
-                kept.save(place, buffer)
-            if tail is not None:
-                buffer[:, : tail.shape[1]] += tail
-                tail = None
-            for start in range(0, count, STRIP_PX):
-                sums = buffer[:, start : min(start + STRIP_PX, count), : shape[1]]
-                means = sums[:-1] / np.maximum(sums[-1], 1e-12)
-                yield Strip(row + start, means[:2], means[2:])
-            tail = buffer[:, count:].copy()
 
+    matcher: Matcher
+    read: Reader
+    shape: tuple[int, int]
+    options: WindowOptions
+    channels: int = 1
+    at_once: int = 1
 
-def finish_rows(
-    matcher: Matcher,
-    read: Reader,
-    shape: tuple[int, int],
-    options: WindowOptions,
-    ranks: Ranks,
-    progress: str,
-    channels: int,
-    kept: Progress,
-    at_once: int = 1,
-) -> None:
-    """Match this rank's share of the rows of windows and keep them; when it returns all ranks have kept theirs.
+    def strips(self, kept: Progress | None = None, shown: str = "") -> Iterator[Strip]:
+        """Predict the rows of the raster and give them as they are finished.
 
-    All ranks call it, with one folder that they share. `predict_strips`, whose other arguments these are, then finds
-    all rows finished.
-    """
-    rows, _ = layout(shape[0], options)
-    places = [place for place in ranks.own(range(len(rows))) if not kept.has(place)]
-    todo = [rows[place] for place in places]
-    with closing(_row_sums(matcher, read, shape, options, todo, progress, channels, at_once)) as found:
-        for place, sums in zip(places, found, strict=True):
-            kept.save(place, sums)
-    ranks.barrier()
+        Args:
+            kept: rows of windows that are finished, and where those to come are kept.
+            shown: what the progress bar says; none is shown if empty.
 
+        Yields:
+            Strips from top to bottom that make up the raster; displacement and quality are 0 where nothing is valid.
+        """
+        (height, width), rows = self.shape, self._rows
+        kept = kept or Progress(None)
+        done = [kept.has(place) for place in range(len(rows))]
+        todo = [row for row, whole in zip(rows, done, strict=True) if not whole]
+        tail = None
+        with closing(self._sums(todo, shown)) as found:
+            for place, (row, following) in enumerate(zip(rows, [*rows[1:], height], strict=True)):
+                count = following - row
+                if done[place]:
+                    buffer = kept.load(place)
+                else:
+                    buffer = next(found)
+                    kept.save(place, buffer)
+                if tail is not None:
+                    buffer[:, : tail.shape[1]] += tail
+                    tail = None
+                for start in range(0, count, STRIP_PX):
+                    sums = buffer[:, start : min(start + STRIP_PX, count), :width]
+                    means = sums[:-1] / np.maximum(sums[-1], 1e-12)
+                    yield Strip(row + start, means[:2], means[2:])
+                tail = buffer[:, count:].copy()
 
-def _row_sums(
-    matcher: Matcher,
-    read: Reader,
-    shape: tuple[int, int],
-    options: WindowOptions,
-    rows: Sequence[int],
-    progress: str,
-    channels: int,
-    at_once: int,
-) -> Generator[NDArray[np.float32]]:
-    """Match rows of windows that start at these rows of the raster.
+    def whole(self, shown: str = "") -> Match:
+        """Predict all rows together, of a raster whose displacement fits into memory."""
+        strips = list(self.strips(shown=shown))
+        return Match(
+            np.concatenate([strip.displacement for strip in strips], 1),
+            np.concatenate([strip.quality for strip in strips], 1),
+        )
 
-    Yields:
-        For each, sums over its windows: weighted displacement and quality, and weights, (3 + channels, height, width);
-        in the same array every time.
-    """
-    height, (cols, width) = layout(shape[0], options)[1], layout(shape[1], options)
-    weight = np.outer(_ramp(height, options.overlap_px), _ramp(width, options.overlap_px)).astype(np.float32)
-    buffer = np.empty((3 + channels, height, cols[-1] + width), np.float32)
-    reads = [partial(read, row, col, height, width) for row in rows for col in cols]
-    bar = tqdm(total=len(reads), desc=progress, unit="window", disable=not progress)
-    with bar, closing(worked(reads, partial(_matched, matcher), at_once)) as matches:
-        for _ in rows:
-            buffer[:] = 0
-            for col, match in zip(cols, matches, strict=False):
-                if match is not None:
-                    target = buffer[:, :, col : col + width]
-                    target[:2] += match.displacement * weight
-                    target[2:-1] += match.quality * weight
-                    target[-1] += weight
-                bar.update()
-            yield buffer
+    def share(self, ranks: Ranks, kept: Progress, shown: str = "") -> None:
+        """Match a rank's own rows of windows and keep them; when it returns all ranks have kept theirs.
+
+        All ranks call it, with one folder that they share. `strips` then finds all rows finished.
+        """
+        rows = self._rows
+        places = [place for place in ranks.own(range(len(rows))) if not kept.has(place)]
+        with closing(self._sums([rows[place] for place in places], shown)) as found:
+            for place, sums in zip(places, found, strict=True):
+                kept.save(place, sums)
+        ranks.barrier()
+
+    @property
+    def _rows(self) -> list[int]:
+        return layout(self.shape[0], self.options)[0]
+
+    def _sums(self, rows: Sequence[int], shown: str) -> Generator[NDArray[np.float32]]:
+        """Match rows of windows that start at these rows of the raster.
+
+        Yields:
+            For each, sums over its windows: weighted displacement and quality, and weights, (3 + channels, height,
+            width); in the same array every time.
+        """
+        overlap = self.options.overlap_px
+        height, (cols, width) = layout(self.shape[0], self.options)[1], layout(self.shape[1], self.options)
+        weight = np.outer(_ramp(height, overlap), _ramp(width, overlap)).astype(np.float32)
+        buffer = np.empty((3 + self.channels, height, cols[-1] + width), np.float32)
+        reads = [partial(self.read, row, col, height, width) for row in rows for col in cols]
+        bar = tqdm(total=len(reads), desc=shown, unit="window", disable=not shown)
+        with bar, closing(worked(reads, partial(_matched, self.matcher), self.at_once)) as matches:
+            for _ in rows:
+                buffer[:] = 0
+                for col, match in zip(cols, matches, strict=False):
+                    if match is not None:
+                        target = buffer[:, :, col : col + width]
+                        target[:2] += match.displacement * weight
+                        target[2:-1] += match.quality * weight
+                        target[-1] += weight
+                    bar.update()
+                yield buffer
 
 
 def _matched(matcher: Matcher, patch: Patch) -> Match | None:
     """The match of a window; None if no pixel is valid in both images."""
     return matcher(patch) if (patch.fixed_valid & patch.moving_valid).any() else None
-
-
-def predict_field(
-    matcher: Matcher,
-    read: Reader,
-    shape: tuple[int, int],
-    options: WindowOptions,
-    progress: str = "",
-    channels: int = 1,
-) -> Match:
-    """Predict a whole raster as `predict_strips` does, for rasters whose displacement fits into memory."""
-    strips = list(predict_strips(matcher, read, shape, options, progress, channels))
-    return Match(
-        np.concatenate([strip.displacement for strip in strips], 1),
-        np.concatenate([strip.quality for strip in strips], 1),
-    )
 
 
 def layout(length: int, options: WindowOptions) -> tuple[list[int], int]:

@@ -30,7 +30,7 @@ from regnet.registration import register as module
 from regnet.registration.options import RegisterOptions
 from regnet.registration.progress import Progress
 from regnet.registration.register import register
-from regnet.registration.windows import FAIR_PX, WindowOptions, bounded, predict_strips, side_by_side
+from regnet.registration.windows import FAIR_PX, Mosaic, WindowOptions, bounded, side_by_side
 from tests.registration.conftest import CRS, ORIGIN, TRUE, texture, write_raster
 from tests.registration.test_windows import local_mean, reader
 
@@ -345,17 +345,17 @@ def test_rows_of_other_settings_or_files_are_thrown_away(tmp_path):
 
 def test_a_prediction_in_two_goes_is_that_in_one(tmp_path):
     image, options = np.random.default_rng(0).normal(size=(2, 300, 120)), WindowOptions(96, 32)
-    whole = list(predict_strips(local_mean(9), reader(image), (300, 120), options))
-    first = predict_strips(local_mean(9), reader(image), (300, 120), options, kept=Progress(tmp_path / "k", {}))
+    whole = list(Mosaic(local_mean(9), reader(image), (300, 120), options).strips())
+    first = Mosaic(local_mean(9), reader(image), (300, 120), options).strips(Progress(tmp_path / "k", {}))
     next(first), next(first)
     first.close()
 
     def never(patch):
         raise AssertionError("a finished row was matched again")
 
-    rest = predict_strips(never, reader(image), (300, 120), options, kept=Progress(tmp_path / "k", {}))
+    rest = Mosaic(never, reader(image), (300, 120), options).strips(Progress(tmp_path / "k", {}))
     np.testing.assert_array_equal(next(rest).displacement, whole[0].displacement)
-    again = list(predict_strips(local_mean(9), reader(image), (300, 120), options, kept=Progress(tmp_path / "k", {})))
+    again = list(Mosaic(local_mean(9), reader(image), (300, 120), options).strips(Progress(tmp_path / "k", {})))
     for one, other in zip(again, whole, strict=True):
         np.testing.assert_array_equal(one.displacement, other.displacement)
 

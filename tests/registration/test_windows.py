@@ -18,13 +18,11 @@ from regnet.registration.windows import (
     ALIGN_PX,
     STRIP_PX,
     Match,
+    Mosaic,
     PatchReader,
     WindowOptions,
     bounded,
-    finish_rows,
     layout,
-    predict_field,
-    predict_strips,
 )
 from regnet.tiles.patch import Patch
 
@@ -59,7 +57,7 @@ def test_windows_cover_the_axis_with_at_least_the_overlap(length, window_px, ove
 def test_windows_give_what_one_window_gives(window_px):
     image = np.random.default_rng(0).normal(size=(2, 300, 333)).astype(np.float32)
     whole = local_mean(9)(reader(image)(0, 0, 300, 333))
-    field = predict_field(local_mean(9), reader(image), (300, 333), WindowOptions(window_px, 32))
+    field = Mosaic(local_mean(9), reader(image), (300, 333), WindowOptions(window_px, 32)).whole()
     np.testing.assert_allclose(field.displacement, whole.displacement, atol=1e-5)
     np.testing.assert_allclose(field.quality, whole.quality, atol=1e-5)
 
@@ -83,8 +81,8 @@ def test_windows_matched_at_once_give_what_they_give_one_after_another(at_once):
 
     before = torch.get_num_threads()
     options = WindowOptions(128, 32)  # twelve windows: a multiple of three
-    strips = list(predict_strips(match, read, (300, 333), options, at_once=at_once))
-    whole = list(predict_strips(local_mean(9), reader(image), (300, 333), options))
+    strips = list(Mosaic(match, read, (300, 333), options, at_once=at_once).strips())
+    whole = list(Mosaic(local_mean(9), reader(image), (300, 333), options).strips())
     for one, other in zip(strips, whole, strict=True):
         np.testing.assert_array_equal(one.displacement, other.displacement)
     assert threads == {before if at_once == 1 else 1}
@@ -96,7 +94,7 @@ def test_what_a_matcher_raises_comes_out():
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        predict_field(match, reader(np.zeros((1, 256, 256))), (256, 256), WindowOptions(64, 16))
+        Mosaic(match, reader(np.zeros((1, 256, 256))), (256, 256), WindowOptions(64, 16)).whole()
 
 
 def test_a_matcher_that_looks_far_leaves_no_seams():
@@ -104,7 +102,7 @@ def test_a_matcher_that_looks_far_leaves_no_seams():
         ramp = np.linspace(0, 1, patch.fixed.shape[2], dtype=np.float32)
         return Match(np.broadcast_to(ramp, (2, *patch.fixed.shape[1:])), np.ones((1, *patch.fixed.shape[1:])))
 
-    field = predict_field(corner_biased, reader(np.zeros((1, 64, 500))), (64, 500), WindowOptions(128, 64))
+    field = Mosaic(corner_biased, reader(np.zeros((1, 64, 500))), (64, 500), WindowOptions(128, 64)).whole()
     assert np.abs(np.diff(field.displacement[0], axis=1)).max() < 0.06
 
 
@@ -113,7 +111,7 @@ def test_strips_come_in_order_and_keep_dx_and_dy_apart():
         shape = patch.fixed.shape[1:]
         return Match(np.stack([np.full(shape, 3.0), np.full(shape, -2.0)]), np.ones((1, *shape)))
 
-    strips = list(predict_strips(constant, reader(np.zeros((1, 250, 100))), (250, 100), WindowOptions(64, 16)))
+    strips = list(Mosaic(constant, reader(np.zeros((1, 250, 100))), (250, 100), WindowOptions(64, 16)).strips())
     assert [strip.row for strip in strips] == list(np.cumsum([0, *(s.displacement.shape[1] for s in strips)]))[:-1]
     assert sum(strip.displacement.shape[1] for strip in strips) == 250
     for strip in strips:
@@ -124,7 +122,7 @@ def test_strips_come_in_order_and_keep_dx_and_dy_apart():
 def test_strips_are_no_higher_than_is_put_up_with():
     """However high the windows are: what is made of a strip takes several times its memory."""
     image = np.random.default_rng(0).normal(size=(2, 250, 100)).astype(np.float32)
-    strips = list(predict_strips(local_mean(9), reader(image), (250, 100), WindowOptions(256, 16)))
+    strips = list(Mosaic(local_mean(9), reader(image), (250, 100), WindowOptions(256, 16)).strips())
     assert max(strip.displacement.shape[1] for strip in strips) == STRIP_PX
     joined = np.concatenate([strip.quality for strip in strips], 1)
     np.testing.assert_allclose(joined, local_mean(9)(reader(image)(0, 0, 250, 100)).quality, atol=1e-5)
@@ -141,7 +139,7 @@ def test_windows_without_a_valid_pixel_are_never_matched():
         shape = patch.fixed.shape[1:]
         return Match(np.ones((2, *shape)), np.ones((1, *shape)))
 
-    field = predict_field(match, reader(np.zeros((1, 256, 256)), valid), (256, 256), WindowOptions(64, 16))
+    field = Mosaic(match, reader(np.zeros((1, 256, 256)), valid), (256, 256), WindowOptions(64, 16)).whole()
     assert len(seen) == 1
     assert field.quality[0, 10, 10] == pytest.approx(1)
     assert not field.quality[0, 200, 200]
@@ -161,11 +159,11 @@ def test_more_bands_take_more_memory_and_smaller_windows(descriptor, trained):
 
 def test_a_rank_finishes_its_own_rows_and_no_others(tmp_path):
     image, options = np.random.default_rng(0).normal(size=(2, 300, 120)), WindowOptions(96, 32)
-    whole = list(predict_strips(local_mean(9), reader(image), (300, 120), options))
+    whole = list(Mosaic(local_mean(9), reader(image), (300, 120), options).strips())
     second = Ranks()
     second.rank, second.size = 1, 2
     kept, seen = Progress(tmp_path / "kept"), []
-    finish_rows(local_mean(9), reader(image), (300, 120), options, second, "", 1, kept)
+    Mosaic(local_mean(9), reader(image), (300, 120), options).share(second, kept)
     count = len(layout(300, options)[0])
     assert count >= 4
     assert [kept.has(place) for place in range(count)] == [place % 2 == 1 for place in range(count)]
@@ -174,7 +172,7 @@ def test_a_rank_finishes_its_own_rows_and_no_others(tmp_path):
         seen.append(patch)
         return local_mean(9)(patch)
 
-    again = list(predict_strips(counted, reader(image), (300, 120), options, kept=kept))
+    again = list(Mosaic(counted, reader(image), (300, 120), options).strips(kept))
     assert len(seen) == (count + 1) // 2 * len(layout(120, options)[0])
     for one, other in zip(again, whole, strict=True):
         np.testing.assert_array_equal(one.displacement, other.displacement)
