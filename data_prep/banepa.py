@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.common import check_raster, main
 from regnet.errors import InputError
-from regnet.geo.raster import raster_grid
+from regnet.geo.sources import raster_grid
 from regnet.geo.vector import read_polygons
 from regnet.tiles.options import PairOptions
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from regnet.config import default_data_root
 from regnet.errors import InputError, RegnetError
-from regnet.geo.raster import open_raster
+from regnet.geo.sources import open_raster
 from regnet.tiles.options import PairOptions
 
 

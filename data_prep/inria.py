@@ -15,7 +15,7 @@ from pathlib import Path
 from data_prep.common import as_yaml, run
 from regnet.errors import InputError
 from regnet.files import write_text
-from regnet.geo.raster import open_raster
+from regnet.geo.sources import open_raster
 from regnet.tiles.options import PairOptions
 
 NAME = re.compile(r"(?P<city>[a-z][a-z-]*?)(?P<number>\d+)")

@@ -36,7 +36,7 @@ from regnet.files import (
     write_stamp,
     write_text,
 )
-from regnet.geo.raster import files_behind
+from regnet.geo.sources import files_behind
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary

@@ -25,7 +25,7 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from regnet import files
 from regnet.errors import ConfigError, InputError, OutputError
 from regnet.geo.measures import without_measures
-from regnet.geo.raster import is_remote
+from regnet.geo.sources import is_remote
 
 PARQUET = (".parquet", ".geoparquet")
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".parquet": ""}

@@ -30,6 +30,7 @@ from rasterio.windows import Window
 
 from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid, apply, check_overlap, transform_points
+from regnet.geo.sources import amplitude_dtype, grid_of, open_raster, raster_sources
 
 AVERAGE_BELOW = 0.7
 """Source pixels smaller than this share of a grid pixel are averaged, larger ones interpolated (cubic convolution)."""
@@ -45,108 +46,6 @@ MOST_REDUCED = 8
 
 WARP_TOLERANCE_PX = 0.01
 """GDAL's approximation of the coordinate transform may be off by this much."""
-
-
-def raster_sources(path: str) -> list[str]:
-    """Files of a raster: several single files joined by | are stacked as bands."""
-    return [part.strip() for part in str(path).split("|") if part.strip()]
-
-
-def is_remote(path: str) -> bool:
-    """Tell a path that GDAL alone can follow (into an archive, to a server) from that of a local file."""
-    return "://" in path or path.startswith("/vsi")
-
-
-def is_vector(path: str) -> bool:
-    """Tell a vector file from a raster by its name."""
-    suffixes = (".geojson", ".json", ".shp", ".gpkg", ".fgb", ".kml", ".gml", ".sqlite", ".parquet", ".geoparquet")
-    return Path(path).suffix.lower() in suffixes
-
-
-def amplitude_dtype(dtype: str) -> str | None:
-    """Type of the amplitude of complex values, as single-look SAR has them; None for real ones."""
-    return {"complex_int16": "float32", "complex64": "float32", "complex128": "float64"}.get(dtype)
-
-
-def complex_files(path: str) -> list[str]:
-    """Files of a raster that hold complex values, of which only the amplitude is used."""
-    if is_vector(path):
-        return []
-    found = []
-    for source in raster_sources(path):
-        with open_raster(source) as dataset:
-            found += [source] if any(map(amplitude_dtype, dataset.dtypes)) else []
-    return found
-
-
-def files_behind(path: str) -> list[str]:
-    """All files that are read for a raster or a vector layer: of a VRT also its sources.
-
-    Raises:
-        InputError: as `open_raster`.
-    """
-    if is_vector(path):
-        return [path]
-    found = []
-    for source in raster_sources(path):
-        with open_raster(source) as dataset:
-            found += [source, *dataset.files]
-    return list(dict.fromkeys(found))
-
-
-def open_raster(path: str) -> DatasetReader:
-    """Open one raster file that has bands, a CRS and a geotransform.
-
-    Raises:
-        InputError: missing, not a raster, without bands, CRS or geotransform.
-    """
-    try:
-        dataset = rasterio.open(path)
-    except RasterioError as error:
-        if not is_remote(path) and not Path(path).exists():
-            raise InputError(f"{path}: no such file; check the path") from error
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{path}: not a raster that GDAL can read ({reason}); give a GeoTIFF, JPEG 2000 or the like"
-        ) from error
-    trouble = ""
-    if dataset.count == 0:
-        trouble = "has no bands; name one of its subdatasets"
-    elif dataset.crs is None and dataset.gcps[0]:
-        trouble = "has ground control points but no grid; warp it first, for example with gdalwarp -tps"
-    elif dataset.rpcs and dataset.transform.is_identity:
-        trouble = "has rational polynomial coefficients (RPC) but no grid; orthorectify it first, with gdalwarp -rpc"
-    elif dataset.crs is None:
-        trouble = "has no CRS; assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
-    elif dataset.transform.is_identity or dataset.transform.is_degenerate:
-        trouble = "has no geotransform; georeference it first, for example with gdalwarp"
-    if trouble:
-        dataset.close()
-        raise InputError(f"{path}: {trouble}")
-    return dataset
-
-
-def raster_grid(path: str) -> Grid:
-    """Grid of a raster; of the first file if several are joined.
-
-    Raises:
-        InputError: as `open_raster`, or the path is empty.
-    """
-    sources = raster_sources(path)
-    if not sources:
-        raise InputError("the path of a raster is empty; name a file")
-    with open_raster(sources[0]) as dataset:
-        return grid_of(dataset)
-
-
-def grid_of(dataset: DatasetReader) -> Grid:
-    """Grid of an open raster; its bounds are in order also where its rows run from south to north."""
-    return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-
-
-def block_cache(megabytes: int) -> rasterio.Env:
-    """An environment in which GDAL keeps so many MB of decoded blocks; rasterio asks for bytes."""
-    return rasterio.Env(GDAL_CACHEMAX=megabytes * 2**20)
 
 
 class GridRaster:

@@ -8,15 +8,7 @@ from pathlib import Path
 from regnet.errors import ConfigError, InputError, OutputError
 from regnet.geo.features import refuse_filter
 from regnet.geo.grid import Grid, check_overlap
-from regnet.geo.raster import (
-    complex_files,
-    files_behind,
-    grid_of,
-    is_vector,
-    open_raster,
-    raster_grid,
-    raster_sources,
-)
+from regnet.geo.sources import complex_files, files_behind, grid_of, is_vector, open_raster, raster_grid, raster_sources
 from regnet.options import check_options
 from regnet.registration.field import FieldFile
 from regnet.registration.options import ApplyOptions

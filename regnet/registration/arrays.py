@@ -21,7 +21,7 @@ from rasterio.errors import CRSError
 from regnet import files
 from regnet.errors import ConfigError, InputError
 from regnet.geo.features import free_names, read_features, write_features
-from regnet.geo.raster import is_vector
+from regnet.geo.sources import is_vector
 from regnet.options import check_options
 from regnet.ranks import FabricOptions, Ranks, launch
 from regnet.registration import apply as applying

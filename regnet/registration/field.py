@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt, map_coordinates
 from regnet.displacement import CONVENTION
 from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid
-from regnet.geo.raster import open_raster
+from regnet.geo.sources import open_raster
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.cog import write_cog
 from regnet.registration.places import project

@@ -19,7 +19,7 @@ import torch
 from regnet import files
 from regnet.displacement import CONVENTION
 from regnet.errors import OutputError
-from regnet.geo.raster import block_cache, complex_files, files_behind, is_vector
+from regnet.geo.sources import block_cache, complex_files, files_behind, is_vector
 from regnet.heap import give_back
 from regnet.models.checkpoint import load_checkpoint
 from regnet.models.matcher import Matcher

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from regnet.geo.grid import Box, Grid
-from regnet.geo.raster import amplitude_dtype, open_raster, raster_sources
+from regnet.geo.sources import amplitude_dtype, open_raster, raster_sources
 from regnet.registration.ahead import worked
 from regnet.registration.cog import BLOCK_PX, write_cog
 from regnet.registration.field import FieldFile

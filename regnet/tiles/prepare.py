@@ -19,14 +19,15 @@ from tqdm import tqdm
 from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
 from regnet.geo.grid import Box
-from regnet.geo.raster import block_cache
+from regnet.geo.sources import block_cache
 from regnet.options import check_options
 from regnet.tiles.chunks import Chunks
 from regnet.tiles.index import Block, Cell, cut, lattice, split_blocks, split_columns, tile_boxes
 from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
-from regnet.tiles.pair import PairReader, StructureRule
+from regnet.tiles.pair import PairReader
 from regnet.tiles.patch import Patch
+from regnet.tiles.scaling import StructureRule
 from regnet.tiles.store import ARRAYS, BLOCKS, INDEX, LABEL, MANIFEST, SPLIT, TRUTH, VERSION, Scene, folder_bytes
 
 CHUNK_PX = 256

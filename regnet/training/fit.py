@@ -6,22 +6,19 @@ import csv
 import io
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from regnet.errors import ConfigError, InputError
 from regnet.files import digest, remove, whole_path, write_json, write_text
 from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
-from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
 from regnet.ranks import Ranks
@@ -34,6 +31,7 @@ from regnet.training.options import TrainingOptions
 from regnet.training.pair_shifts import PairShifts
 from regnet.training.samples import Batch, TileCache, draw_batches
 from regnet.training.trail import START, Trail
+from regnet.training.validation import validation_epe
 
 MODEL, LOG, CURVE, STATE, SUMMARY, CHECKPOINTS = (
     "model.safetensors",
@@ -48,8 +46,6 @@ MOST_NORM = 1.0
 """Longer gradients are clipped to this length."""
 MOST_GROUND = 512
 """So many training tiles tell the ground that is trained on."""
-VALIDATION_STEP_PX = 4
-"""Validation errors are smooth: one pixel in so many rows and columns is looked at."""
 
 
 @dataclass
@@ -343,38 +339,3 @@ def _read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
     except (OSError, EOFError, RuntimeError, UnpicklingError):
         return None
     return state
-
-
-@torch.no_grad()
-def validation_epe(
-    model: Matcher | UNet,
-    cache: TileCache,
-    positions: NDArray[np.integer],
-    options: TrainingOptions,
-    beside_shifts: bool = False,
-) -> float:
-    """Mean end-point error against the labels, px, under one fixed draw of displacements and no augmentation.
-
-    With `beside_shifts` the labels of a pair may all be off alike: its median error is not counted.
-
-    Raises:
-        InputError: no pixel of the tiles is valid in both images.
-    """
-    plain = replace(options, flips=False, photometric=0.0)
-    model.eval()
-    errors: dict[str, list[Tensor]] = {}
-    steps = -(-len(positions) // options.batch)
-    for batch in draw_batches(cache, positions, plain, steps, (options.seed, 1_000_003), device=device_of(model)):
-        predicted: Tensor = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
-        for pair, error, known in zip(batch.pairs, predicted - batch.target, batch.target_valid[:, 0], strict=True):
-            every = np.s_[..., ::VALIDATION_STEP_PX, ::VALIDATION_STEP_PX]
-            errors.setdefault(pair, []).append(error[every][:, known[every]])
-    of_pairs = [error for error in (torch.cat(parts, 1) for parts in errors.values()) if error.numel()]
-    if not of_pairs:
-        raise InputError(
-            f"validation: none of {len(positions)} tiles has a pixel that is valid in both images once moving is "
-            "displaced; raise prepare.min_valid, or lower training.shift_px and training.peak_px"
-        )
-    if beside_shifts:
-        of_pairs = [error - error.median(1, keepdim=True).values for error in of_pairs]
-    return float(torch.cat(of_pairs, 1).norm(dim=0).mean())

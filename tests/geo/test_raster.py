@@ -17,7 +17,8 @@ from rasterio.transform import from_origin
 from regnet.errors import InputError
 from regnet.geo import raster
 from regnet.geo.grid import Box, Grid
-from regnet.geo.raster import GridRaster, files_behind, open_raster, raster_grid
+from regnet.geo.raster import GridRaster
+from regnet.geo.sources import files_behind, open_raster, raster_grid
 
 Write = Callable[..., str]
 

@@ -12,8 +12,9 @@ from scipy.ndimage import gaussian_filter
 from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid
 from regnet.tiles.options import PairOptions
-from regnet.tiles.pair import PairReader, StructureRule, measure
+from regnet.tiles.pair import PairReader
 from regnet.tiles.patch import Patch, mended
+from regnet.tiles.scaling import StructureRule, measure
 
 Write = Callable[..., str]
 

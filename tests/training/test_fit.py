@@ -15,9 +15,10 @@ from regnet.similarity.familiarity import Familiarity
 from regnet.similarity.store import model_digest
 from regnet.tiles.options import NoiseOptions
 from regnet.training import fit
-from regnet.training.fit import Fit, validation_epe
+from regnet.training.fit import Fit
 from regnet.training.options import TrainingOptions
 from regnet.training.trail import Trail
+from regnet.training.validation import validation_epe
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0, familiarity_tiles=4)

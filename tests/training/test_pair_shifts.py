@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from regnet.tiles.patch import Tile
-from regnet.training.fit import validation_epe
 from regnet.training.options import TrainingOptions
 from regnet.training.pair_shifts import PairShifts
 from regnet.training.samples import draw_batches
+from regnet.training.validation import validation_epe
 
 SIDE = 16
 OFF = {"a": (3.0, -1.0), "b": (-1.0, 0.5), "c": (1.0, 2.0)}
