@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pyogrio
 import shapely
+from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from regnet import files
 from regnet.errors import ConfigError, InputError, OutputError
+from regnet.geo.grid import is_local
 from regnet.geo.measures import without_measures
 from regnet.geo.sources import is_remote
 
@@ -35,6 +37,8 @@ OWN_ID = "regnet_id"
 """Name of the ids of GeoJSON, and of a copy in memory, so that an attribute may be called `fid`."""
 ID_COLUMNS = {GEOPACKAGE: FID, GEOJSON: OWN_ID}
 """Columns that these formats take for ids."""
+TAKEN = {GEOPACKAGE: (FID, "geom"), GEOJSON: (OWN_ID,)}
+"""Names that no attribute of these formats may have."""
 
 
 def read_features(path: str, layer: str | None = None, where: str | None = None) -> gpd.GeoDataFrame:
@@ -56,14 +60,29 @@ def read_features(path: str, layer: str | None = None, where: str | None = None)
     try:
         if Path(path).suffix.lower() in PARQUET:
             return _read_parquet(path, layer, where)
-        frame = _read_layer(path, _layer(path, layer), where)
-        return frame if _own_ids(path, frame.index) else frame.reset_index(drop=True)
+        layer = _layer(path, layer)
+        frame = _read_layer(path, layer, where)
+        ids = _own_ids(path, layer, where)
+        return frame if ids is None else frame.set_index(pd.Index(ids, name=FID))
     except (DataSourceError, DataLayerError, shapely.GEOSException) as error:
         raise InputError(
             f"{path}: not a vector file that GDAL can read ({_reason(error)}); check the file and `where`"
         ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read with where={where!r} ({_reason(error)}); check the filter") from error
+
+
+def read_placed(path: str, layer: str | None = None, where: str | None = None) -> gpd.GeoDataFrame:
+    """As `read_features`, and they have a CRS that ties them to the Earth.
+
+    Raises:
+        InputError: as `read_features`, or no such CRS.
+    """
+    frame = read_features(path, layer, where)
+    if frame.crs is None or is_local(frame.crs):
+        lacks = "no CRS" if frame.crs is None else "a local CRS, which nothing ties to the Earth"
+        raise InputError(f"{path}: has {lacks}; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
+    return frame
 
 
 def refuse_filter(raster: str, layer: str | None, where: str | None) -> None:
@@ -93,16 +112,23 @@ def _layer(path: str, layer: str | None) -> str:
     return layer or layers[0]
 
 
-def _own_ids(path: str, ids: pd.Index) -> bool:
-    """Whether ids that GDAL tells of features are their own, and not merely their number in the file."""
+def _own_ids(path: str, layer: str, where: str | None) -> NDArray[np.int64] | None:
+    """Ids of the features, if these are their own, and not their number in the file or one of their attributes."""
     suffix = Path(path).suffix.lower()
-    return suffix == ".gpkg" or (suffix in (".geojson", ".json") and list(ids) != list(range(len(ids))))
+    if suffix not in (".gpkg", ".geojson", ".json"):
+        return None
+    if suffix != ".gpkg" and pyogrio.read_info(path, layer=layer)["fid_column"]:
+        return None  # GDAL takes whole numbers in the attribute `id` for ids too
+    ids: NDArray[np.int64] = pyogrio.raw.read(
+        path, layer=layer, where=where, columns=[], read_geometry=False, return_fids=True
+    )[1]
+    return ids if suffix == ".gpkg" or list(ids) != list(range(len(ids))) else None
 
 
 def _read_layer(source: str, layer: str, where: str | None) -> gpd.GeoDataFrame:
     # GDAL's quick way to read FlatGeobuf ends the process at a feature without geometry (seen in GDAL 3.12).
     pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": "YES"})
-    which = {"layer": layer, "where": where, "fid_as_index": True}
+    which = {"layer": layer, "where": where}
     exact = {"use_arrow": True, "arrow_to_pandas_kwargs": {"types_mapper": pd.ArrowDtype}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -165,7 +191,7 @@ def write_features(frame: gpd.GeoDataFrame, path: Path) -> list[str]:
     own, column = ids.name == FID, ID_COLUMNS.get(driver)
     if column and (own or driver == GEOPACKAGE):
         # The format takes a column of this name for its ids, so that an attribute needs another.
-        names = free_names(frame, [column])
+        names = free_names(frame.drop(columns=frame.geometry.name), TAKEN[driver], alike=driver != GEOPACKAGE)
         notes += [f"the attribute {name} is now called {new}" for name, new in names.items()]
         frame = frame.rename(columns=names)
         if own:
@@ -180,7 +206,10 @@ def write_features(frame: gpd.GeoDataFrame, path: Path) -> list[str]:
         try:
             _write_layer(frame, partial, driver, path.stem, options)
         except (DataSourceError, DataLayerError) as error:
-            raise OutputError(f"{path}: cannot be written ({_reason(error)}); try another format, .gpkg") from error
+            other = "" if driver == GEOPACKAGE else ", or write another format, .gpkg"
+            raise OutputError(
+                f"{path.name}: cannot be written ({_reason(error)}); look whether its disk has space left{other}"
+            ) from error
     return notes
 
 
@@ -205,16 +234,24 @@ def _flatgeobuf_options(geometry: gpd.GeoSeries, path: Path) -> dict[str, str]:
     return {"SPATIAL_INDEX": "NO"} if (geometry.isna() | geometry.is_empty).any() else {}
 
 
-def free_names(frame: gpd.GeoDataFrame, taken: Container[str]) -> dict[str, str]:
-    """New names for the columns whose names, in lower case, are taken."""
-    names = {str(name).lower() for name in frame.columns}
+def free_names(frame: pd.DataFrame, taken: Iterable[str], alike: bool = True) -> dict[str, str]:
+    """New names for the columns whose names, in lower case, are taken.
+
+    Args:
+        frame: of the columns.
+        taken: names in lower case.
+        alike: whether names may differ in their case alone; else all but the first of those need new ones too.
+    """
+    names, seen = {str(name).lower() for name in frame.columns}, set(taken)
     new = {}
     for name in frame.columns:
-        if str(name).lower() in taken:
+        if str(name).lower() in seen:
             new[name] = f"{name}_attribute"
             while new[name].lower() in names:
                 new[name] += "_"
             names.add(new[name].lower())
+        if not alike:
+            seen.add(str(name).lower())
     return new
 
 

@@ -137,6 +137,11 @@ class Grid:
         return [box.clipped(self.shape) for box in whole]
 
 
+def is_local(crs: CRS | pyproj.CRS) -> bool:
+    """Whether a CRS is of a building site, a drawing or the like, which nothing ties to the Earth."""
+    return bool(crs.to_wkt().startswith(("LOCAL_CS", "ENGCRS", "ENGINEERINGCRS")))
+
+
 def pixel_sides(crs: CRS, transform: Affine, height: int, width: int) -> tuple[float, float]:
     """A pixel's two sides in metres, along geodesics at the grid's centre.
 
@@ -239,7 +244,7 @@ def transform_points(source: CRS, target: Grid, points: NDArray[np.float64]) -> 
         InputError: the two CRSs cannot be reached from one another.
     """
     if source == target.crs:
-        return points
+        return unwrap(points, target)
     try:
         x, y = rasterio.warp.transform(source, target.crs, *points.T)
     except (RasterioError, CRSError) as error:
@@ -261,6 +266,17 @@ def turned(longitudes: NDArray[np.float64], near: NDArray[np.float64] | float) -
     return np.asarray(longitudes - 360 * np.round((longitudes - near) / 360))
 
 
+def whole_turns(grid: Grid, other: Grid) -> float:
+    """Degrees, a multiple of 360, by which longitudes of one grid are to be turned to lie in the other's turn.
+
+    Between CRSs PROJ turns them itself.
+    """
+    if grid.crs != other.crs or not grid.crs.is_geographic:
+        return 0.0
+    (left, _, right, _), (west, _, east, _) = grid.bounds, other.bounds
+    return -360.0 * round((left + right - west - east) / 720)
+
+
 def densify(box: Box, step_px: float = 64) -> NDArray[np.float64]:
     """Points (n, 2), column and row, along the outline of a box, at most `step_px` apart."""
     left, right, top, bottom = box.col, box.col + box.width, box.row, box.row + box.height
@@ -273,9 +289,8 @@ def densify(box: Box, step_px: float = 64) -> NDArray[np.float64]:
 
 def apply(transform: Affine, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Apply an affine transform to points (n, 2), first coordinate first."""
-    x, y = points[:, 0], points[:, 1]
-    t = transform
-    return np.stack((t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f), axis=1)
+    matrix = np.array([[transform.a, transform.b], [transform.d, transform.e]])
+    return np.asarray(points @ matrix.T + [transform.c, transform.f])
 
 
 def _overlaps(bounds: Bounds, grid: Grid) -> bool:

@@ -29,7 +29,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet.errors import InputError
-from regnet.geo.grid import Box, Grid, apply, check_overlap, transform_points
+from regnet.geo.grid import Box, Grid, apply, check_overlap, transform_points, whole_turns
 from regnet.geo.sources import amplitude_dtype, grid_of, open_raster, raster_sources
 
 AVERAGE_BELOW = 0.7
@@ -181,7 +181,10 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     rasterio.warp.reproject(
         _read_source(dataset, bands, needed, step),
         result,
-        src_transform=dataset.transform @ Affine.translation(needed.col, needed.row) @ Affine.scale(step),
+        src_transform=Affine.translation(whole_turns(grid_of(dataset), grid), 0)
+        @ dataset.transform
+        @ Affine.translation(needed.col, needed.row)
+        @ Affine.scale(step),
         src_crs=dataset.crs,
         src_nodata=np.nan,
         dst_transform=grid.box_transform(box),

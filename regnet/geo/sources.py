@@ -9,7 +9,9 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from regnet.errors import InputError
-from regnet.geo.grid import Grid
+from regnet.geo.grid import Grid, is_local
+
+ASSIGN = "assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
 
 
 def raster_sources(path: str) -> list[str]:
@@ -82,7 +84,9 @@ def open_raster(path: str) -> DatasetReader:
     elif dataset.rpcs and dataset.transform.is_identity:
         trouble = "has rational polynomial coefficients (RPC) but no grid; orthorectify it first, with gdalwarp -rpc"
     elif dataset.crs is None:
-        trouble = "has no CRS; assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
+        trouble = f"has no CRS; {ASSIGN}"
+    elif is_local(dataset.crs):
+        trouble = f"has a local CRS, which nothing ties to the Earth; {ASSIGN}"
     elif dataset.transform.is_identity or dataset.transform.is_degenerate:
         trouble = "has no geotransform; georeference it first, for example with gdalwarp"
     if trouble:

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from regnet.errors import InputError
-from regnet.geo.features import read_features
+from regnet.geo.features import read_placed
 from regnet.geo.grid import Box, Grid, apply, check_overlap, unwrap
 
 CHANNELS = ("interior", "edge", "vertex")
@@ -56,9 +56,7 @@ def read_polygons(path: str, grid: Grid, layer: str | None = None, where: str | 
     Raises:
         InputError: missing file, not a vector file, unknown layer, bad filter, no CRS, no polygons, no overlap.
     """
-    frame = read_features(path, layer, where)
-    if frame.crs is None:
-        raise InputError(f"{path}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
+    frame = read_placed(path, layer, where)
     geometry = frame.geometry.values
     polygonal = np.isin(shapely.get_type_id(geometry), (3, 6))
     empty = shapely.is_missing(geometry) | shapely.is_empty(geometry)

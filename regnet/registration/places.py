@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from regnet.geo.grid import Grid, apply, transform_points
+from regnet.geo.grid import Grid, apply, transform_points, whole_turns
 
 Points = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def project(grid: Grid, other: Grid, places: Points) -> Points:
     Returns:
         (2, height, width); NaN where there is no such place.
     """
-    if other.crs == grid.crs:
+    if other.crs == grid.crs and not whole_turns(other, grid):
         pull, (cols, rows) = ~other.transform @ grid.transform, places
         return np.stack([pull.a * cols + pull.b * rows + pull.c, pull.d * cols + pull.e * rows + pull.f])
     finite = np.isfinite(places).all(0)

@@ -16,8 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from regnet.errors import ConfigError, InputError
-from regnet.geo.features import DRIVERS, free_names, layers_of, read_features, write_features
+from regnet.errors import ConfigError
+from regnet.geo.features import DRIVERS, free_names, layers_of, read_placed, write_features
 from regnet.geo.grid import Grid, apply, check_overlap, turned, unwrap
 from regnet.geo.measures import with_places
 from regnet.registration.field import FieldFile
@@ -81,9 +81,7 @@ def move_vectors(
     """
     if path.suffix.lower() not in DRIVERS:
         raise ConfigError(f"{path}: format is not known; end the name in one of {', '.join(DRIVERS)}")
-    frame = read_features(moving, layer, where)
-    if frame.crs is None:
-        raise InputError(f"{moving}: has no CRS; assign the right one, for example with ogr2ogr -a_srs EPSG:...")
+    frame = read_placed(moving, layer, where)
     shapes, offsets = move_shapes(_in_pixels(frame, field.grid, moving), field, rule)
     places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]
     on_ground = shapely.transform(shapes[places], lambda points: apply(field.grid.transform, points))

@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import rasterio
 import shapely
+from affine import Affine
 
 from regnet.errors import InputError, OutputError
-from regnet.geo.features import DRIVERS, read_features, write_features
+from regnet.geo.features import DRIVERS, read_features, read_placed, write_features
 from regnet.geo.measures import with_places
+from regnet.geo.sources import open_raster
 
 CRS = "EPSG:32618"
 DAY, INSTANT = datetime.date(2020, 5, 17), datetime.datetime(2020, 5, 17, 10, 30, tzinfo=datetime.UTC)
@@ -103,6 +106,51 @@ def test_values_of_several_kinds_stay_what_they_are(tmp_path):
     write_features(read_features(str(tmp_path / "a.geojson")), tmp_path / "b.geojson")
     again = json.loads((tmp_path / "b.geojson").read_text())
     assert [feature["properties"]["any"] for feature in again["features"]] == [{"a": 1}, [1, "x"], None]
+
+
+@pytest.mark.parametrize("suffix", DRIVERS)
+@pytest.mark.parametrize(
+    ("ids", "numbers"), [(None, [7, 8, 9]), (None, [7, 7, 0]), ([4, 5, 6], [7, 8, 9]), (["a", "b", "c"], [7, 8, 9])]
+)
+def test_an_attribute_called_id_stays(tmp_path, suffix, ids, numbers):
+    """GDAL takes whole numbers of GeoJSON's properties for ids, too, unless features have some beside them."""
+    features = [
+        {"type": "Feature", "properties": {"id": number}, "geometry": {"type": "Point", "coordinates": [place, 0]}}
+        | ({} if ids is None else {"id": ids[place]})
+        for place, number in enumerate(numbers)
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    found = read_features(str(tmp_path / "a.geojson"))
+    assert found["id"].tolist() == numbers
+    assert found.index.tolist() == ([4, 5, 6] if ids == [4, 5, 6] else [0, 1, 2])
+    assert write_features(found, tmp_path / f"b{suffix}") == []
+    again = read_features(str(tmp_path / f"b{suffix}"))
+    order = np.argsort(shapely.get_x(again.geometry.values))
+    assert again["id"].iloc[order].tolist() == numbers
+
+
+def test_names_that_a_geopackage_cannot_have_are_changed_and_said(tmp_path):
+    columns = {"name": ["x"], "Name": ["y"], "NAME_attribute": ["z"], "geom": ["g"], "Fid": ["f"]}
+    frame = gpd.GeoDataFrame(columns, geometry=shapely.points([0], [0]), crs=CRS)
+    notes = write_features(frame, tmp_path / "a.gpkg")
+    new = {"Name": "Name_attribute_", "geom": "geom_attribute", "Fid": "Fid_attribute"}
+    assert notes == [f"the attribute {old} is now called {name}" for old, name in new.items()]
+    found = read_features(str(tmp_path / "a.gpkg"))
+    assert {name: found[new.get(name, name)].iloc[0] for name in columns} == {n: v[0] for n, v in columns.items()}
+    assert write_features(frame, tmp_path / "a.geojson") == []
+
+
+@pytest.mark.parametrize("kind", [".gpkg", ".tif"])
+def test_a_local_crs_is_refused_by_name(tmp_path, kind):
+    local, path = 'LOCAL_CS["site",UNIT["metre",1]]', tmp_path / f"site{kind}"
+    if kind == ".gpkg":
+        gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=local).to_file(path)
+    else:
+        profile = {"driver": "GTiff", "width": 8, "height": 8, "count": 1, "dtype": "uint8"}
+        with rasterio.open(path, "w", crs=local, transform=Affine(1, 0, 5, 0, -1, 9), **profile) as target:
+            target.write(np.ones((1, 8, 8), np.uint8))
+    with pytest.raises(InputError, match=rf"site{kind}: has a local CRS, which nothing ties to the Earth; assign"):
+        (read_placed if kind == ".gpkg" else open_raster)(str(path))
 
 
 def test_numbers_and_times_that_gdal_does_not_know(tmp_path):

@@ -1,4 +1,4 @@
-"""Fixed in metres around a pole or across the 180th meridian, moving in degrees, which begin anew there."""
+"""Fixed around a pole or across the 180th meridian, or in another turn of degrees than moving."""
 
 import geopandas as gpd
 import numpy as np
@@ -11,7 +11,7 @@ from affine import Affine
 from pyproj import Transformer
 from scipy.ndimage import map_coordinates
 
-from regnet.geo.grid import Box, Grid
+from regnet.geo.grid import Box, Grid, turned
 from regnet.geo.raster import GridRaster
 from regnet.registration.apply import apply
 from regnet.registration.field import FieldFile
@@ -33,6 +33,7 @@ def around(crs, lon, lat, gsd):
 NORTH = around("EPSG:3413", 0, 90, 10)
 SOUTH = around("EPSG:3031", 0, -90, 10)
 DATE_LINE = around("EPSG:32660", 180, 52, 10)
+BEYOND, BELOW = around(DEGREES, 190, 52, 1e-4), around(DEGREES, -170, 52, 1e-4)
 WIDE = around("EPSG:32660", 180, 52, 1000)
 CASES = {
     "north": (NORTH, Affine(0.1, 0, -180, 0, -1e-4, 90), (200, 3600)),
@@ -40,6 +41,8 @@ CASES = {
     "south": (SOUTH, Affine(0.1, 0, -180, 0, -1e-4, -89.98), (200, 3600)),
     "from 179.96": (DATE_LINE, Affine(1.4e-4, 0, 179.96, 0, -0.9e-4, 52.02), (450, 600)),
     "from -180.04": (DATE_LINE, Affine(1.4e-4, 0, -180.04, 0, -0.9e-4, 52.02), (450, 600)),
+    "degrees in two turns": (BEYOND, Affine(1.1e-4, 0, -170.03, 0, -0.9e-4, 52.02), (450, 600)),
+    "degrees in the other two": (BELOW, Affine(1.1e-4, 0, 189.97, 0, -0.9e-4, 52.02), (450, 600)),
     "the whole parallel": (WIDE, Affine(0.0125, 0, -180, 0, -0.009, 53.6), (350, 28800)),
 }
 
@@ -51,6 +54,7 @@ def pair(request, tmp_path, scene):
     cols, rows = np.meshgrid(np.arange(shape[1]) + 0.5, np.arange(shape[0]) + 0.5)
     lon, lat = transform.c + transform.a * cols, transform.f + transform.e * rows
     x, y = Transformer.from_crs(DEGREES, grid.crs.to_wkt(), always_xy=True).transform(lon, lat)
+    x = turned(x, sum(grid.bounds[::2]) / 2) if grid.crs.is_geographic else x
     inverse = ~grid.transform
     places = [inverse.f + inverse.e * y + 52 - 0.5 - SHIFT[1], inverse.c + inverse.a * x + 56 - 0.5 - SHIFT[0]]
     values = map_coordinates(scene.astype(np.float32), places, order=1, mode="constant", cval=-1)
