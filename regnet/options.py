@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from regnet.errors import ConfigError
 
@@ -18,7 +18,10 @@ _KINDS: dict[Any, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
     bool: (bool, "true or false"),
+    str: (str, "text"),
 }
+MOST = 2**31 - 1
+"""Whole numbers are no larger, where their option does not say otherwise."""
 
 
 def option(
@@ -52,7 +55,7 @@ def check_options(options: Any, prefix: str = "") -> None:
         value, key = getattr(options, spec.name), f"{prefix}{spec.name}"
         if is_dataclass(value):
             check_options(value, f"{key}.")
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple) and get_origin(hints[spec.name]) is list:
             for position, item in enumerate(value):
                 if is_dataclass(item):
                     check_options(item, f"{key}.{position}.")
@@ -66,12 +69,13 @@ def check_options(options: Any, prefix: str = "") -> None:
 
 
 def _check_type(value: Any, key: str, hint: Any) -> None:
-    """Refuse what is no number or truth value where one is wanted; Hydra does it, but not Python."""
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-    if kinds[0] not in _KINDS or (value is None and NoneType in get_args(hint)):
+    """Refuse what is not of the kind that is wanted; Hydra does it, but not Python."""
+    if value is None and NoneType in get_args(hint):
         return
-    number, wanted = _KINDS[kinds[0]]
-    if not isinstance(value, number) or isinstance(value, bool) is not (number is bool):
+    several = get_origin(hint) is list
+    kinds = [hint] if several else [kind for kind in get_args(hint) if kind is not NoneType] or [hint]
+    right, wanted = _KINDS.get(kinds[0], (NoneType, "a list" if several else "a section of keys"))
+    if not isinstance(value, right) or isinstance(value, bool) is not (right is bool):
         raise ConfigError(f"{key}={value!r} is not of the right type: it must be {wanted}")
 
 
@@ -84,6 +88,7 @@ def _check_value(value: Any, key: str, metadata: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     low, high = metadata["low"], metadata["high"]
+    high = MOST if high is None and isinstance(value, int) and value > MOST else high
     if (low is not None and value < low) or (high is not None and value > high) or value != value:
         span = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
         raise ConfigError(f"{key}={value} is out of range; it must be {span}{unit}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from regnet import files
-from regnet.errors import ConfigError, InputError
+from regnet.errors import ConfigError, InputError, RegnetError
 from regnet.geo.features import free_names, read_features, write_features
 from regnet.geo.sources import is_vector
 from regnet.options import check_options
@@ -106,10 +108,11 @@ class Registration:
         Raises:
             RegnetError: as the command.
         """
-        with TemporaryDirectory(prefix="regnet-") as scratch:
-            path = _path(target, Path(scratch), "target")
+        settings = {name: _plain(value) for name, value in settings.items()}
+        with _scratch() as scratch:
+            path = _path(target, scratch, "target")
             vector = is_vector(path)
-            output = Path(scratch) / f"output{'.gpkg' if vector else '.tif'}"
+            output = scratch / f"output{'.gpkg' if vector else '.tif'}"
             own = {"displacement": str(self.folder / registering.DISPLACEMENT), "target": path, "output": str(output)}
             applying.apply(_options(ApplyOptions, own, settings))
             return _read_features(output, target) if vector else _read(output, target)
@@ -152,6 +155,7 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     """
     keep = TemporaryDirectory(prefix="regnet-") if output_dir is None else None
     folder = Path(keep.name if keep else str(output_dir))
+    settings = {name: _plain(value) for name, value in settings.items()}
     if isinstance(settings.get("adapt"), bool):
         settings["adapt"] = AdaptOptions(enabled=settings["adapt"])
     for name in ("fixed_bands", "moving_bands"):
@@ -163,8 +167,8 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     ranks = _ranks(settings.pop("fabric")) if "fabric" in settings else None
     if keep and ranks and ranks.size > 1:
         raise ConfigError("output_dir: missing; several processes need a folder that all of them see")
-    with TemporaryDirectory(prefix="regnet-") as scratch:
-        own = {"fixed": _path(fixed, Path(scratch), "fixed"), "moving": _path(moving, Path(scratch), "moving")}
+    with _scratch() as scratch:
+        own = {"fixed": _path(fixed, scratch, "fixed"), "moving": _path(moving, scratch, "moving")}
         share = registering.register(_options(RegisterOptions, own, settings), folder, ranks)
     return Registration(folder, share, keep, moving)
 
@@ -179,6 +183,23 @@ def _ranks(fabric: Any) -> Ranks:
         raise ConfigError(f"fabric={fabric}: is no mapping; give for instance fabric={{'accelerator': 'cuda'}}")
     check_options(fabric, "fabric.")
     return launch(fabric)
+
+
+def _plain(value: Any) -> Any:
+    """A setting without numpy's types, and a path as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for what is in memory, which errors call by the argument's name and not by its file."""
+    with TemporaryDirectory(prefix="regnet-") as folder:
+        try:
+            yield Path(folder)
+        except RegnetError as error:
+            raise type(error)(re.sub(rf"{re.escape(folder)}/(\w+)\.\w+", r"\1", str(error))) from error
 
 
 def _options(schema: type, own: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
@@ -198,7 +219,12 @@ def _path(given: Any, folder: Path, name: str) -> str:
     """
     if isinstance(given, str | Path):
         return str(given)
+    if isinstance(given, gpd.GeoSeries):
+        given = gpd.GeoDataFrame(geometry=given)
     if isinstance(given, gpd.GeoDataFrame):
+        if not given.columns.is_unique:
+            twice = ", ".join(map(str, given.columns[given.columns.duplicated()].unique()))
+            raise InputError(f"{name}: has several columns called {twice}; rename them")
         write_features(given.reset_index(drop=True), folder / f"{name}.gpkg")
         return str(folder / f"{name}.gpkg")
     path = folder / f"{name}.tif"
@@ -221,11 +247,16 @@ def _write(raster: Raster, path: Path, name: str, bands: Sequence[str] = ()) -> 
     if isinstance(raster.values, np.ma.MaskedArray):
         held = np.asarray(~np.ma.getmaskarray(raster.values).reshape(-1, *values.shape[-2:]).any(0))
         valid = held if valid is None else np.logical_and(held, valid)
-    if values.ndim != 3:
+    if valid is not None and np.shape(valid) != values.shape[-2:]:
         raise InputError(
-            f"{name}: the array has {values.ndim} dimensions; give (rows, columns) or (bands, rows, columns)"
+            f"{name}: valid has the shape {np.shape(valid)} and the array {values.shape[-2:]}; make them alike"
         )
-    values = values.astype(np.uint8) if values.dtype == bool else values
+    if values.ndim != 3 or values.size == 0:
+        raise InputError(
+            f"{name}: the array has the shape {np.shape(raster.values)}; give (rows, columns) or (bands, rows, columns)"
+        )
+    kinds = {"bool": np.uint8, "float16": np.float32}
+    values = values.astype(kinds.get(values.dtype.name, values.dtype.newbyteorder("=")), copy=False)
     profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2]}
     try:
         place = {"crs": CRS.from_user_input(raster.crs), "transform": raster.transform, "nodata": raster.nodata}

@@ -17,13 +17,17 @@ def values_of(array: Any, name: str) -> tuple[NDArray[Any], float | None, list[s
     """Values (C, H, W) of an array, what stands for nodata in them, and the names of its bands, if it has any.
 
     Raises:
-        InputError: it has no CRS, is a whole data set, or has more than one dimension beside the two of the ground.
+        InputError: it has no CRS, is a whole data set, its coordinates are uneven, or it has more than one dimension
+            beside the two of the ground.
     """
     if hasattr(array, "data_vars"):
         variables = ", ".join(map(str, array.data_vars))
         raise InputError(f"{name}: is a whole Dataset; give one of its variables ({variables})")
     if array.rio.crs is None:
         raise InputError(f"{name}: the array has no CRS; give it one with .rio.write_crs(...)")
+    for dim in (array.rio.x_dim, array.rio.y_dim):
+        if dim in array.coords and not _evenly_spaced(np.asarray(array[dim].values, np.float64)):
+            raise InputError(f"{name}: its coordinates {dim} are not evenly spaced; interpolate onto even ones")
     others = _other_dims(array)
     if len(others) > 1:
         raise InputError(f"{name}: the array has the dimensions {', '.join(map(str, array.dims))}; choose one of each")
@@ -33,6 +37,14 @@ def values_of(array: Any, name: str) -> tuple[NDArray[Any], float | None, list[s
     if nodata is not None and np.isnan(nodata) and not np.issubdtype(values.dtype, np.inexact):
         nodata = None
     return values if others else values[None], nodata, _band_names(array, others)
+
+
+def _evenly_spaced(values: NDArray[np.float64]) -> bool:
+    """Whether no value is off by more than a step, as rounded coordinates of small pixels may be by some of it."""
+    if len(values) < 3:
+        return True
+    even = np.linspace(values[0], values[-1], len(values))
+    return bool(np.abs(values - even).max() <= abs(even[1] - even[0]))
 
 
 def _other_dims(array: Any) -> list[Any]:

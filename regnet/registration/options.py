@@ -12,8 +12,10 @@ from regnet.options import option
 class WindowOptions:
     """How a raster is cut into windows for prediction."""
 
-    window_px: int = option(1024, "side of a window", unit="px", low=32)
-    overlap_px: int = option(64, "least overlap of neighbouring windows, which are blended there", unit="px", low=0)
+    window_px: int = option(1024, "side of a window", unit="px", low=32, high=65_536)
+    overlap_px: int = option(
+        64, "least overlap of neighbouring windows, which are blended there", unit="px", low=0, high=4096
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class RegisterOptions:
         high=100,
     )
     check_windows: int = option(
-        2, "windows that are displaced by a known field and matched again, to check the expected error; 0: none", low=0
+        2,
+        "windows that are displaced by a known field and matched again, to check the expected error; 0: none",
+        low=0,
+        high=1000,
     )
     tie_spacing_px: int = option(64, "distance of the tie points that are written", unit="px", low=4)
     memory_mb: int = option(1800, "memory to keep to; windows are made smaller for it", unit="MB", low=800)

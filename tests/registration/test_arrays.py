@@ -92,10 +92,20 @@ def test_what_cannot_be_used_is_said(arrays, shifted):
         regnet.register(fixed, arrays[1])
     with pytest.raises(InputError, match="fixed: the array cannot be placed"):
         regnet.register(regnet.Raster(arrays[0], TRANSFORM, "EPSG:nowhere"), fixed)
-    with pytest.raises(InputError, match="fixed: the array has 1 dimensions"):
-        regnet.register(regnet.Raster(np.zeros(5), TRANSFORM, CRS), fixed)
+    for shape in ((5,), (0, 5), (1, 1, 5, 5)):
+        with pytest.raises(InputError, match="fixed: the array has the shape"):
+            regnet.register(regnet.Raster(np.zeros(shape), TRANSFORM, CRS), fixed)
+    for valid in (np.ones((3, 3), bool), np.ones(arrays[1].T.shape, bool)):
+        with pytest.raises(InputError, match=r"moving: valid has the shape .* and the array \(256, 288\)"):
+            regnet.register(fixed, regnet.Raster(arrays[1], TRANSFORM, CRS, valid=valid))
+    with pytest.raises(ConfigError, match=r"^layer=a: is for vector files, but moving is a raster"):
+        regnet.register(fixed, fixed, layer="a")
     with pytest.raises(ConfigError, match="max_eror_px is not a setting; choose among model"):
         regnet.register(*shifted, max_eror_px=1)
+    wrong = {"windows": 3, "adapt": "yes", "model": 3, "fixed_bands": 1.5, "tie_spacing_px": 10**23}
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError, match=rf"^{name}="):
+            regnet.register(*shifted, **{name: value})
     with pytest.raises(ConfigError, match="fabric=cuda: is no mapping; give for instance"):
         regnet.register(*shifted, fabric="cuda")
     with pytest.raises(ConfigError, match=r"fabric\.accelerator='tpu' is not known"):
@@ -174,12 +184,26 @@ def test_whole_numbers_without_nodata_get_one_that_none_of_them_is(done, arrays,
     assert outside[:, : -int(TRUE[0]) - 1].all()
 
 
+def test_settings_and_arrays_of_other_types_are_taken_as_what_they_mean(arrays, done):
+    fixed, moving = (regnet.Raster(values.astype(">f4"), TRANSFORM, CRS) for values in arrays)
+    settings = {"max_error_px": np.float32(4), "tie_spacing_px": np.int64(64), "global_stage": np.bool_(False)}
+    found = regnet.register(fixed, moving, fixed_bands=np.array([1]), windows={"window_px": 320}, **settings)
+    np.testing.assert_allclose(found.displacement, done.displacement, atol=1e-4)
+    shape = gpd.GeoSeries([shapely.box(*(TRANSFORM @ (60, 100)), *(TRANSFORM @ (80, 80)))], crs=CRS)
+    assert done.apply(shape)["regnet_status"].tolist() == ["moved"]
+    twice = gpd.GeoDataFrame([[1, 2]], columns=["a", "a"], geometry=shape.values, crs=CRS)
+    with pytest.raises(InputError, match="target: has several columns called a; rename them"):
+        done.apply(twice)
+
+
 def test_arrays_that_are_not_one_image_are_refused(arrays, labelled):
     moving = labelled(arrays[1])
     with pytest.raises(InputError, match=r"moving: is a whole Dataset; give one of its variables \(a\)"):
         regnet.register(moving, moving.to_dataset(name="a"))
     with pytest.raises(InputError, match="has the dimensions time, band, y, x; choose one of each"):
         regnet.register(moving, moving.expand_dims(["time", "band"]))
+    with pytest.raises(InputError, match="moving: its coordinates x are not evenly spaced; interpolate"):
+        regnet.register(moving, moving.isel(x=[0, 1, 5, 9, *range(30, 200)]))
 
 
 def test_a_frame_keeps_its_own_columns_and_index(done):
