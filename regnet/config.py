@@ -106,8 +106,8 @@ class RegisterConfig(RegisterOptions, CommonConfig):
     fabric: FabricOptions = option(FabricOptions(), "processes that share the windows")
     pairs: str | None = option(
         None,
-        "CSV of pairs, one a row: columns fixed, moving and any other key, windows.window_px for one; row by row into "
-        "folders of output_dir, those that are finished skipped",
+        "CSV of pairs, one a row: columns fixed, moving (paths as seen from the current folder) and any other key, "
+        "windows.window_px for one; each into the folder of output_dir that its row numbers, finished ones skipped",
     )
     row: int = option(0, "row of the CSV of pairs, counted from 0", low=0)
 

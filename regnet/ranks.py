@@ -145,8 +145,9 @@ def launch(options: FabricOptions) -> Ranks:
 
     count, wanted = started(), options.devices * options.num_nodes
     if count != wanted:
+        nodes = f"--nnodes {options.num_nodes} " if options.num_nodes > 1 else ""
         remedy = (
-            f"start it by `torchrun --nproc-per-node {options.devices} --no-python regnet ...` or by srun"
+            f"start it by `torchrun {nodes}--nproc-per-node {options.devices} --no-python regnet ...` or by srun"
             if count == 1
             else f"make their product {count}"
         )

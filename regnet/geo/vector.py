@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from regnet.errors import InputError
-from regnet.geo.features import read_placed
+from regnet.geo.features import layers_of, read_placed
 from regnet.geo.grid import Box, Grid, apply, check_overlap, unwrap
 
 CHANNELS = ("interior", "edge", "vertex")
@@ -62,7 +62,10 @@ def read_polygons(path: str, grid: Grid, layer: str | None = None, where: str | 
     empty = shapely.is_missing(geometry) | shapely.is_empty(geometry)
     if not polygonal.any():
         kinds = sorted({str(kind) for kind in frame.geom_type.dropna()}) or ["no features"]
-        raise InputError(f"{path}: has no polygons ({', '.join(kinds)}); choose another layer or filter")
+        names = layers_of(path)
+        others = f" of {', '.join(names)}" if names[1:] else ""
+        what = f"layer {layer or names[0]} has no polygons ({', '.join(kinds)})"
+        raise InputError(f"{path}: {what}; choose another layer{others} or filter")
     frame = frame[polygonal & ~empty]
     if frame.empty:
         raise InputError(f"{path}: all its polygons are empty; check the file")

@@ -78,13 +78,15 @@ def split_blocks(pair: str, cells: list[Cell], options: SplitOptions, seed: int)
         "shifted": options.shifted_share,
     }
     if shares["train"] <= 0:
-        raise ConfigError("split: validation_share, test_share and shifted_share leave nothing to train on; lower them")
+        raise ConfigError(
+            "prepare.split: validation_share, test_share and shifted_share leave nothing to train on; lower them"
+        )
     wanted = [part for part, share in shares.items() if share > 0]
     cells = [cell for cell in cells if cell.weight > 0]
     if len(cells) < len(wanted):
         raise ConfigError(
-            f"split.block_px={options.block_px} gives pair {pair} {len(cells)} blocks with structure for {len(wanted)} "
-            "parts; choose smaller blocks, or split.rule=columns or pairs"
+            f"prepare.split.block_px={options.block_px} gives pair {pair} {len(cells)} blocks with structure for "
+            f"{len(wanted)} parts; choose smaller blocks, or prepare.split.rule=columns or pairs"
         )
     odd = odd_cells(cells, shares["shifted"])
     rest = [place for place in range(len(cells)) if place not in odd]
@@ -94,7 +96,7 @@ def split_blocks(pair: str, cells: list[Cell], options: SplitOptions, seed: int)
     empty = [part for part in wanted if part not in parts.values()]
     if empty:
         raise ConfigError(
-            f"split.block_px={options.block_px} leaves the part {empty[0]} of pair {pair} without a block; "
+            f"prepare.split.block_px={options.block_px} leaves the part {empty[0]} of pair {pair} without a block; "
             "choose smaller blocks or a larger share"
         )
     return merge(pair, [(cell, parts[place]) for place, cell in enumerate(cells)])
@@ -175,7 +177,7 @@ def split_columns(pair: str, shape: tuple[int, int], options: SplitOptions) -> l
         "test": Box(0, west + gap - gap // 2, height, width - west - (gap - gap // 2)),
     }
     if boxes["train"].height <= 0 or boxes["train"].width <= 0:
-        raise ConfigError(f"split: pair {pair} is too small for its shares and gap_px={gap}; lower them")
+        raise ConfigError(f"prepare.split: pair {pair} is too small for its shares and gap_px={gap}; lower them")
     return cut(pair, [(part, box) for part, box in boxes.items() if box.height > 0 and box.width > 0])
 
 

@@ -115,7 +115,7 @@ def split_scene(pair: PairOptions, scene: Scene, options: PrepareOptions) -> lis
     if pair.part is not None:
         return cut(pair.name, [(pair.part, Box(0, 0, *scene.shape))])
     if options.split.rule == "pairs":
-        raise ConfigError(f"split.rule=pairs needs the part of every pair; give pair {pair.name} one")
+        raise ConfigError(f"prepare.split.rule=pairs needs the part of every pair; give pair {pair.name} one")
     if options.split.rule == "columns":
         return split_columns(pair.name, scene.shape, options.split)
     cells = []
