@@ -155,8 +155,9 @@ def input_marks(names: list[str]) -> dict[str, list[int] | None]:
 
 
 def write_stamp(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Mark a stage's folder as whole, with the settings that made it."""
-    write_json(folder / STAMP, {"digest": digest(settings), "settings": dict(settings)})
+    """Mark a stage's folder as whole, with the settings that made it and the names of what it holds."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != STAMP) if folder.is_dir() else []
+    write_json(folder / STAMP, {"digest": digest(settings), "settings": dict(settings), "files": names})
 
 
 def is_stamped(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -206,10 +207,12 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def stamped_digest(folder: Path) -> str | None:
-    """Digest of the settings that made a stage's folder; None if it is not whole, or its stamp is damaged."""
+    """Digest of the settings that made a stage's folder; None if something of it is gone, or its stamp is damaged."""
     try:
-        return str(read_json(folder / STAMP)["digest"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        stamp = read_json(folder / STAMP)
+        whole = all((folder / name).exists() for name in stamp.get("files", []))
+        return str(stamp["digest"]) if whole else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

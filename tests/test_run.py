@@ -119,11 +119,27 @@ def test_a_method_that_failed_is_tried_again(failure: dict[str, Any], config: Ru
     assert run.run_stages(config, ALL) == []
 
 
-def test_what_was_deleted_is_written_again(config: RunConfig) -> None:
+def test_what_was_deleted_is_written_again(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run.run_stages(config, ALL)
     folder = Path(config.output_dir)
     (folder / "report.html").unlink()
     assert run.run_stages(config, ["report"]) == ["report"]
+    for name, file in {"train": "model.safetensors", "denoise": "tiles.parquet"}.items():
+        work = run.STAGES[name].work
+
+        def with_a_file(config: RunConfig, path: Path, work: Any = work, made: Path = Path(name) / file) -> None:
+            work(config, path)
+            (path / made).write_text("whole")
+
+        monkeypatch.setitem(run.STAGES, name, replace(run.STAGES[name], work=with_a_file))
+        (folder / name / STAMP).unlink()
+    run.run_stages(config, ALL)
+    (folder / "denoise" / "tiles.parquet").unlink()
+    assert run.run_stages(config, ALL) == ["denoise", "report"]
+    (folder / "train" / "model.safetensors").unlink()
+    with pytest.raises(StoreError, match="train: missing or not whole; run `regnet train"):
+        run.run_stages(config, ["similarity"])
+    assert run.run_stages(config, ALL) == ALL[1:]
     (folder / "summary.json").unlink()
     assert run.run_stages(config, ALL) == []
     assert "evaluation" in read_json(folder / "summary.json")

@@ -43,7 +43,8 @@ def bspline(
     mesh = [max(1, round(side / knot_px)) for side in (width, height)]
     transform = sitk.BSplineTransformInitializer(one, mesh)
     method = sitk.ImageRegistrationMethod()
-    # One thread and a seed: else the result would differ from run to run.
+    # One thread, of the filters that it is made of too, and a seed: else the result would differ from run to run.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(50)
     method.SetMetricSamplingStrategy(method.REGULAR)

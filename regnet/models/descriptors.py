@@ -22,6 +22,8 @@ HALF_RING_PX: _Neighbours = ((0, 2), (1, -1), (2, 0), (1, 1))
 """One of each two opposite neighbours of `structure`, dy and dx: more nearly a circle than those of a square are."""
 PATCH_SIGMA_PX = 0.4
 """The Gaussian window of `structure`: larger ones blur where things are."""
+AROUND_PX = 16.0
+"""Gaussian window of the ground that `ngf` holds an edge against."""
 NOISE = 3e-3
 """Mean squared difference of what is alike but for noise, in images of unit variance or so."""
 ORIENTATION_SHARE = 0.45
@@ -166,10 +168,10 @@ def ngf(image: Tensor, sigma_px: float = 1.0) -> Tensor:
         sigma_px: Gaussian window before the gradient.
 
     Returns:
-        (B, 2, H, W): (cos 2a, sin 2a) times the edge strength relative to the image's own, in 0..1.
+        (B, 2, H, W): (cos 2a, sin 2a) times the edge strength relative to that of the ground around it, in 0..1.
     """
     turned, energy = orientation(image, sigma_px)
-    return turned / (energy + energy.mean((2, 3), keepdim=True).clamp_min(1e-12))
+    return turned / (energy + gaussian_replicate(energy, AROUND_PX).clamp_min(1e-12))
 
 
 def orientation(image: Tensor, sigma_px: float) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ BEYOND = 2
 """So many basis functions lie beyond each end of the grid."""
 ITERATIONS = 10
 """Steps of the preconditioned conjugate gradients."""
-CONVERGED = 1e-12
-"""Steps are no longer divided by less, whose square is a number still: gradients stay finite."""
+TINY = 1e-12
+"""Nothing is divided by less, whose square is a number still: gradients stay finite."""
 LEAST_SHARE = 1e-5
 """Combinations of basis functions with a smaller share of the largest one's power are left out."""
 
@@ -80,13 +80,19 @@ def krige(
     rest = scale * back(_times(weight, target - mean))
     found, guess = torch.zeros_like(rest), rest / likely
     way, size = guess, _inner(rest, guess)
+    rests, shares = [rest], [guess / size.clamp_min(TINY)]
     for _ in range(ITERATIONS):
         ahead = way + scale * back(_times(weight, onto(way)))
-        length = size / _inner(way, ahead).clamp_min(CONVERGED)
+        length = size / _inner(way, ahead).clamp_min(TINY)
         found, rest = found + length * way, rest - length * ahead
+        # In exact arithmetic this takes nothing away. Without it rounding grows tenfold from step to step where weights
+        # differ widely, until the field, and its gradient all the more, is chance (Golub and Van Loan 2013, 10.3.1).
+        rest = rest - (_inner(rest, torch.stack(shares)) * torch.stack(rests)).sum(0)
         guess = rest / likely
         before, size = size, _inner(rest, guess)
-        way = guess + size / before.clamp_min(CONVERGED) * way
+        way = guess + size / before.clamp_min(TINY) * way
+        rests.append(rest)
+        shares.append(guess / size.clamp_min(TINY))
     return rows.cells[: shape[0]] @ found @ columns.cells[: shape[1]].T + mean
 
 
@@ -102,7 +108,7 @@ def _weighted_mean(weight: Tensor, target: Tensor) -> Tensor:
     total = weight.sum((-2, -1), keepdim=True)
     xx, xy, yy = total.unbind(-3)
     adjugate = torch.stack((yy, -xy, xx), -3)
-    determinant = (xx * yy - xy * xy).clamp_min(CONVERGED)
+    determinant = (xx * yy - xy * xy).clamp_min(TINY)
     return _times(adjugate, _times(weight, target).sum((-2, -1), keepdim=True)) / determinant[..., None, :, :]
 
 

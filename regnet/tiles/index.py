@@ -178,6 +178,12 @@ def split_columns(pair: str, shape: tuple[int, int], options: SplitOptions) -> l
     }
     if boxes["train"].height <= 0 or boxes["train"].width <= 0:
         raise ConfigError(f"prepare.split: pair {pair} is too small for its shares and gap_px={gap}; lower them")
+    for part, share in (("validation", options.validation_share), ("test", options.test_share)):
+        if share > 0 and min(boxes[part].height, boxes[part].width) <= 0:
+            raise ConfigError(
+                f"prepare.split.{part}_share={share:g} leaves the part {part} of pair {pair} no ground beside "
+                f"gap_px={gap}; choose a larger share or a smaller gap"
+            )
     return cut(pair, [(part, box) for part, box in boxes.items() if box.height > 0 and box.width > 0])
 
 

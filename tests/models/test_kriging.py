@@ -138,3 +138,21 @@ def test_what_is_kept_of_a_call_in_inference_serves_gradients_too():
     torch.testing.assert_close(field.detach(), plain.clone())
     (gradient,) = torch.autograd.grad(field.sum(), target)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("sigma", [(2.0, 40.0), (5.0, 5.0), (10.0, 2.0)])
+def test_32_bits_give_what_64_do_where_few_places_are_sure(sigma):
+    """Where weights differ widely, rounding must not decide what the field is, nor its gradient."""
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randn(1, 2, 16, 16, generator=generator, dtype=torch.float64)
+    root = torch.exp(3 * torch.randn(1, 3, 16, 16, generator=generator, dtype=torch.float64) - 3)
+    x, xy, y = (root * (torch.rand(root.shape, generator=generator) < 0.3)).unbind(1)
+    weight = torch.stack((x * x + xy * xy, xy * (x + y), xy * xy + y * y), 1)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        given = [part.to(dtype).requires_grad_() for part in (target, weight)]
+        field = krige(*given, sigma, torch.tensor(0.05, dtype=dtype), 1, (16, 16))
+        gradients = torch.autograd.grad(field[0, 0, 8, 8], given)
+        found.append([part.detach().double() for part in (field, *gradients)])
+    for single, double in zip(*found, strict=True):
+        assert float((single - double).norm() / double.norm()) < 2e-3

@@ -2,7 +2,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from regnet.errors import ConfigError
@@ -53,11 +53,22 @@ def test_parts_share_no_pixel_and_keep_the_gap(height: int, width: int, block: i
 @settings(max_examples=60, deadline=None)
 @given(st.integers(200, 3000), st.integers(200, 3000), st.integers(0, 40), st.floats(0, 0.6), st.floats(0, 0.3))
 def test_columns_keep_the_gap(height: int, width: int, gap: int, test: float, validation: float) -> None:
+    assume(test == 0 or test * width > gap + 1)
+    assume(validation == 0 or validation * height > 1)
     options = SplitOptions("columns", gap_px=gap, test_share=test, validation_share=validation)
     blocks = split_columns("a", (height, width), options)
     check_split(blocks, (height, width), gap, 32)
     area = sum(block.box.height * block.box.width for block in blocks if block.part == "test")
     assert area / (height * width) == pytest.approx(test, abs=(gap + 1) / width)
+
+
+@pytest.mark.parametrize("shares", [{"test_share": 0.1}, {"validation_share": 0.001}])
+def test_a_part_that_would_have_no_ground_is_refused(shares: dict[str, float]) -> None:
+    (name, share), part = next(iter(shares.items())), next(iter(shares)).removesuffix("_share")
+    with pytest.raises(
+        ConfigError, match=rf"prepare.split.{name}={share:g} leaves the part {part} of pair a no ground"
+    ):
+        split_columns("a", (320, 320), SplitOptions("columns", gap_px=80, **shares))
 
 
 def test_train_is_west_and_test_east() -> None:
