@@ -279,7 +279,7 @@ def _whole_run(study: str) -> Sequence[str]:
 
 
 def seed_everything(seed: int, threads: int) -> None:
-    """Make what follows the same at every run on one machine, but for rounding: seeds, deterministic kernels, threads."""
+    """Make what follows the same at every run on one machine, but for rounding: seeds, kernels, number of threads."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the libraries below may draw from numpy's old global state
     torch.manual_seed(seed)
