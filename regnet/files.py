@@ -210,9 +210,9 @@ def stamped_digest(folder: Path) -> str | None:
     """Digest of the settings that made a stage's folder; None if something of it is gone, or its stamp is damaged."""
     try:
         stamp = read_json(folder / STAMP)
-        whole = all((folder / name).exists() for name in stamp.get("files", []))
+        whole = all((folder / name).exists() for name in stamp["files"])
         return str(stamp["digest"]) if whole else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 

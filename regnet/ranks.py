@@ -27,11 +27,11 @@ Item = TypeVar("Item")
 _PATIENCE = timedelta(days=7)
 
 
-_FAILED = "another of the processes failed; its own message says why"
-
-
 class OtherRankError(InputError):
     """Another of the processes that share the work failed."""
+
+    def __init__(self) -> None:
+        super().__init__("another of the processes failed; its own message says why")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Ranks:
         try:
             total: Tensor = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")  # type: ignore[assignment]
         except RuntimeError as error:  # of gloo, whose connection to a process that has ended is closed
-            raise OtherRankError(_FAILED) from error
+            raise OtherRankError from error
         return total
 
     def told(self, value: Item) -> Item:
@@ -131,7 +131,7 @@ class Ranks:
         import torch
 
         if float(self.sum(torch.tensor([float(failed)], device=self.device))):
-            raise OtherRankError(_FAILED)
+            raise OtherRankError
 
 
 @cache

@@ -76,7 +76,7 @@ class Stage:
     reads: tuple[str, ...]
     settings: Callable[[RunConfig], Mapping[str, Any]]
     work: Callable[[RunConfig, Path], None]
-    inputs: Callable[[RunConfig], list[str]] = lambda _: []
+    inputs: Callable[[RunConfig], Sequence[str | None]] = lambda _: []
     whole: Callable[[Path], bool] = lambda _: True
     shared: bool = False
     study: bool = False
@@ -199,7 +199,7 @@ STAGES = {
             (),
             lambda config: asdict(config.denoise),
             _denoise,
-            inputs=lambda config: [path for path in [config.denoise.regions] if path],
+            inputs=lambda config: [config.denoise.regions],
         ),
         Stage(
             "evaluate",
@@ -208,7 +208,7 @@ STAGES = {
             ("similarity",),
             _evaluate_settings,
             _evaluate,
-            inputs=lambda config: [path for path in [config.evaluate.check_points] if path],
+            inputs=lambda config: [config.evaluate.check_points],
             whole=_nothing_failed,
         ),
         Stage(
@@ -321,7 +321,11 @@ def _stamp(stage: Stage, config: RunConfig, run: Path) -> dict[str, Any]:
             raise StoreError(
                 f"{run / STAGES[name].folder}: missing or not whole; run `regnet {name} output_dir={run}` first"
             )
-    return {"settings": stage.settings(config), "before": before, "inputs": input_marks(stage.inputs(config))}
+    return {
+        "settings": stage.settings(config),
+        "before": before,
+        "inputs": input_marks([name for name in stage.inputs(config) if name]),
+    }
 
 
 def _digest(run: Path, name: str) -> str | None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
-from affine import Affine
 
 from regnet import run
 from regnet.config import RunConfig
@@ -19,6 +17,7 @@ from regnet.evaluation.options import EvaluateOptions
 from regnet.files import STAMP, read_json, write_json
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.training.options import TrainingOptions
+from tests.conftest import write_raster
 
 ALL = ["prepare", "train", "similarity", "denoise", "evaluate", "report"]
 
@@ -40,7 +39,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     stages = {name: replace(stage, work=empty(stage.folder)) for name, stage in run.STAGES.items()}
     monkeypatch.setattr(run, "STAGES", stages)
     for name in ("fixed", "moving", "below"):
-        write_tif(tmp_path / f"{name}.tif")
+        write_raster(tmp_path / f"{name}.tif", np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
     build_vrt(tmp_path / "fixed.vrt", tmp_path / "below.tif")
     pair = PairOptions("pair", f"{tmp_path}/fixed.tif | {tmp_path}/fixed.vrt", f"{tmp_path}/moving.tif")
     return RunConfig(output_dir=str(tmp_path / "out"), prepare=PrepareOptions([pair]))
@@ -50,16 +49,10 @@ def evaluated(status: str) -> dict[str, Any]:
     return {"evaluation": {"smooth": {"mind": {"status": "ok"}, "classical.elastix": {"status": status}}}}
 
 
-def write_tif(path: Path) -> None:
-    grid = {"crs": "EPSG:32618", "transform": Affine(10, 0, 5e5, 0, -10, 4e6)}
-    with rasterio.open(path, "w", driver="GTiff", width=8, height=8, count=1, dtype="uint8", **grid) as target:
-        target.write(np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
-
-
 def build_vrt(path: Path, source: Path) -> None:
     path.write_text(
-        '<VRTDataset rasterXSize="8" rasterYSize="8"><SRS>EPSG:32618</SRS>'
-        "<GeoTransform>500000, 10, 0, 4000000, 0, -10</GeoTransform>"
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><SRS>EPSG:32633</SRS>'
+        "<GeoTransform>500000, 10, 0, 5000000, 0, -10</GeoTransform>"
         '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
         f"<SourceFilename>{source}</SourceFilename><SourceBand>1</SourceBand>"
         "</SimpleSource></VRTRasterBand></VRTDataset>"

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pyogrio
 import shapely
-from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from regnet import files
@@ -61,9 +60,11 @@ def read_features(path: str, layer: str | None = None, where: str | None = None)
         if Path(path).suffix.lower() in PARQUET:
             return _read_parquet(path, layer, where)
         layer = _layer(path, layer)
-        frame = _read_layer(path, layer, where)
-        ids = _own_ids(path, layer, where)
-        return frame if ids is None else frame.set_index(pd.Index(ids, name=FID))
+        ids = _tells_ids(path, layer)
+        frame = _read_layer(path, layer, where, ids)
+        # Of GeoJSON without ids of its own GDAL tells the numbers of the features in the file.
+        counted = Path(path).suffix.lower() != ".gpkg" and list(frame.index) == list(range(len(frame)))
+        return frame if ids and not counted else frame.reset_index(drop=True)
     except (DataSourceError, DataLayerError, shapely.GEOSException) as error:
         raise InputError(
             f"{path}: not a vector file that GDAL can read ({_reason(error)}); check the file and `where`"
@@ -112,23 +113,19 @@ def _layer(path: str, layer: str | None) -> str:
     return layer or layers[0]
 
 
-def _own_ids(path: str, layer: str, where: str | None) -> NDArray[np.int64] | None:
-    """Ids of the features, if these are their own, and not their number in the file or one of their attributes."""
+def _tells_ids(path: str, layer: str) -> bool:
+    """Whether ids that GDAL tells of features may be their own, and are none of their attributes."""
     suffix = Path(path).suffix.lower()
-    if suffix not in (".gpkg", ".geojson", ".json"):
-        return None
-    if suffix != ".gpkg" and pyogrio.read_info(path, layer=layer)["fid_column"]:
-        return None  # GDAL takes whole numbers in the attribute `id` for ids too
-    ids: NDArray[np.int64] = pyogrio.raw.read(
-        path, layer=layer, where=where, columns=[], read_geometry=False, return_fids=True
-    )[1]
-    return ids if suffix == ".gpkg" or list(ids) != list(range(len(ids))) else None
+    if suffix in (".geojson", ".json"):
+        # GDAL takes whole numbers in the attribute `id` for ids too.
+        return not pyogrio.read_info(path, layer=layer)["fid_column"]
+    return suffix == ".gpkg"
 
 
-def _read_layer(source: str, layer: str, where: str | None) -> gpd.GeoDataFrame:
+def _read_layer(source: str, layer: str, where: str | None, ids: bool) -> gpd.GeoDataFrame:
     # GDAL's quick way to read FlatGeobuf ends the process at a feature without geometry (seen in GDAL 3.12).
     pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": "YES"})
-    which = {"layer": layer, "where": where}
+    which = {"layer": layer, "where": where, "fid_as_index": ids}
     exact = {"use_arrow": True, "arrow_to_pandas_kwargs": {"types_mapper": pd.ArrowDtype}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -108,7 +108,7 @@ class Registration:
         Raises:
             RegnetError: as the command.
         """
-        settings = {name: _plain(value) for name, value in settings.items()}
+        settings = _plain(settings)
         with _scratch() as scratch:
             path = _path(target, scratch, "target")
             vector = is_vector(path)
@@ -155,7 +155,7 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     """
     keep = TemporaryDirectory(prefix="regnet-") if output_dir is None else None
     folder = Path(keep.name if keep else str(output_dir))
-    settings = {name: _plain(value) for name, value in settings.items()}
+    settings = _plain(settings)
     if isinstance(settings.get("adapt"), bool):
         settings["adapt"] = AdaptOptions(enabled=settings["adapt"])
     for name in ("fixed_bands", "moving_bands"):
@@ -186,7 +186,9 @@ def _ranks(fabric: Any) -> Ranks:
 
 
 def _plain(value: Any) -> Any:
-    """A setting without numpy's types, and a path as text."""
+    """A setting, or a mapping of some, without numpy's types, and paths as text."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return str(value) if isinstance(value, Path) else value
@@ -244,17 +246,17 @@ def _path(given: Any, folder: Path, name: str) -> str:
 def _write(raster: Raster, path: Path, name: str, bands: Sequence[str] = ()) -> None:
     valid, values = raster.valid, np.asarray(raster.values)
     values = values[None] if values.ndim == 2 else values
-    if isinstance(raster.values, np.ma.MaskedArray):
-        held = np.asarray(~np.ma.getmaskarray(raster.values).reshape(-1, *values.shape[-2:]).any(0))
-        valid = held if valid is None else np.logical_and(held, valid)
-    if valid is not None and np.shape(valid) != values.shape[-2:]:
-        raise InputError(
-            f"{name}: valid has the shape {np.shape(valid)} and the array {values.shape[-2:]}; make them alike"
-        )
     if values.ndim != 3 or values.size == 0:
         raise InputError(
             f"{name}: the array has the shape {np.shape(raster.values)}; give (rows, columns) or (bands, rows, columns)"
         )
+    if valid is not None and np.shape(valid) != values.shape[-2:]:
+        raise InputError(
+            f"{name}: valid has the shape {np.shape(valid)} and the array {values.shape[-2:]}; make them alike"
+        )
+    if isinstance(raster.values, np.ma.MaskedArray):
+        held = np.asarray(~np.ma.getmaskarray(raster.values).reshape(values.shape).any(0))
+        valid = held if valid is None else np.logical_and(held, valid)
     kinds = {"bool": np.uint8, "float16": np.float32}
     values = values.astype(kinds.get(values.dtype.name, values.dtype.newbyteorder("=")), copy=False)
     profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
@@ -32,8 +33,9 @@ def project(grid: Grid, other: Grid, places: Points) -> Points:
     Returns:
         (2, height, width); NaN where there is no such place.
     """
-    if other.crs == grid.crs and not whole_turns(other, grid):
-        pull, (cols, rows) = ~other.transform @ grid.transform, places
+    if other.crs == grid.crs:
+        pull = ~other.transform @ Affine.translation(whole_turns(grid, other), 0) @ grid.transform
+        cols, rows = places
         return np.stack([pull.a * cols + pull.b * rows + pull.c, pull.d * cols + pull.e * rows + pull.f])
     finite = np.isfinite(places).all(0)
     if not finite.any():

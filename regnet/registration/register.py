@@ -93,8 +93,8 @@ def register(options: RegisterOptions, output_dir: Path, ranks: Ranks | None = N
             reader = stack.enter_context(PairReader(pair_options(options), options.gsd_m))
             model = load_network(options.model, options.descriptor, reader.fixed_channels, reader.moving_channels)
             stamp, threads = _stamp(options), ranks.told(torch.get_num_threads())  # on which the windows depend
-            rows = Progress(unfinished, {**stamp, "threads": threads}, own=ranks.main)
-            progress = stack.enter_context(rows)
+            marks = {**stamp, "threads": threads}
+            progress = stack.enter_context(Progress(unfinished, marks, own=ranks.main))
         with ranks.together():
             ready = _prepare(options, reader, model.to(ranks.device), unfinished / ADAPTED, threads, ranks)
             if ranks.size > 1:
@@ -214,9 +214,7 @@ def finished(options: RegisterOptions, output_dir: Path) -> float | None:
     Raises:
         InputError: fixed or moving is missing or no raster.
     """
-    moved = VECTOR if is_vector(options.moving) else RASTER
-    whole = all((output_dir / name).is_file() for name in (DISPLACEMENT, moved, TIES, SUMMARY, REPORT))
-    if not whole or (output_dir / WHOLE).exists() or not files.is_stamped(output_dir, _stamp(options)):
+    if (output_dir / WHOLE).exists() or not files.is_stamped(output_dir, _stamp(options)):
         return None
     return float(files.read_json(output_dir / SUMMARY)["share_registered"])
 

@@ -98,6 +98,8 @@ def test_what_cannot_be_used_is_said(arrays, shifted):
     for valid in (np.ones((3, 3), bool), np.ones(arrays[1].T.shape, bool)):
         with pytest.raises(InputError, match=r"moving: valid has the shape .* and the array \(256, 288\)"):
             regnet.register(fixed, regnet.Raster(arrays[1], TRANSFORM, CRS, valid=valid))
+        with pytest.raises(InputError, match=r"moving: valid has the shape .* and the array \(256, 288\)"):
+            regnet.register(fixed, regnet.Raster(np.ma.masked_equal(arrays[1], 0), TRANSFORM, CRS, valid=valid))
     with pytest.raises(ConfigError, match=r"^layer=a: is for vector files, but moving is a raster"):
         regnet.register(fixed, fixed, layer="a")
     with pytest.raises(ConfigError, match="max_eror_px is not a setting; choose among model"):
@@ -187,7 +189,7 @@ def test_whole_numbers_without_nodata_get_one_that_none_of_them_is(done, arrays,
 def test_settings_and_arrays_of_other_types_are_taken_as_what_they_mean(arrays, done):
     fixed, moving = (regnet.Raster(values.astype(">f4"), TRANSFORM, CRS) for values in arrays)
     settings = {"max_error_px": np.float32(4), "tie_spacing_px": np.int64(64), "global_stage": np.bool_(False)}
-    found = regnet.register(fixed, moving, fixed_bands=np.array([1]), windows={"window_px": 320}, **settings)
+    found = regnet.register(fixed, moving, fixed_bands=np.array([1]), windows={"window_px": np.int64(320)}, **settings)
     np.testing.assert_allclose(found.displacement, done.displacement, atol=1e-4)
     shape = gpd.GeoSeries([shapely.box(*(TRANSFORM @ (60, 100)), *(TRANSFORM @ (80, 80)))], crs=CRS)
     assert done.apply(shape)["regnet_status"].tolist() == ["moved"]
