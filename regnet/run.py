@@ -67,6 +67,7 @@ class Stage:
             failed is to be tried again.
         shared: every rank does its share of the work; otherwise the first rank does it alone.
         study: belongs to no run but one whose `study` names it.
+        spared: stages of `needs` that it can do without under these settings.
         swaps: replaces its folder as a whole at its end, so that the old one stays whole if it fails.
     """
 
@@ -80,6 +81,7 @@ class Stage:
     whole: Callable[[Path], bool] = lambda _: True
     shared: bool = False
     study: bool = False
+    spared: Callable[[RunConfig], Sequence[str]] = lambda _: ()
     swaps: bool = False
 
 
@@ -210,6 +212,7 @@ STAGES = {
             _evaluate,
             inputs=lambda config: [config.evaluate.check_points],
             whole=_nothing_failed,
+            spared=lambda config: () if "model" in config.evaluate.methods else ("train",),
         ),
         Stage(
             "report",
@@ -317,7 +320,7 @@ def _run_stage(stage: Stage, config: RunConfig, run: Path, ranks: Ranks) -> bool
 def _stamp(stage: Stage, config: RunConfig, run: Path) -> dict[str, Any]:
     before = {name: _digest(run, name) for name in (*stage.needs, *stage.reads)}
     for name in stage.needs:
-        if before[name] is None:
+        if before[name] is None and name not in stage.spared(config):
             raise StoreError(
                 f"{run / STAGES[name].folder}: missing or not whole; run `regnet {name} output_dir={run}` first"
             )

@@ -205,6 +205,15 @@ def test_a_stage_refuses_to_run_before_what_it_needs(config: RunConfig) -> None:
         run.run_stages(config, ["denoise"])
 
 
+def test_methods_that_need_no_training_are_evaluated_without_one(config: RunConfig) -> None:
+    alone = replace(config, evaluate=EvaluateOptions(methods=["none", "matcher_mind"]))
+    run.run_stages(alone, ["prepare"])
+    assert run.run_stages(alone, ["evaluate"]) == ["evaluate"]
+    assert run.run_stages(alone, ["evaluate"]) == []
+    with pytest.raises(StoreError, match="train: missing or not whole"):
+        run.run_stages(config, ["evaluate"])
+
+
 def test_a_study_runs_with_what_it_needs_and_nothing_else(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.run_stages(config) == ALL
     monkeypatch.setitem(run.STAGES, "paper_toy", replace(run.STAGES["paper_toy"], needs=("prepare", "train")))
