@@ -82,13 +82,34 @@ def _replacing(path: Path, successor: Path) -> Iterator[None]:
         os.replace(successor, path)
         remove(older)
     except OSError as error:
-        if error.errno in UNWRITABLE:
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror}); free some space or choose another output_dir"
-            ) from error
-        raise
+        raise _told(path, error) from error
     finally:
         _put_back(older, path)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder inside another, for what is too large for memory; it is gone when the block ends.
+
+    Raises:
+        OutputError: it cannot be written, or the disk is full.
+    """
+    place = folder / ".scratch"
+    try:
+        remove(place)  # of a process that was killed
+        place.mkdir(parents=True)
+        yield place
+    except OSError as error:
+        raise _told(folder, error) from error
+    finally:
+        remove(place)
+
+
+def _told(path: Path, error: OSError) -> OSError | OutputError:
+    """An error of writing as the user is told it; any other as it is."""
+    if error.errno not in UNWRITABLE:
+        return error
+    return OutputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another output_dir")
 
 
 def _sibling(path: Path, kind: str) -> Path:

@@ -4,7 +4,17 @@ import os
 import pytest
 
 from regnet.errors import OutputError
-from regnet.files import digest, inherited, is_stamped, next_folder, read_json, whole_path, write_json, write_stamp
+from regnet.files import (
+    digest,
+    inherited,
+    is_stamped,
+    next_folder,
+    read_json,
+    scratch_folder,
+    whole_path,
+    write_json,
+    write_stamp,
+)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -113,3 +123,14 @@ def test_a_stamp_holds_for_its_settings_only(tmp_path):
     assert not is_stamped(tmp_path, {"a": 1, "b": 3})
     assert not is_stamped(tmp_path / "elsewhere", {"a": 1})
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_scratch_is_gone_afterwards_and_a_full_disk_names_the_folder(tmp_path):
+    (tmp_path / ".scratch" / "left").mkdir(parents=True)
+    with scratch_folder(tmp_path) as scratch:
+        assert not list(scratch.iterdir())
+        (scratch / "large").write_text("large")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match="No space left"), scratch_folder(tmp_path / "stage"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list((tmp_path / "stage").iterdir())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from regnet import models
 from regnet.denoising.operators import DenseKernel
+from regnet.files import scratch_folder
 from regnet.similarity.exact import FunctionRows, Rows, gram
 from regnet.similarity.gradients import Jacobians
 from regnet.training.trail import Trail, Waypoint
@@ -43,6 +43,7 @@ class Along:
 def kernels_along(
     trail: Trail,
     batches: Callable[[], Iterable[Sequence[Tensor]]],
+    folder: Path,
     parameters: Sequence[str] = ("*",),
     plain: bool = False,
     memory_mb: float = 1024,
@@ -52,9 +53,13 @@ def kernels_along(
     Args:
         trail: the checkpoints.
         batches: gives the tiles, batch by batch, each time it is called.
+        folder: where the Jacobians of one checkpoint lie meanwhile, in a hidden folder.
         parameters: glob patterns of the parameters that were trained.
         plain: also compute J J^T.
-        memory_mb: bound of what the products of Jacobians take; the Jacobians themselves go to a temporary file.
+        memory_mb: bound of what the products of Jacobians take.
+
+    Raises:
+        OutputError: the disk is full.
     """
     points = trail.points()
     found = Along([], [], [], [after.rates - before.rates for before, after in pairwise(points)])
@@ -62,8 +67,8 @@ def kernels_along(
         engine = Jacobians(models.load_checkpoint(trail.path(point.name)), parameters=parameters)
         # at the start there are no moments yet, and those of the first stretch hold
         root = adam_metric(engine, trail, points[min(max(place, 1), len(points) - 1)]).sqrt()
-        with TemporaryDirectory(prefix="regnet-") as folder:
-            rows, values = _jacobians_on_disk(engine, batches(), Path(folder) / "jacobians")
+        with scratch_folder(folder) as scratch:
+            rows, values = _jacobians_on_disk(engine, batches(), scratch / "jacobians")
             found.adam.append(_gram(_scaled(rows, root), memory_mb))
             if plain:
                 found.plain.append(_gram(rows, memory_mb))

@@ -44,7 +44,7 @@ def audit_blunders(
     truth = tiles.offset.double().numpy()
     labels, trail = truth + noise, Trail(folder)
     predictions = train_once(tiles, labels, model_options, options, trail)
-    along = kernels_along(trail, tiles.batches)
+    along = kernels_along(trail, tiles.batches, folder)
     start = along.values[0]
     found = choose_smoother(mean_kernel(along.adam, truth.shape[1]), labels - start, predictions - start)
     result = audit(found, labels, predictions)

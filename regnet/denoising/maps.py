@@ -17,9 +17,19 @@ from shapely.geometry import box
 
 from regnet.errors import InputError
 from regnet.files import whole_path, write_text
+from regnet.geo.features import free_names, read_placed
 from regnet.tiles.store import Scene
 
 QUANTITIES = ("factor", "smoother_factor", "shift_px", "residual_px", "audit_score")
+MEANS = (
+    *QUANTITIES,
+    "smoother_noise_px",
+    "loo_residual_px",
+    *(f"{kind}_{axis}_px" for kind in ("label", "predicted") for axis in ("dx", "dy")),
+)
+"""Columns of tiles that are averaged by region."""
+TAKEN = {"geometry", "region", "cell", "tiles", *MEANS, "effective_parameters", "doubtful_share"}
+"""Names that the users' own attributes of regions cannot have."""
 
 
 def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column: str) -> gpd.GeoDataFrame:
@@ -31,23 +41,18 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
         column: the regions' name.
 
     Returns:
-        regions that hold tiles (column `region`), with their number, the mean of every quantity, of the noise left and
-        of the length of the leave-one-out residual, the effective parameters that their labels take, the share of
-        doubtful labels, and the mean label and prediction: where these two differ, a shift did not average out.
+        regions that hold tiles (column `region`) with their own attributes, the number of their tiles, the mean of
+        every quantity, of the noise left and of the length of the leave-one-out residual, the effective parameters that
+        their labels take, the share of doubtful labels, and the mean label and prediction: where these two differ, a
+        shift did not average out.
     """
     tiles = tiles.assign(loo_residual_px=np.hypot(tiles["loo_residual_dx_px"], tiles["loo_residual_dy_px"]))
-    means = [
-        *QUANTITIES,
-        "smoother_noise_px",
-        "loo_residual_px",
-        *(f"{kind}_{axis}_px" for kind in ("label", "predicted") for axis in ("dx", "dy")),
-    ]
     grouped = tiles.groupby(column)
-    table = pd.DataFrame(grouped[means].mean())
+    table = pd.DataFrame(grouped[list(MEANS)].mean())
     table.insert(0, "tiles", grouped.size())
     table["effective_parameters"] = 2 * grouped["own_weight"].sum()
     table["doubtful_share"] = grouped["doubtful"].mean()
-    joined = regions[[column, "geometry"]].merge(table, left_on=column, right_index=True, how="inner")
+    joined = regions.merge(table, left_on=column, right_index=True, how="inner")
     named = joined.rename(columns={column: "region"}).reset_index(drop=True)
     return gpd.GeoDataFrame(named, geometry="geometry", crs=regions.crs)
 
@@ -55,16 +60,15 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
 def read_regions(path: Path, tiles: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, pd.Series]:
     """Read the user's polygons and tell in which of them every tile's centre lies (NaN: in none).
 
+    Returns:
+        The polygons with their attributes, in the CRS of the tiles, and column `region`; the region of every tile.
+
     Raises:
         InputError: the file cannot be read, has no CRS, or covers no tile.
     """
-    try:
-        regions = gpd.read_file(path)
-    except Exception as error:
-        raise InputError(f"denoise.regions={path}: cannot be read ({error}); give a vector file of polygons") from error
-    if regions.crs is None:
-        raise InputError(f"denoise.regions={path}: has no CRS; assign one")
-    regions = regions.to_crs(tiles.crs)
+    frame = read_placed(str(path)).to_crs(tiles.crs).reset_index(drop=True)
+    attributes = frame.drop(columns=frame.geometry.name)
+    regions = gpd.GeoDataFrame(attributes.rename(columns=free_names(attributes, TAKEN)), geometry=frame.geometry)
     regions["region"] = [f"region_{place:04d}" for place in range(len(regions))]
     centres = gpd.GeoDataFrame(geometry=tiles.geometry.centroid, crs=tiles.crs)
     joined = gpd.sjoin(centres, regions[["region", "geometry"]], how="left", predicate="within")

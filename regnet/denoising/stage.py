@@ -33,6 +33,7 @@ from regnet.similarity.result import StoredKernel, load_kernel
 from regnet.similarity.tiles import batches
 from regnet.tiles.store import TileStore
 from regnet.training.fit import CHECKPOINTS
+from regnet.training.rounds import trained_on
 from regnet.training.trail import Trail
 
 _BATCH = 16  # tiles differentiated at once
@@ -58,6 +59,9 @@ def denoise_stage(
 ) -> None:
     """Estimate the denoising of the reference tiles of the similarity stage.
 
+    After several rounds of training, what is smoothed are the labels of the last one, which the round before corrected;
+    doubtful are the labels that `prepare` wrote.
+
     Writes `tiles.parquet`, `regions.parquet`, `audit.parquet` (doubtful labels, worst first), `factor.tif` with a QGIS
     style (`factor_<pair>.tif` if there are several pairs), `factor.png`, `audit.png` and `summary.json`.
 
@@ -75,13 +79,14 @@ def denoise_stage(
     stored = load_kernel(similarity_folder / "kernel.zarr")
     positions = store.positions(stored.tile_id)
     rows = store.index.iloc[positions].reset_index(drop=True)
-    labels = rows[["label_dx_px", "label_dy_px"]].to_numpy(dtype=np.float64)
-    found = _smoother(store, positions, model_path, stored, labels, options)
-    noise = label_noise(store, rows, options)
-    estimates = estimate(stored, labels, found, noise.correlation, options.noise_sigma_px)
-    tiles = _tile_table(rows, labels, stored, estimates, options)
-    regions, column = _regions(store, tiles, options)
+    given = store.centre_labels(positions)
+    labels = trained_on(store, model_path.parent).centre_labels(positions)
     folder.mkdir(parents=True, exist_ok=True)
+    found = _smoother(store, positions, model_path, stored, labels, options, folder)
+    noise = label_noise(store, rows, options)
+    estimates = estimate(stored, labels, given, found, noise.correlation, options.noise_sigma_px)
+    tiles = _tile_table(rows, labels, given, stored, estimates, options)
+    regions, column = _regions(store, tiles, options)
     by_region = summarise_regions(tiles, regions, column)
     for name, table in {
         "tiles": tiles,
@@ -94,16 +99,40 @@ def denoise_stage(
     draw_factors(folder / "factor.png", tiles, by_region)
     draw_audit(folder / "audit.png", tiles, options.audit_score)
     write_json(
-        folder / "summary.json", {**_summary(estimates, tiles, noise, options), "model": model_path.name, "maps": maps}
+        folder / "summary.json",
+        {
+            **_summary(estimates, tiles, noise, options),
+            "training_tiles": len(store.tiles("train")),
+            "model": model_path.name,
+            "maps": maps,
+        },
     )
 
 
 def estimate(
-    stored: StoredKernel, labels: Array, found: Smoother, correlation: Array | None, noise_sigma_px: float | None
+    stored: StoredKernel,
+    labels: Array,
+    given: Array,
+    found: Smoother,
+    correlation: Array | None,
+    noise_sigma_px: float | None,
 ) -> Estimates:
-    """Run every estimator on a kernel, its readouts, the labels, (n, 2) px, and the smoother that the network is."""
+    """Run every estimator.
+
+    Args:
+        stored: kernel of n tiles, and the readouts.
+        labels: (n, 2) px, what the network learned from.
+        given: (n, 2) px, the labels that are audited.
+        found: the smoother that the network is.
+        correlation: (n, n) of the noise between tiles, the identity if None.
+        noise_sigma_px: size of the noise of `given`; None: it is estimated, as it is where the labels were corrected.
+    """
     kernel = operator_of(stored)
     predictions = stored.values.astype(np.float64)
+    sigma, source = noise_sigma_px, "given"
+    if sigma is None or not np.array_equal(labels, given):
+        sigma = estimate_noise(found, labels, predictions, correlation)
+        source = "estimated from the residuals"
     return Estimates(
         factor=denoising_factor(kernel, correlation),
         shift=neighbour_shift(kernel, predictions),
@@ -111,9 +140,9 @@ def estimate(
         mean_label=kernel_mean(kernel, labels),
         found=found,
         smoother_factor=found.factor(correlation),
-        audit=audit(found, labels, predictions, correlation),
-        sigma=estimate_noise(found, labels, predictions, correlation) if noise_sigma_px is None else noise_sigma_px,
-        sigma_source="estimated from the residuals" if noise_sigma_px is None else "given",
+        audit=audit(found, given, predictions, correlation),
+        sigma=sigma,
+        sigma_source=source,
     )
 
 
@@ -124,6 +153,7 @@ def _smoother(
     stored: StoredKernel,
     labels: Array,
     options: DenoiseOptions,
+    folder: Path,
 ) -> Smoother:
     """The network as a smoother of its labels, its amount of smoothing found without the truth.
 
@@ -136,17 +166,24 @@ def _smoother(
     along = kernels_along(
         Trail(model_path.parent / CHECKPOINTS),
         lambda: (batch for _, batch in batches(store, positions, _BATCH)),
+        folder,
         memory_mb=options.memory_mb,
     )
     return choose_smoother(mean_kernel(along.adam, labels.shape[1]), labels, predictions, rule=options.choose)
 
 
 def _tile_table(
-    rows: gpd.GeoDataFrame, labels: Array, stored: StoredKernel, estimates: Estimates, options: DenoiseOptions
+    rows: gpd.GeoDataFrame,
+    labels: Array,
+    given: Array,
+    stored: StoredKernel,
+    estimates: Estimates,
+    options: DenoiseOptions,
 ) -> gpd.GeoDataFrame:
     found = estimates.audit
     vectors = {
-        "label": labels,
+        "label": given,
+        "trained_label": labels,
         "predicted": stored.values,
         "kernel_mean": estimates.mean_label,
         "loo_residual": found.residual,

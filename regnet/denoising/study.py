@@ -85,9 +85,11 @@ def compare_estimators(
     tiles = shifted_tiles(store, options)
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
     retrainings = retrain(tiles, replicas, model_options, options, folder / "replicas")
-    along = kernels_along(replicas.trail, tiles.batches, plain=True)
+    along = kernels_along(replicas.trail, tiles.batches, folder, plain=True)
     trails = [retraining_trail(folder / "replicas", place) for place in range(len(retrainings))]
-    retrained = [mean_kernel(kernels_along(trail, tiles.batches).adam, along.values[0].shape[1]) for trail in trails]
+    retrained = [
+        mean_kernel(kernels_along(trail, tiles.batches, folder).adam, along.values[0].shape[1]) for trail in trails
+    ]
     kernels = kernels_of(along)
     labels = tiles.offset.double().numpy() + replicas.noise[0]
     estimates = all_estimates(along, kernels, labels, retrainings, retrained)

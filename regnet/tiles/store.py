@@ -185,6 +185,12 @@ class TileStore:
         other._labels = zarr.open_array(path, mode="r")
         return other
 
+    def centre_labels(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Labels of some tiles at their pixel [S // 2, S // 2], (n, 2) px."""
+        middle = self.tile_px // 2
+        values = [self._labels[int(position), :, middle, middle] for position in positions]
+        return np.reshape(values, (-1, 2)).astype(np.float64)
+
     def scene(self, pair: str) -> Scene:
         """The scene of a pair.
 

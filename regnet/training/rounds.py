@@ -91,6 +91,15 @@ def train_rounds(
                 write_stamp(place, settings)
 
 
+def trained_on(store: TileStore, folder: Path) -> TileStore:
+    """The tiles with the labels that the model in a training's folder learned from.
+
+    Those of several rounds' last one are what the round before corrected.
+    """
+    rounds = len(list(folder.glob("round_*")))
+    return store.with_labels(folder / f"round_{rounds - 1}" / CORRECTED) if rounds > 1 else store
+
+
 def _train_several(
     store: TileStore,
     model_options: ModelOptions,

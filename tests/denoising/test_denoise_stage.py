@@ -9,6 +9,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import zarr
 from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import box
@@ -89,6 +90,7 @@ def test_tables_and_summary(store, similarity):
     assert summary["noise_sigma_px"] == pytest.approx(SIGMA, rel=0.15)
     assert summary["noise_sigma_source"] == "estimated from the residuals"
     assert summary["factor_mean"] == pytest.approx(tiles["factor"].mean())
+    assert summary["training_tiles"] == len(store.tiles("train"))
     assert summary["stationarity_residual_px"] < 0.05 < summary["shift_mean_px"]
     assert summary["effective_parameters"] == pytest.approx(12, abs=0.2)
     expected = np.sqrt(12 / (2 * len(tiles)))  # a projection on 12 of 2 n directions
@@ -234,8 +236,37 @@ def test_the_users_own_regions(store, similarity, tmp_path):
     gpd.GeoDataFrame(geometry=halves.translate(1e5), crs=tiles.crs).to_file(far)
     with pytest.raises(InputError, match="covers no tile"):
         run(store, similarity, replace(PLAIN, regions=str(far)))
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         run(store, similarity, replace(PLAIN, regions=str(tmp_path / "none.gpkg")))
+
+
+def test_regions_keep_their_attributes_and_may_be_geoparquet(store, similarity, tmp_path):
+    tiles = gpd.read_parquet(run(store, similarity) / "tiles.parquet")
+    whole = gpd.GeoDataFrame({"region": ["all"], "owner": ["me"]}, geometry=[box(*tiles.total_bounds)], crs=tiles.crs)
+    whole.to_parquet(tmp_path / "whole.parquet")
+    regions = run(store, similarity, replace(PLAIN, regions=str(tmp_path / "whole.parquet"))) / "regions.parquet"
+    (row,) = gpd.read_parquet(regions).itertuples()
+    assert (row.region_attribute, row.owner, row.tiles) == ("all", "me", len(tiles))
+    (tmp_path / "plain.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"plain\.csv"):
+        run(store, similarity, replace(PLAIN, regions=str(tmp_path / "plain.csv")))
+
+
+def test_labels_are_those_of_the_last_round_and_doubtful_those_that_were_given(store, similarity):
+    before = gpd.read_parquet(run(store, similarity) / "tiles.parquet")
+    rows = store.index.iloc[store.positions(before["tile_id"].tolist())]
+    shape = (len(store), 2, store.tile_px, store.tile_px)
+    corrected = np.ascontiguousarray(np.broadcast_to(np.float32([0.25, -0.5])[:, None, None], shape))
+    for number in (1, 2):
+        place = similarity.parent / f"round_{number}" / "corrected.zarr"
+        zarr.create_array(place, data=corrected * np.float32(number))
+    folder = run(store, similarity, replace(PLAIN, noise_sigma_px=SIGMA))
+    tiles, summary = gpd.read_parquet(folder / "tiles.parquet"), read_json(folder / "summary.json")
+    np.testing.assert_allclose(tiles[["trained_label_dx_px", "trained_label_dy_px"]], [[0.25, -0.5]] * len(tiles))
+    np.testing.assert_allclose(tiles["label_dx_px"], rows["label_dx_px"])
+    np.testing.assert_allclose(tiles["suggested_dx_px"], tiles["label_dx_px"] - tiles["loo_residual_dx_px"], atol=1e-6)
+    assert summary["noise_sigma_source"] == "estimated from the residuals"  # what was given is of the labels before
+    assert not np.allclose(tiles["smoother_factor"], before["smoother_factor"])
 
 
 def test_a_kernel_of_other_tiles_is_refused(store, similarity, tmp_path):

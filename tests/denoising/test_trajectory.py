@@ -107,7 +107,7 @@ def test_a_small_training_follows_its_kernels(tmp_path):
     model = build_model(SMALL, 1, 1)
     labels = tiles.offset + torch.from_numpy(RNG.normal(size=(12, 2))).float()
     fit_readout(model, tiles, labels, OPTIONS, trail)
-    along = kernels_along(trail, tiles.batches, plain=True)
+    along = kernels_along(trail, tiles.batches, tmp_path, plain=True)
     np.testing.assert_allclose(along.values[-1], predict(model, tiles), atol=1e-5)
     moved = (along.values[-1] - along.values[0]).ravel()
     seen = Retrainings(*RNG.normal(size=(2, 6, 12, 2)))
