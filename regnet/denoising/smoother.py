@@ -16,6 +16,7 @@ from regnet.denoising.operators import Array, DenseKernel, Operator
 KINDS = ("ridge", "flow")
 _LEAST_FREE = 0.02  # share of the labels' freedom that a smoother must leave to be judged by its residuals
 _STEPS = np.logspace(-9, 2, 111)  # candidates of lambda, or of 1 / t, relative to the largest eigenvalue
+STRONGEST = float(_STEPS[-1])
 
 
 class Smoother(ABC):

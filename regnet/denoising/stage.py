@@ -27,7 +27,7 @@ from regnet.denoising.noise import LabelNoise, label_noise
 from regnet.denoising.operators import Array, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_audit, draw_factors
-from regnet.denoising.smoother import Smoother, choose_smoother, estimate_noise
+from regnet.denoising.smoother import STRONGEST, Smoother, choose_smoother, estimate_noise
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
 from regnet.similarity.tiles import batches
@@ -102,7 +102,7 @@ def denoise_stage(
         folder / "summary.json",
         {
             **_summary(estimates, tiles, noise, options),
-            "training_tiles": len(store.tiles("train")),
+            "remarks": _remarks(estimates, tiles, len(store.tiles("train"))),
             "model": model_path.name,
             "maps": maps,
         },
@@ -229,6 +229,23 @@ def _write_maps(store: TileStore, tiles: gpd.GeoDataFrame, folder: Path) -> list
         write_map(folder / name, values, QUANTITIES, scene.crs, scene.transform, cell_px)
         names.append(name)
     return names
+
+
+def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int) -> list[str]:
+    """What the figures do not say of themselves, in sentences."""
+    remarks, compared = [], int((tiles["part"] == "train").sum())
+    if compared < training_tiles:
+        remarks.append(
+            f"{compared} of {training_tiles} training tiles were compared (similarity.max_tiles); factors are of "
+            "averaging among these. Averaging among all leaves less: of noise that is independent from tile to tile "
+            f"about {np.sqrt(compared / training_tiles):.2f} times as much."
+        )
+    if estimates.found.strength >= STRONGEST:
+        remarks.append(
+            "The smoother finds no trace of the labels in the predictions, even at its strongest, so its factors say "
+            "only that next to nothing of single labels' noise is left."
+        )
+    return remarks
 
 
 def _summary(

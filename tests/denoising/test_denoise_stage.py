@@ -90,7 +90,7 @@ def test_tables_and_summary(store, similarity):
     assert summary["noise_sigma_px"] == pytest.approx(SIGMA, rel=0.15)
     assert summary["noise_sigma_source"] == "estimated from the residuals"
     assert summary["factor_mean"] == pytest.approx(tiles["factor"].mean())
-    assert summary["training_tiles"] == len(store.tiles("train"))
+    assert summary["remarks"] == []
     assert summary["stationarity_residual_px"] < 0.05 < summary["shift_mean_px"]
     assert summary["effective_parameters"] == pytest.approx(12, abs=0.2)
     expected = np.sqrt(12 / (2 * len(tiles)))  # a projection on 12 of 2 n directions
@@ -267,6 +267,19 @@ def test_labels_are_those_of_the_last_round_and_doubtful_those_that_were_given(s
     np.testing.assert_allclose(tiles["suggested_dx_px"], tiles["label_dx_px"] - tiles["loo_residual_dx_px"], atol=1e-6)
     assert summary["noise_sigma_source"] == "estimated from the residuals"  # what was given is of the labels before
     assert not np.allclose(tiles["smoother_factor"], before["smoother_factor"])
+
+
+def test_what_the_figures_do_not_say_is_said(store, similarity):
+    stored = load_kernel(similarity / "kernel.zarr")
+    n = len(stored.tile_id) // 4
+    silent = StoredKernel(
+        stored.tile_id[:n], 0 * stored.values[:n], stored.self_kernel[:n], features=stored.features[:n]
+    )
+    save_kernel(similarity / "kernel.zarr", silent)
+    few, none = read_json(run(store, similarity) / "summary.json")["remarks"]
+    assert few.startswith(f"{n} of {len(store.tiles('train'))} training tiles were compared")
+    assert f"about {(n / len(store.tiles('train'))) ** 0.5:.2f} times as much" in few
+    assert "finds no trace" in none
 
 
 def test_a_kernel_of_other_tiles_is_refused(store, similarity, tmp_path):
