@@ -8,6 +8,7 @@ clearly longer than those; what varies within the pair is not touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,15 +40,37 @@ class CommonShift:
     Attributes:
         found_px: dx, dy.
         doubt_px: length of the shift that a matcher finds, root mean square, in pairs that are in place.
+        trusted: whether the user says that the pair has the shift, however long the doubt is.
     """
 
     found_px: tuple[float, float] = (0.0, 0.0)
     doubt_px: float = 0.0
+    trusted: bool = False
 
     @property
     def taken(self) -> float:
         """The share that is believed, 0 to 1."""
-        return float(clear_share(np.hypot(*self.found_px), self.doubt_px, CLEAR_SHIFT))
+        return 1.0 if self.trusted else float(clear_share(np.hypot(*self.found_px), self.doubt_px, CLEAR_SHIFT))
+
+    @property
+    def left_px(self) -> float:
+        """Length of what the pair may be off by beside what is taken, root mean square.
+
+        As much of what was found may be the pair's as what such images show in place: with normal priors of one width,
+        half of it is expected to be the pair's, with half of the doubt's variance.
+        """
+        return math.hypot((1 - self.taken) * math.hypot(*self.found_px) / 2, self.doubt_px / math.sqrt(2))
+
+    def notes(self) -> list[str]:
+        """What the user should know of it, if not all that was found is taken."""
+        if self.taken == 1 or not self.left_px:
+            return []
+        dx, dy = self.found_px
+        return [
+            f"the whole pair is found shifted by ({dx:.1f}, {dy:.1f}) px, of which {self.taken:.0%} is applied, since "
+            f"images that agree as badly are found {self.doubt_px:.1f} px off where they are in place; what that "
+            "leaves open is part of the expected errors, and trust_shift=true applies it all"
+        ]
 
     def without_doubtful(self, displacement: NDArray[np.float32]) -> NDArray[np.float32]:
         """A displacement (2, H, W) of the pair less the share of its common shift that is not believed."""

@@ -11,6 +11,7 @@ from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from regnet.geo.grid import Grid
+from regnet.registration.common_shift import CommonShift
 from regnet.registration.edges import Matrix
 from regnet.registration.judgement import (
     BACKWARD,
@@ -75,13 +76,20 @@ def look_overall(reader: PairReader) -> Overall:
 
 
 def write_field(
-    mosaic: Mosaic, grid: Grid, options: RegisterOptions, overall: Overall, target: DatasetWriter, progress: Progress
+    mosaic: Mosaic,
+    grid: Grid,
+    options: RegisterOptions,
+    overall: Overall,
+    common: CommonShift,
+    target: DatasetWriter,
+    progress: Progress,
 ) -> tuple[Tally, TiePoints]:
     """Predict the displacement beyond the global similarity, compose the two, and write them strip by strip."""
+    shared_px = MEDIAN_OF_RMS * math.hypot(overall.doubt_px, common.left_px)
     tally, ties = Tally(grid.sides_m), TiePoints(grid, options.tie_spacing_px)
     for strip in mosaic.strips(progress, "register"):
         found = compose(strip, overall.matrix)
-        beliefs = believe(strip, found, overall, options.max_error_px)
+        beliefs = believe(strip, found, overall, options.max_error_px, shared_px)
         height, width = beliefs.error_px.shape
         bands = np.concatenate([beliefs.displacement, beliefs.error_px[None]])
         target.write(bands, window=Window(0, strip.row, width, height))
@@ -89,6 +97,7 @@ def write_field(
         known = valid & np.isfinite(beliefs.error_px)
         tally.add(beliefs.displacement[:, known], beliefs.error_px[known], int(valid.sum()))
         error, backward, confidence = (strip.quality[channel] for channel in (ERROR, BACKWARD, CONFIDENCE))
+        error = np.hypot(error, np.float32(shared_px))
         ties.add(strip.row, found, error, backward, confidence, beliefs.status)
     return tally, ties
 
@@ -104,11 +113,14 @@ def compose(strip: Strip, matrix: Matrix) -> NDArray[np.float32]:
     return np.asarray(moved + matrix[:, 2, None, None], np.float32)
 
 
-def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_error_px: float) -> Beliefs:
+def believe(
+    strip: Strip, found: NDArray[np.float32], overall: Overall, max_error_px: float, shared_px: float
+) -> Beliefs:
     """Decide pixel by pixel: the match, in the share that its expected error allows, the similarity alone, or nothing.
 
     The error of a match is weighed against what would be left as it is: all that was found beyond the similarity, and
-    that the similarity itself is off by most places, if there is one that is believed.
+    that the similarity itself is off by most places, if there is one that is believed. What the whole pair may be off
+    by in common, `shared_px`, is there whatever is taken of the match.
     """
     error, valid, residual = strip.quality[ERROR], strip.quality[VALID] > 0.5, strip.quality[RESIDUAL]
     doubt, misalignment = strip.quality[DOUBT], strip.quality[MISALIGNMENT]
@@ -122,6 +134,7 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
     bearable = np.maximum(3 * error, strip.quality[MISALIGNMENT])
     # Of a displacement that is taken in part the rest is an error too.
     stated = np.hypot(share * error, (1 - share) * np.hypot(*strip.displacement))
+    stated = np.hypot(stated, np.float32(shared_px))
     reasons = [
         (~valid, NO_DATA),
         (np.maximum(error, doubt) >= max_error_px, UNSURE),
@@ -139,9 +152,9 @@ def believe(strip: Strip, found: NDArray[np.float32], overall: Overall, max_erro
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
         # What is found there beside chance is what the similarity alone is off by.
         left = np.hypot(alone_px, np.sqrt(np.maximum(misalignment**2 - doubt**2, 0)))
+        left = np.hypot(left, np.float32(shared_px))
         worth = ~matched & (left <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone)))
         displacement = np.where(worth, alone, displacement)
         error[worth] = left[worth]
         status[worth & valid] = OVERALL
-        error = np.hypot(error, np.float32(MEDIAN_OF_RMS * overall.doubt_px))
     return Beliefs(displacement, error, status)

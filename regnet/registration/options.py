@@ -71,6 +71,11 @@ class RegisterOptions:
     polygons: str = _polygons()
     resampling: str = _resampling()
     global_stage: bool = option(True, "first look for a shift, rotation and scale of the whole pair")
+    trust_shift: bool = option(
+        False,
+        "take the shift that the whole pair has in common as it is found, though images that agree as badly, as radar "
+        "and optics do, are found as far off where they are in place",
+    )
     max_error_px: float = option(
         4.0,
         "greatest expected error at which a place counts as registered; towards it displacements fade out",

@@ -146,6 +146,7 @@ def _prepare(
     windows, at_once = side_by_side(options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads)
     samples = _samples(windows)
     common = ranks.told(_common_shift(overall, network, reader, samples) if ranks.main else NO_SHIFT)
+    common = replace(common, trusted=options.trust_shift)
     matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(reader.detail_px))
     mosaic = Mosaic(matcher, aligned.read_images, aligned.shape, windows, CHANNELS, at_once)
     return _Ready(options, reader, aligned, overall, common, model, adapted, mosaic, samples)
@@ -172,7 +173,7 @@ def _write(ready: _Ready, folder: Path, progress: Progress, start: float) -> flo
         block_cache(options.memory_mb // WINDOWS_SHARE),
         create_field(folder / DISPLACEMENT, reader.grid) as target,
     ):
-        tally, ties = write_field(mosaic, reader.grid, options, ready.overall, target, progress)
+        tally, ties = write_field(mosaic, reader.grid, options, ready.overall, ready.common, target, progress)
     check = check_errors(mosaic.matcher, mosaic.read, mosaic.shape, ready.samples, options.check_windows)
     # Windows are over; the files and the report take other arrays.
     give_back()
@@ -184,7 +185,7 @@ def _write(ready: _Ready, folder: Path, progress: Progress, start: float) -> flo
         "adapt": ready.adapted,
         "familiarity": familiar.summary() if familiar else None,
         "check": check.summary() if check else None,
-        "notes": [*notes(options), *unknown, *(moved.notes if moved else [])],
+        "notes": [*notes(options), *ready.common.notes(), *unknown, *(moved.notes if moved else [])],
         "seconds": time.perf_counter() - start,
         "settings": asdict(options),
     }

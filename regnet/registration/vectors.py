@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from regnet.registration.field import FieldFile
 
 POLYGON, MULTIPOLYGON = 3, 6
 SAMPLE_SPACING_PX = 2.0
-MIN_KNOWN = 0.5
+MIN_KNOWN, MIN_ON_IMAGE = 0.5, 0.25
+"""Least share of a feature's places on the fixed image whose displacement is known, and of its places on the image."""
 TOUCHING_PX = 1e-3
 STATUS = "regnet_status"
 COLUMNS = ("regnet_dx_px", "regnet_dy_px", "regnet_expected_error_px", STATUS)
@@ -33,12 +35,21 @@ MOVED, ABSTAINED, BESIDE, EMPTY = "moved", "abstained", "beside", "empty"
 
 @dataclass(frozen=True)
 class Offset:
-    """What became of a feature: by how much it went (px, to the right and down), its expected error and its status."""
+    """What became of a feature: by how much it went (px, to the right and down), its expected error and its status.
+
+    Attributes:
+        spread_px: how far from its offset the displacement is, in the median of the places on it.
+    """
 
     dx_px: float = float("nan")
     dy_px: float = float("nan")
     error_px: float = float("nan")
     status: str = MOVED
+    spread_px: float = 0.0
+
+    def rigid(self) -> Offset:
+        """As of a feature that goes as a whole, whose parts do not follow the displacement."""
+        return replace(self, error_px=math.hypot(self.error_px, self.spread_px))
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,9 @@ def move_vectors(
 
     The displacement pulls from fixed to moving, so features go by its inverse: polygons as the rule says, points,
     lines and collections vertex by vertex. Heights (Z) and measures (M) stay. New columns tell by how much each went
-    (px of the working grid, to the right and down), its expected error and its status: `moved`, `abstained` (the field
-    does not know half of it), `beside` (not on the fixed image) or `empty`; only `moved` ones are changed.
+    (px of the working grid, to the right and down), its expected error (of one that goes as a whole with what the
+    displacement varies by within it) and its status: `moved`, `abstained` (less than a quarter of it is on the fixed
+    image, or the field does not know half of that), `beside` (none of it is) or `empty`; only `moved` ones are changed.
 
     Args:
         moving: vector file.
@@ -166,7 +178,7 @@ def move_shapes(shapes: NDArray[np.object_], field: FieldFile, rule: str) -> tup
         for place in group:
             offsets[place] = offset
             if offset.status == MOVED:
-                result[place] = _moved(shapes[place], offset, field, rule)
+                result[place], offsets[place] = _moved(shapes[place], offset, field, rule)
     return result, offsets
 
 
@@ -189,17 +201,21 @@ def _offset(group: NDArray[np.object_], field: FieldFile) -> Offset:
     if not all(np.isfinite(shape.bounds).all() for shape in filled):
         return Offset(status=BESIDE)
     extent = shapely.box(0, 0, *field.grid.shape[::-1])
-    offsets = field.inverse_offsets(np.concatenate([sample_points(shape) for shape in filled]))
+    points = np.concatenate([sample_points(shape) for shape in filled])
+    inside = ((points >= 0) & (points <= field.grid.shape[::-1])).all(1)
+    if not inside.any() and not any(shape.intersects(extent) for shape in filled):
+        return Offset(status=BESIDE)
+    offsets = field.inverse_offsets(points[inside])
     known = np.isfinite(offsets).all(1)
-    if known.mean() >= MIN_KNOWN:
-        dx, dy, error = (float(value) for value in np.median(offsets[known], axis=0))
-        return Offset(dx, dy, error)
-    return Offset(status=ABSTAINED if any(shape.intersects(extent) for shape in filled) else BESIDE)
+    if inside.mean() < MIN_ON_IMAGE or known.mean() < MIN_KNOWN:
+        return Offset(status=ABSTAINED)
+    dx, dy, error = (float(value) for value in np.median(offsets[known], axis=0))
+    return Offset(dx, dy, error, spread_px=float(np.median(np.hypot(*(offsets[known, :2] - (dx, dy)).T))))
 
 
-def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> Any:
-    """One geometry in its new place."""
-    rigid = shapely.affinity.translate(shape, offset.dx_px, offset.dy_px)
+def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> tuple[Any, Offset]:
+    """One geometry in its new place, and what became of it."""
+    rigid = shapely.affinity.translate(shape, offset.dx_px, offset.dy_px), offset.rigid()
     if rule != "vertices" and shapely.get_type_id(shape) in (POLYGON, MULTIPOLYGON):
         return rigid
     moved = field.inverse_offsets(shapely.get_coordinates(shape))[:, :2]
@@ -207,7 +223,7 @@ def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> Any:
         return rigid
     bent = shapely.transform(shape, lambda points: points + moved)
     # Only a change of shape can break a polygon: by its own offset it stays as valid as it was.
-    return bent if bent.is_valid else rigid
+    return (bent, offset) if bent.is_valid else rigid
 
 
 def sample_points(shape: Any) -> NDArray[np.float64]:

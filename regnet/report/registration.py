@@ -92,7 +92,7 @@ def _common(shift: Mapping[str, Any]) -> list[str]:
     return [
         f"The whole pair is found shifted by ({dx:.2f}, {dy:.2f}) px; images that agree as badly are found shifted by "
         f"{shift['doubt_px']:.2f} px (rms) when in place, so {shift['share_taken']:.0%} of it was "
-        "taken. Errors are stated beside that shift."
+        "taken. What that leaves open is part of the expected errors."
     ]
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,25 @@ def test_a_shift_is_believed_as_far_as_it_stands_out(ratio, share):
 def test_without_doubt_nothing_is_taken_off():
     assert CommonShift((0.3, 0.0), 0.0).taken == 1
     assert np.array_equal(module.NO_SHIFT.without_doubtful(field(3, 4)), field(3, 4))
+
+
+def test_what_is_left_open_is_told():
+    withheld = CommonShift((3.0, 4.0), doubt_px=4.0)
+    assert withheld.left_px == pytest.approx(np.hypot(2.5, 4 / 2**0.5))
+    (note,) = withheld.notes()
+    assert "shifted by (3.0, 4.0) px, of which 0% is applied" in note
+    trusted = replace(withheld, trusted=True)
+    assert (trusted.taken, trusted.notes()) == (1, [])
+    assert trusted.left_px == pytest.approx(4 / 2**0.5)
+    assert (module.NO_SHIFT.left_px, module.NO_SHIFT.notes()) == (0, [])
+
+
+def test_with_normal_priors_of_one_width_what_is_left_is_right():
+    generator = np.random.default_rng(0)
+    shift, bias = generator.normal(0, 4 / 2**0.5, (2, 400_000, 2))
+    found = shift + bias
+    near = np.abs(np.hypot(*found.T) - 5) < 0.2
+    assert (shift[near] ** 2).sum(1).mean() ** 0.5 == pytest.approx(CommonShift((5.0, 0.0), 4.0).left_px, rel=0.02)
 
 
 def test_lengths_and_doubts_of_a_map():

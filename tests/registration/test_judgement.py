@@ -335,7 +335,7 @@ def strip(length, error):
 
 def test_what_is_believed_of_a_match():
     given = strip(2.0, 0.2)
-    beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5)
+    beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5, 0.0)
     np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, UNSURE, MATCHED, UNCLEAR, MATCHED])
     np.testing.assert_allclose(beliefs.displacement[0, 0], [2, 0, 0, 1, 0, 2], atol=1e-5)
     np.testing.assert_allclose(beliefs.error_px[0], [0.2, np.inf, np.inf, np.hypot(0.1, 1), np.inf, 0.2], atol=1e-5)
@@ -346,7 +346,7 @@ def test_a_match_that_the_way_back_contradicts_is_an_outlier():
     given = strip(2.0, 0.2)
     given.quality[BACKWARD, 0] = [BACKWARD_PX - 0.1, 99, 99, BACKWARD_PX + 0.1, 99, BACKWARD_PX + 0.1]
     given.quality[ERROR, 0, 5] = BACKWARD_PX / 2.9
-    beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5)
+    beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5, 0.0)
     np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, UNSURE, INCONSISTENT, UNCLEAR, MATCHED])
     assert beliefs.error_px[0, 3] == np.inf
     assert not beliefs.displacement[:, 0, 3].any()
@@ -359,14 +359,14 @@ def test_no_match_is_an_outlier_by_less_than_would_be_left_without_it():
             given = strip(length, 0.2)
             given.quality[BACKWARD] = 1.5
             given.quality[channel, 0, 0] = limit + 0.5
-            assert believe(given, given.displacement, NOT_SOUGHT, 2.5).status[0, 0] == expected
+            assert believe(given, given.displacement, NOT_SOUGHT, 2.5, 0.0).status[0, 0] == expected
 
 
 def test_what_stands_out_from_its_neighbours_is_an_outlier_only_where_the_way_back_doubts_it():
     given = strip(2.0, 0.2)
     given.quality[RESIDUAL] = OUTLIER_PX + 1
     given.quality[BACKWARD, 0] = [0.9, 0.9, 0.9, 1.1, 0.9, 1.1]
-    status = believe(given, given.displacement, NOT_SOUGHT, 2.5).status[0]
+    status = believe(given, given.displacement, NOT_SOUGHT, 2.5, 0.0).status[0]
     np.testing.assert_array_equal(status, [MATCHED, NO_DATA, UNSURE, OUTLIER, UNCLEAR, OUTLIER])
 
 
@@ -375,7 +375,7 @@ def test_what_is_taken_in_part_leaves_no_more_than_is_bearable():
     for length, expected in ((3.0, MATCHED), (40.0, UNSURE)):
         given = strip(length, 2.2)
         given.quality[DOUBT], given.quality[MISALIGNMENT] = 2.2, 99  # three fifths are taken
-        beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5)
+        beliefs = believe(given, given.displacement, NOT_SOUGHT, 2.5, 0.0)
         assert beliefs.status[0, 0] == expected
         assert (beliefs.error_px[0, 0] < 2.5) == (expected == MATCHED)
 
@@ -386,7 +386,7 @@ def test_beyond_a_believed_similarity_what_is_clear_is_taken():
     matrix = np.array([[1.0, 0, 30], [0, 1, 0]])
     overall = Overall(matrix, True, "off by 30 px", 0.9, 0.1, 0.1, 0.3)
     found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
-    beliefs = believe(given, found, overall, 2.5)
+    beliefs = believe(given, found, overall, 2.5, 0.0)
     np.testing.assert_array_equal(beliefs.status[0], [MATCHED, NO_DATA, OVERALL, MATCHED, OVERALL, MATCHED])
     np.testing.assert_allclose(beliefs.displacement[0, 0], [32, 30, 30, 31, 30, 32], atol=1e-5)
     # The similarity alone is off by half a pixel, and by what was found there beyond chance.
@@ -395,14 +395,15 @@ def test_beyond_a_believed_similarity_what_is_clear_is_taken():
     np.testing.assert_allclose(beliefs.error_px[0], [0.2, sure, sure, half, unclear, 0.9], atol=1e-5)
 
 
-def test_what_a_similarity_is_in_doubt_by_is_part_of_every_error():
+def test_what_the_whole_pair_may_be_off_by_is_part_of_every_error():
     given = strip(2.0, 0.2)
     matrix = np.array([[1.0, 0, 30], [0, 1, 0]])
     found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
-    overalls = (Overall(matrix, True, "off", 0.9, 0.1, 0.1, 0.3, doubt_px) for doubt_px in (0.0, 3.0))
-    sure, doubtful = (believe(given, found, overall, 2.5) for overall in overalls)
+    overall = Overall(matrix, True, "off", 0.9, 0.1, 0.1, 0.3)
+    sure, doubtful = (believe(given, found, overall, 4.0, shared_px) for shared_px in (0.0, 2.0))
     np.testing.assert_array_equal(doubtful.displacement, sure.displacement)
-    np.testing.assert_allclose(doubtful.error_px, np.hypot(sure.error_px, 0.83 * 3), rtol=1e-5)
+    np.testing.assert_allclose(doubtful.error_px, np.hypot(sure.error_px, 2), rtol=1e-5)
+    assert not np.isfinite(believe(given, given.displacement, NOT_SOUGHT, 2.5, 3.0).error_px).any()
 
 
 def test_a_match_that_is_surer_than_the_similarity_is_taken_for_any_difference():
@@ -410,7 +411,7 @@ def test_a_match_that_is_surer_than_the_similarity_is_taken_for_any_difference()
     given.quality[DOUBT, 0] = [0.5, 0.5, 0.5, 0.625, 0.75, 0.6]
     overall = Overall(np.array([[1.0, 0, 30], [0, 1, 0]]), True, "off by 30 px", 0.9, 0.1, 0.1, 0.3)
     found = given.displacement + np.array([30, 0], np.float32)[:, None, None]
-    beliefs = believe(given, found, overall, 2.5)
+    beliefs = believe(given, found, overall, 2.5, 0.0)
     np.testing.assert_allclose(beliefs.displacement[0, 0, [0, 3, 4]], [30.3, 30.15, 30], atol=1e-5)
     np.testing.assert_array_equal(beliefs.status[0, [0, 3, 4]], [MATCHED, MATCHED, OVERALL])
     assert beliefs.error_px[0, 4] == pytest.approx(0.5)

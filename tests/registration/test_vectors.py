@@ -90,6 +90,25 @@ def test_what_is_valid_stays_valid_under_a_field_that_turns(tmp_path, rule):
     assert frame.geometry.is_valid.all()
 
 
+def test_the_error_of_what_goes_as_a_whole_holds_what_it_does_not_follow(tmp_path):
+    """Under a turn of 0.1 a square's places are 0.1 times their distance from its middle off its offset."""
+    turn = np.array([[0.0, 0.1], [-0.1, 0.0]])
+    field = write_field(tmp_path / "d.tif", bands_of(np.eye(2) + turn, -turn @ [100, 100]))
+    target = layer(tmp_path / "a.gpkg", [on_ground(shapely.box(60, 60, 140, 140))])
+    frames = [moved(field, target, polygons=rule)[0] for rule in ("rigid", "vertices")]
+    rigid, bent = (frame["regnet_expected_error_px"].iloc[0] for frame in frames)
+    places = sample_points(shapely.box(60, 60, 140, 140)) - 100
+    apart = np.median(np.hypot(*places.T)) * 0.1
+    assert rigid == pytest.approx(np.hypot(bent, apart), rel=0.03)
+
+
+def test_what_crosses_the_border_goes_with_what_is_inside(tmp_path, field):
+    shares = {0.4: "moved", 0.1: "abstained"}
+    shapes = [on_ground(shapely.box(-20 * (1 - share), 50, 20 * share, 70)) for share in shares]
+    frame, _ = moved(field, layer(tmp_path / "a.gpkg", shapes))
+    assert list(frame["regnet_status"]) == list(shares.values())
+
+
 def test_attributes_with_our_names_get_others_and_that_is_said(tmp_path, field):
     target = layer(tmp_path / "a.gpkg", [on_ground(BOX)], regnet_status=["mine"], Regnet_DX_px=[5])
     frame, applied = moved(field, target)
