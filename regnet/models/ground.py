@@ -16,6 +16,9 @@ LEAST_VALID = 0.5
 """Squares with a smaller share of valid pixels say nothing of what was seen."""
 MOST_PLACES = 4096
 """So many squares of an image are enough."""
+FADING = 4.0
+"""How fast likeness falls with d^2. Of the ground of the sample scene's training and validation parts, a block at a time
+was left out, and the shift of the others taken for its own: so the largest loss against the best rate is least."""
 _FAINT = 0.02
 """Spread of a band, in its own units, below which differences in it mean nothing."""
 _SPREAD = 0.05
@@ -26,7 +29,7 @@ class Ground(nn.Module):
     """How like the ground of a pair is, place by place, to ground that was seen before.
 
     A place is described by mean and logarithm of the standard deviation of every band around it. Its likeness is
-    `exp(-(d^2 - 1) / 2)`, at most 1, where d^2 is its squared Mahalanobis distance from the ground seen over the number
+    `exp(-FADING (d^2 - 1))`, at most 1, where d^2 is its squared Mahalanobis distance from the ground seen over the number
     of values that describe it: 1 on average where it was seen. Before anything was seen, all ground is alike.
 
     Args:
@@ -55,7 +58,7 @@ class Ground(nn.Module):
         """
         apart = self.described(images, valid) - self.mean[:, None, None]
         squared = torch.einsum("ij,bjhw->bihw", self.whitening, apart).square().mean(1, keepdim=True)
-        return torch.exp(-(squared - 1).clamp_min(0) / 2)
+        return torch.exp(-FADING * (squared - 1).clamp_min(0))
 
     def described(self, images: Tensor, valid: Tensor) -> Tensor:
         """What describes the ground, (B, 2 C, H / cell_px, W / cell_px)."""
