@@ -17,8 +17,8 @@ LEAST_VALID = 0.5
 MOST_PLACES = 4096
 """So many squares of an image are enough."""
 FADING = 4.0
-"""How fast likeness falls with d^2. Of the ground of the sample scene's training and validation parts, a block at a time
-was left out, and the shift of the others taken for its own: so the largest loss against the best rate is least."""
+"""How fast likeness falls with d^2. Of the ground of the sample scene's training and validation parts one block at a time
+was left out, and the others' shift taken for its own: so the largest loss against its own best rate is least."""
 _FAINT = 0.02
 """Spread of a band, in its own units, below which differences in it mean nothing."""
 _SPREAD = 0.05
@@ -29,8 +29,8 @@ class Ground(nn.Module):
     """How like the ground of a pair is, place by place, to ground that was seen before.
 
     A place is described by mean and logarithm of the standard deviation of every band around it. Its likeness is
-    `exp(-FADING (d^2 - 1))`, at most 1, where d^2 is its squared Mahalanobis distance from the ground seen over the number
-    of values that describe it: 1 on average where it was seen. Before anything was seen, all ground is alike.
+    `exp(-FADING (d^2 - 1))`, at most 1, where d^2 is its squared Mahalanobis distance from the ground seen over the
+    number of values that describe it: 1 on average where it was seen. Before anything was seen, all ground is alike.
 
     Args:
         channels: bands of both images.
