@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from regnet import models
-from regnet.errors import InputError
+from regnet.errors import ConfigError, InputError
 from regnet.files import remove, whole_path, write_json
 from regnet.ranks import Ranks
 from regnet.similarity.backends import compare
@@ -51,6 +51,7 @@ def similarity_stage(
         InputError: no tiles, a model without parameters or with bad weights, non-finite tiles.
         StoreError: the folder holds gradients or sketches of another model or other settings.
     """
+    _check_parts(options)
     model = models.load_checkpoint(model_path)
     models.check_channels(model, len(store.fixed_channels), len(store.moving_channels))
     reference = pick_tiles(store, options.parts, options.max_tiles, options.seed)
@@ -70,6 +71,15 @@ def similarity_stage(
     table = _table(task, result, values)
     _write_tables(folder, table, result, len(reference))
     write_json(folder / "summary.json", _summary(task, table))
+
+
+def _check_parts(options: SimilarityOptions) -> None:
+    named = [*options.parts, *options.query_parts]
+    if twice := sorted({part for part in named if named.count(part) > 1}):
+        raise ConfigError(
+            f"similarity.parts={','.join(options.parts)} and similarity.query_parts={','.join(options.query_parts)} "
+            f"name {' and '.join(twice)} twice, but a tile has one row; name each part once"
+        )
 
 
 def predict(store: TileStore, model: torch.nn.Module, positions: NDArray[np.int64], batch: int) -> NDArray[np.float32]:

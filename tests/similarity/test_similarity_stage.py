@@ -15,8 +15,9 @@ import torch
 from regnet.errors import ConfigError, InputError, OutputError, StoreError
 from regnet.files import read_json
 from regnet.models import centre_offset, load_checkpoint, save_checkpoint
+from regnet.options import check_options
 from regnet.similarity import backends, task, tiles
-from regnet.similarity.checkpoints import load_checkpoints, optimiser_scale
+from regnet.similarity.checkpoints import load_along, load_checkpoints, optimiser_scale
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.result import load_kernel
@@ -305,6 +306,48 @@ def test_similarity_along_epochs_and_rounds(scene, trained, tmp_path, backend):
     assert rows.loc["epoch_000", "density_p50"] != pytest.approx(density.median(), abs=1e-6)
     with pytest.raises(InputError, match=r"trajectory=round_3/\*: .* holds no such file"):
         similarity_stage(scene, trained, replace(options, trajectory=["round_3/*"]), tmp_path / "none")
+
+
+def test_along_a_training_from_its_start_each_network_in_its_own_metric(trained, tmp_path):
+    train = tmp_path / "train"
+    shutil.copytree(trained.parent, train)
+    for folder in (train, train / "round_1"):
+        shutil.copytree(trained.parent / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
+        shutil.copyfile(trained, folder / "model.safetensors")
+        shutil.copyfile(trained, folder / "checkpoints" / "start.safetensors")
+    for number in (999, 1000):
+        for name in ("epoch", "adam_v"):
+            copied = train / "round_1" / "checkpoints" / f"{name}_{number}.safetensors"
+            shutil.copyfile(copied.with_name(f"{name}_{number % 2:03d}.safetensors"), copied)
+    patterns = ["checkpoints/*.safetensors", "round_1/model.safetensors"]
+    options = replace(OPTIONS, metric="adam", trajectory=patterns)
+    along = load_along(train / "model.safetensors", options)
+    assert [at.name for at in along] == ["start", "epoch_000", "epoch_001", "round_1_model"]
+    of_epoch = {0: along[1].scale, 1: along[2].scale}
+    assert not torch.equal(of_epoch[0], of_epoch[1])
+    # The start is before the first moments, which are the nearest; a model has the last of its own training.
+    assert torch.equal(along[0].scale, of_epoch[0])
+    assert torch.equal(along[3].scale, of_epoch[0])
+    assert torch.equal(load_checkpoints(train / "model.safetensors", options)[0].scale, of_epoch[1])
+    assert all(at.scale is None for at in load_along(train / "model.safetensors", replace(options, metric="plain")))
+
+
+def test_what_is_no_pattern_of_checkpoints_is_refused(trained):
+    for pattern in (f"{trained.parent}/*.safetensors", ""):
+        with pytest.raises(ConfigError, match=r"similarity\.trajectory=.* is no pattern of files within"):
+            load_along(trained, replace(OPTIONS, trajectory=[pattern]))
+    with pytest.raises(InputError):  # folders, to which later versions of Python add the files in them
+        load_along(trained, replace(OPTIONS, trajectory=["**"]))
+
+
+def test_a_tile_is_compared_once(scene, trained, tmp_path):
+    for named in ({"query_parts": ["test", "train"]}, {"parts": ["train", "train"]}):
+        with pytest.raises(ConfigError, match=r"similarity\.parts=train.* name train twice, .* name each part once"):
+            similarity_stage(scene, trained, replace(OPTIONS, **named), tmp_path)
+    for key in ("parts", "query_parts"):
+        with pytest.raises(ConfigError, match=f"{key}='tests' is not known; choose one of train, validation, test, sh"):
+            check_options(replace(OPTIONS, **{key: ["tests"]}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkeypatch):
