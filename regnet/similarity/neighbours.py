@@ -52,7 +52,7 @@ def count(
         inside = self_columns >= 0
         ranked[np.nonzero(inside)[0], self_columns[inside]] = -np.inf
     k = min(k, values.shape[1] - (0 if self_columns is None or not inside.any() else 1))
-    nearest = _largest(ranked, k)
+    nearest = largest(ranked, k)
     return Neighbours(
         n_soft=values.sum(1),
         n_tau=(values >= tau).sum(1).astype(np.float64),
@@ -65,10 +65,10 @@ def count(
 def nearest_others(similarities: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Positions (n, k) of the tiles most similar to each of n tiles, (n, n), best first, the tile itself left out."""
     ranked = np.where(np.eye(len(similarities), dtype=bool), -np.inf, similarities).astype(np.float64)
-    return _largest(ranked, min(k, len(similarities) - 1))
+    return largest(ranked, min(k, len(similarities) - 1))
 
 
-def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """Columns of the k largest of every row, largest first."""
     if k == 0:
         return np.zeros((len(values), 0), np.int64)
@@ -113,12 +113,7 @@ def nearest_faiss(
     Raises:
         InputError: faiss is not installed.
     """
-    try:
-        import faiss  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError(
-            "the k nearest of a large set need faiss, which is not installed; pip install 'regnet[knn]'"
-        ) from error
+    faiss = load_faiss()
     m, width = features.shape
     index: Any = faiss.IndexFlatIP(width)
     if m >= exact_below:
@@ -129,3 +124,18 @@ def nearest_faiss(
     index.add(np.ascontiguousarray(features, dtype=np.float32))
     similarity, nearest = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
     return nearest, similarity
+
+
+def load_faiss() -> Any:
+    """Import faiss (extra `knn`).
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import faiss  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError(
+            "the k nearest of a large set need faiss, which is not installed; pip install 'regnet[knn]'"
+        ) from error
+    return faiss

@@ -21,12 +21,14 @@ from regnet.similarity.checkpoints import load_along, load_checkpoints
 from regnet.similarity.kernel import inverse_roots
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.result import StoredKernel, save_kernel
-from regnet.similarity.task import Comparison, Task
+from regnet.similarity.task import Comparison, Task, remove_shards
 from regnet.similarity.tiles import batches, pick_tiles
 from regnet.similarity.trajectory import draw_trajectory
 from regnet.tiles.store import TileStore
 
 COUNTS = ("n_soft", "n_tau", "n_alpha")
+SOMETIMES = ("kernel.zarr", "trajectory.csv", "trajectory.png")
+"""Outputs that some settings do not write: those of an earlier run must not stay."""
 
 
 def similarity_stage(
@@ -37,7 +39,8 @@ def similarity_stage(
     Writes `neighbours.parquet` (a row a tile: tile_id, pair, part, region, reference, n_soft, n_tau, n_alpha,
     nearest_kc, floored, dead, predicted_dx_px, predicted_dy_px, geometry), `regions.csv` (means by region),
     `nearest.npz` (tile_id, nearest_tile_id, kc), `kernel.zarr` (not with backend=linear), with several networks
-    `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes on behind the last batch it wrote.
+    `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes on behind the last batch it wrote, as
+    long as model, tiles and settings are the same; with `keep_gradients` the Jacobians or sketches stay.
 
     Args:
         store: the prepared tiles.
@@ -48,8 +51,7 @@ def similarity_stage(
 
     Raises:
         ConfigError: options that contradict each other.
-        InputError: no tiles, a model without parameters or with bad weights, non-finite tiles.
-        StoreError: the folder holds gradients or sketches of another model or other settings.
+        InputError: no tiles, a model without parameters or with bad weights, non-finite tiles, faiss is not installed.
     """
     _check_parts(options)
     model = models.load_checkpoint(model_path)
@@ -64,13 +66,17 @@ def similarity_stage(
     along = load_along(model_path, options, ranks.device)
     task = Task(store, positions, len(reference), checkpoints, along, options, folder, ranks)
     result = compare(task)
+    ranks.barrier()  # all have read the shards
     if not ranks.main:
         return
     values = predict(store, model, positions, options.batch)
+    for name in SOMETIMES:
+        remove(folder / name)
     _save_kernel(folder / "kernel.zarr", task, result, values)
     table = _table(task, result, values)
     _write_tables(folder, table, result, len(reference))
     write_json(folder / "summary.json", _summary(task, table))
+    remove_shards(task)
 
 
 def _check_parts(options: SimilarityOptions) -> None:
@@ -91,7 +97,6 @@ def predict(store: TileStore, model: torch.nn.Module, positions: NDArray[np.int6
 
 def _save_kernel(path: Path, task: Task, result: Comparison, values: NDArray[np.float32]) -> None:
     if result.blocks is None and result.features is None:
-        remove(path)
         return
     m = task.references
     ids = task.store.index["tile_id"].to_numpy(dtype=np.int64)[task.positions[:m]]
