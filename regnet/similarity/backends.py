@@ -154,8 +154,7 @@ def _sketch(task: Task) -> Comparison:
         features.append(_roots(selves) @ sketches * share**0.5)
         own = own + selves * share
     whole = torch.cat(features, -1)
-    roots = inverse_roots(own)
-    found = _count_sketches(task, normalised(whole, roots.roots), ~roots.dead)
+    found = _count_sketches(task, normalised(whole, inverse_roots(own).roots))
     return Comparison(found, own, features=whole, trajectory=trajectory)
 
 
@@ -206,8 +205,8 @@ def _sketcher(task: Task, checkpoint: Checkpoint, shards: ShardStore, landmarks:
     return Sketcher.load(path, task.ranks.device)
 
 
-def _count_sketches(task: Task, unit: Tensor, alive: Tensor) -> Neighbours:
-    """Count by blocks of rows, each rank its share; a tile is wholly like itself, which a sketch only nears."""
+def _count_sketches(task: Task, unit: Tensor) -> Neighbours:
+    """Count by blocks of rows, each rank its share."""
     m, options, columns = task.references, task.options, task.self_columns()
     k = min(options.nearest, m - 1)
     by_faiss = options.search == "faiss"
@@ -216,8 +215,6 @@ def _count_sketches(task: Task, unit: Tensor, alive: Tensor) -> Neighbours:
     size = max(1, int(options.memory_mb * 2**20 / (5 * 8 * m)))
     for block in own_blocks(task, size, len(unit)):
         similarities = sketched_kc(unit[block], unit[:m])
-        own = torch.arange(block.start, min(block.stop, m))
-        similarities[own - block.start, own] = alive[own].double()
         found = count(similarities.numpy(), options.tau, options.alpha, 0 if by_faiss else k, columns[block])
         if by_faiss:
             flat = unit.flatten(1).float().numpy() / unit.shape[1] ** 0.5

@@ -38,9 +38,10 @@ def similarity_stage(
 
     Writes `neighbours.parquet` (a row a tile: tile_id, pair, part, region, reference, n_soft, n_tau, n_alpha,
     nearest_kc, floored, dead, predicted_dx_px, predicted_dy_px, geometry), `regions.csv` (means by region),
-    `nearest.npz` (tile_id, nearest_tile_id, kc), `kernel.zarr` (not with backend=linear), with several networks
-    `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes on behind the last batch it wrote, as
-    long as model, tiles and settings are the same; with `keep_gradients` the Jacobians or sketches stay.
+    `nearest.npz` (tile_id, nearest_tile_id, kc; -1 and NaN where a tile has fewer neighbours), `kernel.zarr` (not with
+    backend=linear), with several networks `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes
+    on behind the last batch it wrote, as long as model, tiles and settings are the same; with `keep_gradients` the
+    Jacobians or sketches stay.
 
     Args:
         store: the prepared tiles.
@@ -125,7 +126,8 @@ def _write_tables(folder: Path, table: gpd.GeoDataFrame, result: Comparison, ref
     with whole_path(folder / "neighbours.parquet") as partial:
         table.to_parquet(partial)
     with whole_path(folder / "nearest.npz") as partial, partial.open("wb") as stream:
-        np.savez(stream, tile_id=ids, nearest_tile_id=ids[:references][found.nearest], kc=found.similarity)
+        nearest = np.where(found.nearest < 0, -1, ids[:references][found.nearest])
+        np.savez(stream, tile_id=ids, nearest_tile_id=nearest, kc=found.similarity)
     grouped = table.groupby(["part", "region"])
     means = pd.DataFrame(grouped[[*COUNTS, "nearest_kc"]].mean()).assign(tiles=grouped.size())
     with whole_path(folder / "regions.csv") as partial:

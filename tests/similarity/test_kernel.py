@@ -268,6 +268,41 @@ def test_a_tile_is_left_out_of_its_own_list():
     assert kc.tolist() == [[1.0, 0.8], [1.0, 0.2], [0.3, 0.2]]
 
 
+def test_a_set_of_few_in_every_cell_is_searched_whole():
+    pytest.importorskip("faiss")
+    rows = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    nearest, similarity = nearest_faiss(rows, rows, 200, exact_below=100)
+    assert (nearest >= 0).all()
+    whole, expected = nearest_faiss(rows, rows, 200)
+    np.testing.assert_array_equal(nearest, whole)
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+
+
+def test_ends_of_the_counts():
+    jacobians = make_jacobians(8)
+    jacobians[2] = 0
+    jacobians[5, 1] = jacobians[5, 0]  # floored: the kernel's own kC is a half
+    columns = np.arange(8)
+    live = columns != 2
+    similarity = kc(jacobians).numpy()
+    np.testing.assert_array_equal(count(similarity, 1.0, 2.0, 3, columns).n_tau, live)
+    np.testing.assert_array_equal(count(similarity, -1.0, 2.0, 3, columns).n_tau, 7 * live)
+    found = count(similarity, 0.0, 2.0, 7, columns)
+    assert found.n_soft[5] == pytest.approx(similarity[5, columns != 5].sum() + 1)
+    assert found.n_soft[2] == found.n_tau[2] == found.n_alpha[2] == 0
+    assert (found.nearest[2] == -1).all()
+    assert np.isnan(found.similarity[2]).all()
+    for row in np.flatnonzero(live):
+        assert set(found.nearest[row]) == {*np.flatnonzero(live & (columns != row)), -1}
+        assert np.isnan(found.similarity[row, -1])
+    unit = whitened(jacobians).flatten(1).numpy() / 2**0.5
+    order = np.argsort(-(unit @ unit.T), axis=1, kind="stable")
+    nearest, near = without_self(order, np.take_along_axis(unit @ unit.T, order, 1), columns, 7)
+    np.testing.assert_array_equal(nearest, found.nearest)
+    np.testing.assert_allclose(near, found.similarity, atol=1e-12)
+
+
 def test_neighbour_counts_by_hand():
     similarity = np.array([[1.0, 0.6, -0.2], [0.6, 1.0, 0.5]])
     found = count(similarity, tau=0.5, alpha=2.0, k=5, self_columns=np.array([0, -1]))

@@ -87,6 +87,13 @@ def test_the_backends_agree(scene, trained, exact, tmp_path, backend):
 
 
 @pytest.mark.parametrize("backend", ["exact", "sketch"])
+def test_every_tile_is_wholly_like_itself(scene, trained, tmp_path, backend):
+    similarity_stage(scene, trained, replace(OPTIONS, backend=backend, landmarks=3, tau=1, nearest=1), tmp_path)
+    table = neighbours(tmp_path)
+    np.testing.assert_array_equal(table["n_tau"], table["reference"])
+
+
+@pytest.mark.parametrize("backend", ["exact", "sketch"])
 def test_the_mean_over_checkpoints(scene, trained, tmp_path, backend):
     options = replace(OPTIONS, backend=backend, checkpoints="mean", metric="adam")
     similarity_stage(scene, trained, options, tmp_path)
@@ -306,9 +313,10 @@ def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkey
         for parameter in constant.parameters():
             parameter.zero_()
     save_checkpoint(tmp_path / "dead" / "model.safetensors", constant)
-    flat = replace(OPTIONS, parameters=["encode_*"])
+    flat = replace(OPTIONS, parameters=["encode_*"], tau=-1)
     similarity_stage(scene, tmp_path / "dead" / "model.safetensors", flat, tmp_path / "none")
     table = neighbours(tmp_path / "none")
     assert table["dead"].all()
-    assert (table["n_soft"] == 0).all()
+    assert (table[["n_soft", "n_tau"]] == 0).all(axis=None)
+    assert (np.load(tmp_path / "none" / "nearest.npz")["nearest_tile_id"] == -1).all()
     assert read_json(tmp_path / "none" / "summary.json")["dead_tiles"] == table["tile_id"].tolist()
