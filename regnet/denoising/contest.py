@@ -17,6 +17,7 @@ import pandas as pd
 
 from regnet.denoising.operators import Array
 from regnet.denoising.validation import correlation, moved_by_noise
+from regnet.similarity.neighbours import largest
 
 COUNTS = (5, 10)
 OWN_LABEL = "own label alone"
@@ -108,14 +109,14 @@ def by_kernel(name: str, kind: str, similarities: Array, power: float = 1, outpu
 
 
 def by_nearest(name: str, kind: str, similarities: Array, k: int, outputs: int = 2) -> list[Contestant]:
-    """Labels of the k most similar tiles averaged: the tile itself among them, and k others."""
+    """Labels of the k most similar tiles averaged: the tile itself among them, and k others; none if it is alone."""
     own = similarities.astype(np.float64).copy()
     lists = []
     for value in (np.inf, -np.inf):
         np.fill_diagonal(own, value)
-        chosen = np.argsort(-own, axis=1, kind="stable")[:, : min(k, len(own) - 1)]
+        chosen = largest(own, min(k, len(own) - 1))
         weights = np.zeros_like(own)
-        np.put_along_axis(weights, chosen, 1 / chosen.shape[1], axis=1)
+        np.put_along_axis(weights, chosen, 1 / max(chosen.shape[1], 1), axis=1)
         lists.append(_spread(weights, outputs))
     return _both_ways(f"{name}, {k} nearest", name, kind, *lists)
 

@@ -40,7 +40,10 @@ class LabelNoise:
     shift_px: tuple[float, float]
 
     def common_px(self, sigma_px: float, tiles: int) -> float:
-        """Standard deviation of the mean of the tiles' noise, a component: no weights that sum to one leave less in."""
+        """Standard deviation of the mean of the tiles' noise, a component.
+
+        No weights that sum to one leave less of independent noise; of correlated noise some can leave less.
+        """
         mean = 1 / tiles if self.correlation is None else float(self.correlation.mean())
         return sigma_px * float(np.sqrt(max(mean, 0.0)))
 

@@ -18,6 +18,7 @@ from regnet.similarity.kernel import correlation_matrices, inverse_roots, scalar
 from regnet.similarity.result import StoredKernel
 
 Array = NDArray[Any]  # float64 throughout
+_ROWS = 64  # tiles whose kernels are normalised at a time
 
 
 class Operator(Protocol):
@@ -32,8 +33,11 @@ class Operator(Protocol):
     def squared(self, correlation: Array | None = None) -> Array:
         """Sum_jk K_ij r_jk K_ik^T, (n, d, d), with r the (n, n) correlation of the noise, the identity if None."""
 
-    def blocks(self) -> Array:
-        """K whole, (n, d, n, d)."""
+    def blocks(self, rows: slice = slice(None)) -> Array:
+        """K of some tiles to all, (m, d, n, d)."""
+
+    def own(self) -> Array:
+        """K_ii, (n, d, d)."""
 
     @property
     def spectrum(self) -> tuple[Array, Array]:
@@ -62,9 +66,14 @@ class DenseKernel:
         result: Array = np.einsum("iajb,icjb->iac", mixed, rows, optimize=True)
         return result
 
-    def blocks(self) -> Array:
+    def blocks(self, rows: slice = slice(None)) -> Array:
         """As they are held."""
-        return self.matrix.reshape(self.n, self.d, self.n, self.d)
+        return self.matrix.reshape(self.n, self.d, self.n, self.d)[rows]
+
+    def own(self) -> Array:
+        """On the diagonal."""
+        places = np.arange(self.n)
+        return self.blocks()[places, :, places]
 
     @cached_property
     def spectrum(self) -> tuple[Array, Array]:
@@ -99,10 +108,15 @@ class FeatureKernel:
         result: Array = self.features @ inner @ self.features.transpose(0, 2, 1)
         return result
 
-    def blocks(self) -> Array:
+    def blocks(self, rows: slice = slice(None)) -> Array:
         """Multiply the features."""
-        flat = self.features.reshape(self.n * self.d, -1)
-        result: Array = (flat @ flat.T).reshape(self.n, self.d, self.n, self.d)
+        own, k = self.features[rows], self.features.shape[2]
+        result: Array = own.reshape(-1, k) @ self.features.reshape(-1, k).T
+        return result.reshape(len(own), self.d, self.n, self.d)
+
+    def own(self) -> Array:
+        """Multiply each tile's features."""
+        result: Array = self.features @ self.features.transpose(0, 2, 1)
         return result
 
     @cached_property
@@ -114,11 +128,10 @@ class FeatureKernel:
 
 def similarities(kernel: Operator) -> Array:
     """The scalar similarity kC between all tiles, (n, n), in -1..1; 0 for tiles with zero gradient."""
-    blocks = torch.from_numpy(kernel.blocks())
-    places = torch.arange(kernel.n)
-    roots = inverse_roots(blocks[places, :, places]).roots
-    result: Array = scalar(correlation_matrices(blocks, roots, roots)).numpy()
-    return result
+    roots = inverse_roots(torch.from_numpy(kernel.own())).roots
+    parts = [slice(start, start + _ROWS) for start in range(0, kernel.n, _ROWS)]
+    found = [scalar(correlation_matrices(torch.from_numpy(kernel.blocks(rows)), roots[rows], roots)) for rows in parts]
+    return np.concatenate([rows.numpy() for rows in found])
 
 
 def operator_of(kernel: StoredKernel) -> Operator:

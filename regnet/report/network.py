@@ -38,9 +38,12 @@ def nearest_figure(run: RunFolder, options: ReportOptions) -> Figure:
     count = min(options.nearest, nearest.shape[1])
     figure = new_figure(7.5, 7.5 / (count + 1) * 2.15 * len(rows))
     grid = figure.subplots(2 * len(rows), count + 1, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()  # shows nothing but pictures, also where a tile has fewer neighbours
     for place, row in enumerate(rows):
-        shown = run.store.positions([tile_id[row], *nearest[row, :count]]).tolist()
-        titles = ["query", *_labels(similarity[row, :count])]
+        near = np.flatnonzero(nearest[row, :count] >= 0)
+        shown = run.store.positions([tile_id[row], *nearest[row, near]]).tolist()
+        titles = ["query", *_labels(similarity[row, near])]
         for column, (position, title) in enumerate(zip(shown, titles, strict=True)):
             tile = run.store.tile(position)
             fixed = display(tile.fixed, tile.fixed_valid, options.rgb)

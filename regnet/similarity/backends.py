@@ -18,7 +18,7 @@ from regnet.similarity.checkpoints import Checkpoint
 from regnet.similarity.exact import FunctionRows, cross, gram
 from regnet.similarity.kernel import correlation_matrices, inverse_roots, normalised, scalar, self_products, whitened
 from regnet.similarity.linear import SoftCounter
-from regnet.similarity.neighbours import Neighbours, count, nearest_faiss, soft_only, without_self
+from regnet.similarity.neighbours import Neighbours, count, load_faiss, nearest_faiss, soft_only, without_self
 from regnet.similarity.sketch import Sketcher, sketched_kc
 from regnet.similarity.store import ShardStore
 from regnet.similarity.task import (
@@ -29,7 +29,6 @@ from regnet.similarity.task import (
     open_shards,
     own_blocks,
     progress,
-    remove_shards,
 )
 from regnet.similarity.tiles import read_batch
 from regnet.similarity.trajectory import spread
@@ -38,6 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 # What the exact backend holds at its peak, bytes: of each number of the kernel (the mean, a checkpoint's own, and what
 # is made of them), and of each pair of tiles (kC, and what counting makes of it: a ranked copy, powers, an order).
 _BYTES_A_NUMBER, _BYTES_A_PAIR = 24, 40
+_BYTES_A_LANDMARK = 16  # of each number of a landmark's Jacobian: itself, the basis, and what fitting makes of them
 _OUTPUTS = 2  # of every readout that the options offer
 _ROWS = 64  # tiles whose kernels are normalised at a time
 
@@ -46,7 +46,8 @@ def compare(task: Task) -> Comparison:
     """Compare by the backend that the options name.
 
     Raises:
-        ConfigError: the options contradict each other.
+        ConfigError: the options contradict each other, or memory_mb is too little.
+        InputError: faiss is needed and not installed.
     """
     options = task.options
     if options.backend == "linear" and (options.checkpoints != "last" or options.trajectory):
@@ -55,6 +56,8 @@ def compare(task: Task) -> Comparison:
         )
     if options.search == "faiss" and options.backend != "sketch":
         raise ConfigError(f"similarity.search=faiss searches sketches; set backend=sketch, not {options.backend}")
+    if options.search == "faiss":
+        load_faiss()  # tells now, before the gradients, if it is missing
     return {"exact": _exact, "sketch": _sketch, "linear": _linear}[options.backend](task)
 
 
@@ -76,6 +79,15 @@ def _exact(task: Task) -> Comparison:
 
 def _kernel(task: Task, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """K of all tiles to the reference tiles, (n, d, m, d), and K(x, x), (n, d, d), in float64 by one network."""
+    made = open_shards(task, checkpoint, "kernel", {"precision": task.options.precision, "references": task.references})
+    if made.missing() or task.options.keep_gradients:
+        _multiply(task, checkpoint, made)
+    kernel, selves = (torch.from_numpy(made.all(name)) for name in ("kernel", "self_kernel"))
+    return kernel, selves
+
+
+def _multiply(task: Task, checkpoint: Checkpoint, made: ShardStore) -> None:
+    """Write the kernel of one network, to go on from if killed: it takes far less room than the Jacobians, which go."""
     m = task.references
     shards = open_shards(task, checkpoint, "gradients", {})
     fill_shards(task, checkpoint, shards, lambda jacobians, _: {"jacobians": jacobians})
@@ -83,8 +95,13 @@ def _kernel(task: Task, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     kernel = _all_pairs(task, shards, (*selves.shape[:2], checkpoint.engine.size))
     places = torch.arange(m)
     kernel[places, :, places] = selves[:m]
-    remove_shards(task, shards)
-    return kernel, selves
+    if task.ranks.main:
+        for index in range(made.shards):
+            rows = made.span(index)
+            made.write(index, {"kernel": kernel[rows].numpy(), "self_kernel": selves[rows].numpy()})
+        if not task.options.keep_gradients:
+            shards.remove()
+    task.ranks.barrier()
 
 
 def _all_pairs(task: Task, shards: ShardStore, shape: tuple[int, int, int]) -> Tensor:
@@ -137,45 +154,59 @@ def _sketch(task: Task) -> Comparison:
         features.append(_roots(selves) @ sketches * share**0.5)
         own = own + selves * share
     whole = torch.cat(features, -1)
-    roots = inverse_roots(own)
-    found = _count_sketches(task, normalised(whole, roots.roots), ~roots.dead)
+    found = _count_sketches(task, normalised(whole, inverse_roots(own).roots))
     return Comparison(found, own, features=whole, trajectory=trajectory)
 
 
 def _sketches(task: Task, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """K(x, x), (n, d, d), and sketches of the normalised Jacobians, (n, d, k), in float64 by one network."""
     options = task.options
-    settings = {"floats": options.sketch_floats, "landmarks": options.landmarks, "seed": options.seed}
+    landmarks = _landmarks(task, checkpoint.engine.size)
+    settings = {"floats": options.sketch_floats, "landmarks": landmarks, "seed": options.seed}
     shards = open_shards(task, checkpoint, "sketch", settings)
     if shards.missing():
-        fill_shards(task, checkpoint, shards, _sketching(_sketcher(task, checkpoint, shards)))
+        fill_shards(task, checkpoint, shards, _sketching(_sketcher(task, checkpoint, shards, landmarks)))
     selves, sketches = (torch.from_numpy(shards.all(name)).double() for name in ("self_kernel", "sketch"))
-    remove_shards(task, shards)
     return selves, sketches
+
+
+def _landmarks(task: Task, p: int) -> int:
+    """Number of landmarks: as many as the options want, if the memory holds the Jacobians in p parameters.
+
+    Raises:
+        ConfigError: it does not hold one.
+    """
+    options = task.options
+    a_landmark_mb = _BYTES_A_LANDMARK * _OUTPUTS * p / 2**20
+    if a_landmark_mb > options.memory_mb:
+        raise ConfigError(
+            f"similarity.memory_mb={options.memory_mb:g} is too little for a landmark of a sketch in {p} parameters, "
+            f"which takes {math.ceil(a_landmark_mb)} MB; raise it, or choose fewer similarity.parameters"
+        )
+    return min(options.landmarks, task.references, int(options.memory_mb / a_landmark_mb))
 
 
 def _sketching(sketcher: Sketcher) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     return lambda jacobians, roots: {"sketch": sketcher(normalised(jacobians, roots))}
 
 
-def _sketcher(task: Task, checkpoint: Checkpoint, shards: ShardStore) -> Sketcher:
+def _sketcher(task: Task, checkpoint: Checkpoint, shards: ShardStore, landmarks: int) -> Sketcher:
     """The sketcher of these shards: read, or fitted to landmarks by the first rank and written beside the shards."""
     path = shards.folder / "sketcher.safetensors"
     if task.ranks.main and not path.is_file():
         options = task.options
         rng = np.random.default_rng(options.seed)
-        chosen = np.sort(rng.permutation(task.positions[: task.references])[: options.landmarks])
-        rows = []
-        for start in progress(task, range(0, len(chosen), options.batch), "landmarks"):
-            batch = read_batch(task.store, chosen[start : start + options.batch])
-            rows.append(whitened(checkpoint.jacobians(batch)))
-        Sketcher(torch.cat(rows), options.sketch_floats, options.seed).save(path)
+        chosen = np.sort(rng.permutation(task.positions[: task.references])[:landmarks])
+        starts = progress(task, range(0, len(chosen), options.batch), "landmarks")
+        batches = (read_batch(task.store, chosen[start : start + options.batch]) for start in starts)
+        rows = torch.cat([whitened(checkpoint.jacobians(batch)) for batch in batches])
+        Sketcher(rows, options.sketch_floats, options.seed).save(path)
     task.ranks.barrier()
     return Sketcher.load(path, task.ranks.device)
 
 
-def _count_sketches(task: Task, unit: Tensor, alive: Tensor) -> Neighbours:
-    """Count by blocks of rows, each rank its share; a tile is wholly like itself, which a sketch only nears."""
+def _count_sketches(task: Task, unit: Tensor) -> Neighbours:
+    """Count by blocks of rows, each rank its share."""
     m, options, columns = task.references, task.options, task.self_columns()
     k = min(options.nearest, m - 1)
     by_faiss = options.search == "faiss"
@@ -184,8 +215,6 @@ def _count_sketches(task: Task, unit: Tensor, alive: Tensor) -> Neighbours:
     size = max(1, int(options.memory_mb * 2**20 / (5 * 8 * m)))
     for block in own_blocks(task, size, len(unit)):
         similarities = sketched_kc(unit[block], unit[:m])
-        own = torch.arange(block.start, min(block.stop, m))
-        similarities[own - block.start, own] = alive[own].double()
         found = count(similarities.numpy(), options.tau, options.alpha, 0 if by_faiss else k, columns[block])
         if by_faiss:
             flat = unit.flatten(1).float().numpy() / unit.shape[1] ** 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regnet import models
-from regnet.errors import InputError
+from regnet.errors import ConfigError, InputError
 from regnet.models.base import device_of
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.readouts import READOUTS
 from regnet.similarity.store import model_digest
 
+_START = "start"  # name of the checkpoint before the first step
 _BOUND = 100.0  # the optimiser's metric is at most this many times its median
 
 
@@ -54,32 +55,32 @@ def load_checkpoints(
         InputError: there are no checkpoints or no second moments where they are asked for.
     """
     folder = model_path.parent / "checkpoints"
-    kept = sorted(folder.glob("epoch_*.safetensors"))
+    kept = sorted(folder.glob("epoch_*.safetensors"), key=_numbered)
     if options.checkpoints == "mean" and not kept:
         raise InputError(f"{folder}: holds no checkpoints; set similarity.checkpoints=last or train again")
-    loaded = []
-    for path in kept if options.checkpoints == "mean" else [model_path]:
-        checkpoint = _load(path, path.stem, options, device)
-        if options.metric == "adam":
-            latest = kept[-1] if kept else folder / "epoch_last.safetensors"
-            moments = _moments(latest if path == model_path else path)
-            checkpoint = replace(checkpoint, scale=optimiser_scale(checkpoint.engine, moments))
-        loaded.append(checkpoint)
-    return loaded
+    paths = kept if options.checkpoints == "mean" else [model_path]
+    return [_load(path, path.stem, options, device) for path in paths]
 
 
 def load_along(model_path: Path, options: SimilarityOptions, device: torch.device | None = None) -> list[Checkpoint]:
     """Load the networks that the patterns of `trajectory` find beside the trained model, in the patterns' order.
 
-    Each is named by its place, `round_1/checkpoints/epoch_003.safetensors` as `round_1_epoch_003`, and compares in the
-    plain metric. Those that `load_checkpoints` gives are left out.
+    Each is named by its place, `round_1/checkpoints/epoch_003.safetensors` as `round_1_epoch_003`. Those that
+    `load_checkpoints` gives are left out.
 
     Raises:
-        InputError: a pattern finds none.
+        ConfigError: what is given is no pattern within the folder.
+        InputError: a pattern finds none, or one has no second moments where they are asked for.
     """
     folder, found = model_path.parent, []
     for pattern in options.trajectory:
-        paths = [path for path in folder.glob(pattern) if not path.name.startswith("adam_v_")]
+        try:
+            paths = [path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("adam_v_")]
+        except (NotImplementedError, ValueError) as error:
+            raise ConfigError(
+                f"similarity.trajectory={pattern}: is no pattern of files within {folder} ({error}); "
+                "give one such as checkpoints/*.safetensors"
+            ) from error
         if not paths:
             raise InputError(f"similarity.trajectory={pattern}: {folder} holds no such file; look what is there")
         found += sorted(paths, key=_numbered)
@@ -89,12 +90,15 @@ def load_along(model_path: Path, options: SimilarityOptions, device: torch.devic
 
 def _load(path: Path, name: str, options: SimilarityOptions, device: torch.device | None) -> Checkpoint:
     model = models.load_checkpoint(path).to(device)
-    return Checkpoint(name, Jacobians(model, READOUTS[options.readout], options.parameters), model_digest(model))
+    engine = Jacobians(model, READOUTS[options.readout], options.parameters)
+    scale = optimiser_scale(engine, _moments(path)) if options.metric == "adam" else None
+    return Checkpoint(name, engine, model_digest(model), scale)
 
 
 def _numbered(path: Path) -> list[str | int]:
-    """Key that sorts round_10 behind round_9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+    """Key that sorts round_10 behind round_9, and the start of a training before its epochs."""
+    place = f"{path.parent}/{path.name.removeprefix(_START)}"
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", place)]
 
 
 def _place(path: Path, folder: Path) -> str:
@@ -115,9 +119,12 @@ def optimiser_scale(engine: Jacobians, moments: dict[str, Tensor]) -> Tensor:
     return inverse.clamp(max=_BOUND * float(middle)).sqrt()
 
 
-def _moments(checkpoint: Path) -> dict[str, Tensor]:
-    path = checkpoint.with_name(checkpoint.name.replace("epoch_", "adam_v_"))
-    if not path.is_file():
-        raise InputError(f"{path}: the optimiser's second moments are missing; set similarity.metric=plain")
-    moments: dict[str, Tensor] = load_file(path)
+def _moments(path: Path) -> dict[str, Tensor]:
+    """Adam's second moments at a checkpoint; a model has the last that its training kept, the start the first."""
+    folder = path.parent if path.parent.name == "checkpoints" else path.parent / "checkpoints"
+    pattern = path.name.replace("epoch_", "adam_v_") if path.stem.startswith("epoch_") else "adam_v_*.safetensors"
+    kept = sorted(folder.glob(pattern), key=_numbered)
+    if not kept:
+        raise InputError(f"{folder / pattern}: the optimiser's second moments are missing; set similarity.metric=plain")
+    moments: dict[str, Tensor] = load_file(kept[0 if path.stem == _START else -1])
     return moments

@@ -34,11 +34,11 @@ class FunctionRows:
 
 
 def block_rows(shape: torch.Size, memory_mb: float, itemsize: int) -> int:
-    """Tiles a block so that two blocks and their product stay within `memory_mb`; at least one."""
+    """Tiles a block so that two blocks, their product and its mirror stay within `memory_mb`; at least one."""
     n, d, p = shape
     budget = memory_mb * 2**20
     size = int(budget / (2 * d * p * itemsize))
-    while size > 1 and 2 * size * d * p * itemsize + size * size * d * d * itemsize > budget:
+    while size > 1 and 2 * size * d * (p + size * d) * itemsize > budget:
         size -= max(1, size // 16)
     return max(1, min(n, size))
 
@@ -57,7 +57,7 @@ def kernel_blocks(
     Args:
         rows: (n, d, p).
         others: (m, d, p), or None for `rows` themselves; then only blocks on and above the diagonal come.
-        memory_mb: bound of what is held beyond the caller's own: two blocks of rows and their product.
+        memory_mb: bound of what is held beyond the caller's own: two blocks of rows, their product and its mirror.
         dtype: precision of the products: float32, bfloat16 or float64; the rows' own by default.
         scalar: give the traces only, (a, b), at 1/d of the work, instead of K (a, d, b, d).
         share: (rank, size): give every `size`-th block only, so that several processes share the work.
@@ -97,12 +97,11 @@ def gram(
     n, d, _ = rows.shape
     result = _zeros(rows, (n, n) if scalar else (n, d, n, d), dtype)
     for left, right, block in kernel_blocks(rows, memory_mb=memory_mb, dtype=dtype, scalar=scalar, share=share):
-        if scalar:
-            result[left, right] = block
-            result[right, left] = block.T
-        else:
-            result[left, :, right] = block
-            result[right, :, left] = block.permute(2, 3, 0, 1)
+        mirrored = block.T if scalar else block.permute(2, 3, 0, 1)
+        if left == right:  # a product of a block with itself is symmetric but for its rounding
+            block = mirrored = (block + mirrored).mul_(0.5)
+        result[(left, right) if scalar else (left, slice(None), right)] = block
+        result[(right, left) if scalar else (right, slice(None), left)] = mirrored
     return result
 
 

@@ -19,13 +19,11 @@ class SoftCounter:
 
     def __init__(self) -> None:
         self.total: Tensor | None = None  # (d, p) float64
-        self.tiles = 0
 
     def add(self, jacobians: Tensor) -> None:
         """Add a batch (n, d, p); dead tiles add nothing."""
         part = whitened(jacobians).sum(0, dtype=torch.float64)
         self.total = part if self.total is None else self.total + part
-        self.tiles += len(jacobians)
 
     def sums(self) -> Tensor:
         """M so far, (d, p) float64.

@@ -23,8 +23,9 @@ class Neighbours:
         n_soft: (n,) N_S.
         n_tau: (n,) N_tau.
         n_alpha: (n,) N_alpha.
-        nearest: (n, k) positions of the most similar tiles, best first, the tile itself left out.
-        similarity: (n, k) their kC.
+        nearest: (n, k) positions of the most similar tiles, best first, the tile itself left out; -1 where there are
+            fewer.
+        similarity: (n, k) their kC; NaN where there are fewer.
     """
 
     n_soft: NDArray[np.float64]
@@ -39,6 +40,9 @@ def count(
 ) -> Neighbours:
     """Count and rank neighbours from kC.
 
+    A tile of the set is wholly like itself, which rounding, sketches and floored eigenvalues only near. A kC of just 0,
+    which a tile without gradient has to all, makes no neighbour, whatever tau.
+
     Args:
         similarities: (n, m) kC of n tiles to m tiles of the set.
         tau: least similarity of a hard neighbour.
@@ -46,29 +50,38 @@ def count(
         k: number of nearest neighbours.
         self_columns: (n,) where each tile stands in the set, -1 if it is new: not listed among its own nearest.
     """
-    values = np.asarray(similarities, dtype=np.float64)
-    ranked = values.copy()
-    if self_columns is not None:
-        inside = self_columns >= 0
-        ranked[np.nonzero(inside)[0], self_columns[inside]] = -np.inf
-    k = min(k, values.shape[1] - (0 if self_columns is None or not inside.any() else 1))
-    nearest = _largest(ranked, k)
+    values = np.array(similarities, dtype=np.float64)
+    columns = np.full(len(values), -1) if self_columns is None else self_columns
+    rows = np.flatnonzero(columns >= 0)
+    own = rows, columns[rows]
+    values[own] = values[own] != 0
+    alike = values != 0
+    ranked = np.where(alike, values, -np.inf)
+    ranked[own] = -np.inf
+    nearest = largest(ranked, min(k, values.shape[1] - (len(rows) > 0)))
     return Neighbours(
-        n_soft=values.sum(1),
-        n_tau=(values >= tau).sum(1).astype(np.float64),
-        n_alpha=(np.maximum(values, 0) ** alpha).sum(1),
-        nearest=nearest,
-        similarity=np.take_along_axis(values, nearest, 1),
+        values.sum(1),
+        (alike & (values >= tau)).sum(1).astype(np.float64),
+        (np.maximum(values, 0) ** alpha).sum(1),
+        *_listed(nearest, np.take_along_axis(ranked, nearest, 1)),
     )
+
+
+def _listed(
+    nearest: NDArray[np.int64], similarity: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Lists without what is no neighbour, of similarity -infinity."""
+    missing = np.isneginf(similarity)
+    return np.where(missing, -1, nearest), np.where(missing, np.nan, similarity).astype(np.float64)
 
 
 def nearest_others(similarities: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Positions (n, k) of the tiles most similar to each of n tiles, (n, n), best first, the tile itself left out."""
     ranked = np.where(np.eye(len(similarities), dtype=bool), -np.inf, similarities).astype(np.float64)
-    return _largest(ranked, min(k, len(similarities) - 1))
+    return largest(ranked, min(k, len(similarities) - 1))
 
 
-def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """Columns of the k largest of every row, largest first."""
     if k == 0:
         return np.zeros((len(values), 0), np.int64)
@@ -87,10 +100,11 @@ def soft_only(n_soft: NDArray[np.floating]) -> Neighbours:
 def without_self(
     nearest: NDArray[np.int64], similarity: NDArray[np.floating], self_columns: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Leave a tile out of its own list of k + 1 nearest, or the last one where it is not in its list: (n, k) each."""
-    own = nearest == self_columns[:, None]
-    kept = np.sort(np.argsort(own, axis=1, kind="stable")[:, :k], axis=1)
-    return np.take_along_axis(nearest, kept, 1), np.take_along_axis(similarity, kept, 1).astype(np.float64)
+    """Leave a tile out of its own list of k + 1 nearest, and kC of just 0 as `count` does: (n, k) each."""
+    none = (nearest == self_columns[:, None]) | (similarity == 0)
+    kept = np.argsort(none, axis=1, kind="stable")[:, :k]
+    ranked = np.where(none, -np.inf, similarity)
+    return _listed(*(np.take_along_axis(values, kept, 1) for values in (nearest, ranked)))
 
 
 def nearest_faiss(
@@ -99,7 +113,7 @@ def nearest_faiss(
     """Nearest tiles by scalar product through faiss (extra `knn`).
 
     From `exact_below` tiles on it looks only into the eighth of the set's cells (Voronoi cells of k-means) that are
-    next to the query, and so may miss a neighbour.
+    next to the query, and so may miss a neighbour; into all of them where these hold fewer than k tiles.
 
     Args:
         features: (n, q) normalised sketches flattened and divided by sqrt(d), so that their product is kC.
@@ -113,12 +127,7 @@ def nearest_faiss(
     Raises:
         InputError: faiss is not installed.
     """
-    try:
-        import faiss  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError(
-            "the k nearest of a large set need faiss, which is not installed; pip install 'regnet[knn]'"
-        ) from error
+    faiss = load_faiss()
     m, width = features.shape
     index: Any = faiss.IndexFlatIP(width)
     if m >= exact_below:
@@ -127,5 +136,25 @@ def nearest_faiss(
         index.nprobe = -(-cells // 8)
         index.train(features)
     index.add(np.ascontiguousarray(features, dtype=np.float32))
-    similarity, nearest = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    similarity, nearest = index.search(queries, k)
+    short = (nearest < 0).any(1)
+    if short.any():
+        index.nprobe = cells
+        similarity[short], nearest[short] = index.search(queries[short], k)
     return nearest, similarity
+
+
+def load_faiss() -> Any:
+    """Import faiss (extra `knn`).
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import faiss  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError(
+            "the k nearest of a large set need faiss, which is not installed; pip install 'regnet[knn]'"
+        ) from error
+    return faiss

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 from regnet.options import option
 
+_PARTS = ("train", "validation", "test", "shifted")
+
 
 @dataclass(frozen=True)
 class SimilarityOptions:
     """Which tiles are compared, by what readout, and how."""
 
-    parts: list[str] = option(["train"], "parts of the split that make the reference set")
-    query_parts: list[str] = option(["validation", "test", "shifted"], "parts that are compared to the reference set")
+    parts: list[str] = option(["train"], "parts of the split that make the reference set", choices=_PARTS)
+    query_parts: list[str] = option(
+        ["validation", "test", "shifted"],
+        "parts that are compared to the reference set, of which none is one",
+        choices=_PARTS,
+    )
     max_tiles: int = option(400, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)
     max_query_tiles: int = option(100, "most query tiles of each part", unit="tiles", low=0)
     seed: int = option(0, "seed of the draw of tiles and of the sketch", low=0)
@@ -37,11 +43,16 @@ class SimilarityOptions:
     precision: str = option("float32", "precision of the pair products", choices=["float32", "bfloat16", "float64"])
     batch: int = option(16, "tiles a batch", unit="tiles", low=1)
     memory_mb: float = option(
-        1024, "memory that comparing pairs may take: the kernel, and blocks of its products", unit="MB", low=16
+        1024,
+        "memory that comparing pairs may take: the kernel and blocks of its products, or a sketch's landmarks",
+        unit="MB",
+        low=16,
     )
     keep_gradients: bool = option(False, "keep the Jacobians or sketches on disk after the kernel is made")
     sketch_floats: int = option(1024, "size of a tile's sketch", unit="numbers", low=8)
-    landmarks: int = option(256, "tiles whose Jacobians span the sketch", unit="tiles", low=1)
+    landmarks: int = option(
+        256, "tiles whose Jacobians span the sketch; fewer if memory_mb does not hold them", unit="tiles", low=1
+    )
     tau: float = option(0.5, "least kC of a hard neighbour", low=-1, high=1)
     alpha: float = option(2.0, "exponent of the neighbour count N_alpha", low=0.1, high=20)
     nearest: int = option(10, "nearest neighbours kept of every tile", unit="tiles", low=1)

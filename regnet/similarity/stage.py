@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from regnet import models
-from regnet.errors import InputError
+from regnet.errors import ConfigError, InputError
 from regnet.files import remove, whole_path, write_json
 from regnet.ranks import Ranks
 from regnet.similarity.backends import compare
@@ -21,12 +21,14 @@ from regnet.similarity.checkpoints import load_along, load_checkpoints
 from regnet.similarity.kernel import inverse_roots
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.result import StoredKernel, save_kernel
-from regnet.similarity.task import Comparison, Task
+from regnet.similarity.task import Comparison, Task, remove_shards
 from regnet.similarity.tiles import batches, pick_tiles
 from regnet.similarity.trajectory import draw_trajectory
 from regnet.tiles.store import TileStore
 
 COUNTS = ("n_soft", "n_tau", "n_alpha")
+SOMETIMES = ("kernel.zarr", "trajectory.csv", "trajectory.png")
+"""Outputs that some settings do not write: those of an earlier run must not stay."""
 
 
 def similarity_stage(
@@ -36,8 +38,10 @@ def similarity_stage(
 
     Writes `neighbours.parquet` (a row a tile: tile_id, pair, part, region, reference, n_soft, n_tau, n_alpha,
     nearest_kc, floored, dead, predicted_dx_px, predicted_dy_px, geometry), `regions.csv` (means by region),
-    `nearest.npz` (tile_id, nearest_tile_id, kc), `kernel.zarr` (not with backend=linear), with several networks
-    `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes on behind the last batch it wrote.
+    `nearest.npz` (tile_id, nearest_tile_id, kc; -1 and NaN where a tile has fewer neighbours), `kernel.zarr` (not with
+    backend=linear), with several networks `trajectory.csv` and `trajectory.png`, and `summary.json`. A killed run goes
+    on behind the last batch it wrote, as long as model, tiles and settings are the same; with `keep_gradients` the
+    Jacobians or sketches stay.
 
     Args:
         store: the prepared tiles.
@@ -48,9 +52,9 @@ def similarity_stage(
 
     Raises:
         ConfigError: options that contradict each other.
-        InputError: no tiles, a model without parameters or with bad weights, non-finite tiles.
-        StoreError: the folder holds gradients or sketches of another model or other settings.
+        InputError: no tiles, a model without parameters or with bad weights, non-finite tiles, faiss is not installed.
     """
+    _check_parts(options)
     model = models.load_checkpoint(model_path)
     models.check_channels(model, len(store.fixed_channels), len(store.moving_channels))
     reference = pick_tiles(store, options.parts, options.max_tiles, options.seed)
@@ -63,13 +67,26 @@ def similarity_stage(
     along = load_along(model_path, options, ranks.device)
     task = Task(store, positions, len(reference), checkpoints, along, options, folder, ranks)
     result = compare(task)
+    ranks.barrier()  # all have read the shards
     if not ranks.main:
         return
     values = predict(store, model, positions, options.batch)
+    for name in SOMETIMES:
+        remove(folder / name)
     _save_kernel(folder / "kernel.zarr", task, result, values)
     table = _table(task, result, values)
     _write_tables(folder, table, result, len(reference))
     write_json(folder / "summary.json", _summary(task, table))
+    remove_shards(task)
+
+
+def _check_parts(options: SimilarityOptions) -> None:
+    named = [*options.parts, *options.query_parts]
+    if twice := sorted({part for part in named if named.count(part) > 1}):
+        raise ConfigError(
+            f"similarity.parts={','.join(options.parts)} and similarity.query_parts={','.join(options.query_parts)} "
+            f"name {' and '.join(twice)} twice, but a tile has one row; name each part once"
+        )
 
 
 def predict(store: TileStore, model: torch.nn.Module, positions: NDArray[np.int64], batch: int) -> NDArray[np.float32]:
@@ -81,7 +98,6 @@ def predict(store: TileStore, model: torch.nn.Module, positions: NDArray[np.int6
 
 def _save_kernel(path: Path, task: Task, result: Comparison, values: NDArray[np.float32]) -> None:
     if result.blocks is None and result.features is None:
-        remove(path)
         return
     m = task.references
     ids = task.store.index["tile_id"].to_numpy(dtype=np.int64)[task.positions[:m]]
@@ -110,7 +126,8 @@ def _write_tables(folder: Path, table: gpd.GeoDataFrame, result: Comparison, ref
     with whole_path(folder / "neighbours.parquet") as partial:
         table.to_parquet(partial)
     with whole_path(folder / "nearest.npz") as partial, partial.open("wb") as stream:
-        np.savez(stream, tile_id=ids, nearest_tile_id=ids[:references][found.nearest], kc=found.similarity)
+        nearest = np.where(found.nearest < 0, -1, ids[:references][found.nearest])
+        np.savez(stream, tile_id=ids, nearest_tile_id=nearest, kc=found.similarity)
     grouped = table.groupby(["part", "region"])
     means = pd.DataFrame(grouped[[*COUNTS, "nearest_kc"]].mean()).assign(tiles=grouped.size())
     with whole_path(folder / "regions.csv") as partial:

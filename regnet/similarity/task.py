@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from regnet.errors import StoreError
+from regnet.files import remove
 from regnet.ranks import Ranks
 from regnet.similarity.checkpoints import Checkpoint
 from regnet.similarity.kernel import inverse_roots, self_products
 from regnet.similarity.neighbours import Neighbours
 from regnet.similarity.options import SimilarityOptions
-from regnet.similarity.store import ShardStore
+from regnet.similarity.store import MANIFEST, ShardStore
 from regnet.similarity.tiles import read_batch, tiles_digest
 from regnet.tiles.store import TileStore
+
+KINDS = ("gradients", "kernel", "sketch")
+"""What shards hold."""
+_KEPT = {"exact": "gradients", "sketch": "sketch", "linear": None}  # by backend, with keep_gradients
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,13 @@ class Comparison:
 
 
 def open_shards(task: Task, checkpoint: Checkpoint, kind: str, settings: dict[str, Any]) -> ShardStore:
-    """Open or begin the shards of one checkpoint.
+    """Open the shards of one checkpoint, or begin them: also where there are some of another model, tiles or settings.
 
-    Raises:
-        StoreError: they are there and were made otherwise.
+    Args:
+        task: what is compared.
+        checkpoint: by which network.
+        kind: one of `KINDS`.
+        settings: what the shards depend on beside the network, the tiles and the readout.
     """
     manifest = {
         **settings,
@@ -94,12 +103,16 @@ def open_shards(task: Task, checkpoint: Checkpoint, kind: str, settings: dict[st
         "parameters": list(task.options.parameters),
         "p": checkpoint.engine.size,
     }
-    folder, options = task.folder / f"{kind}_{checkpoint.name}", (len(task.positions), task.options.batch)
+    folder, sizes = _shard_folder(task, checkpoint, kind), (len(task.positions), task.options.batch)
     if not task.ranks.main:
         task.ranks.barrier()  # the first rank writes the manifest
-    shards = ShardStore(folder, manifest, *options)
-    if task.ranks.main:
-        task.ranks.barrier()
+        return ShardStore(folder, manifest, *sizes)
+    try:
+        shards = ShardStore(folder, manifest, *sizes)
+    except StoreError:
+        remove(folder)
+        shards = ShardStore(folder, manifest, *sizes)
+    task.ranks.barrier()
     return shards
 
 
@@ -120,11 +133,17 @@ def fill_shards(
     task.ranks.barrier()
 
 
-def remove_shards(task: Task, shards: ShardStore) -> None:
-    """Delete shards that are not to be kept, once all ranks have read them."""
-    task.ranks.barrier()
-    if task.ranks.main and not task.options.keep_gradients:
-        shards.remove()
+def remove_shards(task: Task) -> None:
+    """Delete all shards in the folder, those of earlier runs too, but for those that these settings keep."""
+    kind, networks = _KEPT[task.options.backend], (*task.along, *task.checkpoints)
+    kept = [_shard_folder(task, network, kind) for network in networks if kind and task.options.keep_gradients]
+    for folder in (path.parent for kind in KINDS for path in task.folder.glob(f"{kind}_*/{MANIFEST}")):
+        if folder not in kept:
+            remove(folder)
+
+
+def _shard_folder(task: Task, checkpoint: Checkpoint, kind: str) -> Path:
+    return task.folder / f"{kind}_{checkpoint.name}"
 
 
 def progress(task: Task, items: Any, title: str) -> Any:

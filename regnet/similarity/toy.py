@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from regnet.errors import ConfigError
 from regnet.files import whole_path, write_figure, write_json
 from regnet.options import check_options
 from regnet.similarity.gradients import Jacobians
@@ -30,10 +31,12 @@ def run_paper_toy(options: PaperToyOptions, folder: Path) -> None:
     """Fit networks to sinusoids, count neighbours, and write `toy.csv`, `toy.png` and `summary.json`.
 
     Raises:
-        ConfigError: an option out of range.
+        ConfigError: an option out of range, or no frequencies.
         OutputError: the folder cannot be written.
     """
     check_options(options, "paper_toy.")
+    if not options.frequencies:
+        raise ConfigError("paper_toy.frequencies is empty; give some, such as [1,2,4]")
     rows = []
     for frequency in tqdm(options.frequencies, desc="frequencies"):
         for replica in range(options.replicas):

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.linalg import expm
+from scipy.linalg import expm, sqrtm
 from scipy.stats import norm, spearmanr
 
 from regnet.denoising.audit import audit
 from regnet.denoising.consistency import neighbour_shift, stationarity_residual
 from regnet.denoising.factor import denoising_factor, kernel_mean, spatial_correlation
-from regnet.denoising.operators import DenseKernel, FeatureKernel, operator_of
+from regnet.denoising.operators import DenseKernel, FeatureKernel, operator_of, similarities
 from regnet.denoising.options import RULES
 from regnet.denoising.smoother import (
     DenseSmoother,
@@ -284,3 +284,23 @@ def test_statistics_agree_with_scipy():
     b = a + RNG.normal(size=50)
     assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
     assert normal_quantile(0.9) == pytest.approx(norm.ppf(0.95))
+
+
+def test_similarities_take_the_kernel_by_rows():
+    phi = features(n=150, k=6)
+    phi[7] = 0
+    whole = np.einsum("iak,jbk->iajb", phi, phi)
+    own = [np.linalg.inv(sqrtm(whole[i, :, i]).real) if i != 7 else np.zeros((2, 2)) for i in range(len(phi))]
+    expected = np.einsum("iab,ibjc,jca->ij", own, whole, own) / 2
+    for kernel in (FeatureKernel(phi), DenseKernel(whole)):
+        np.testing.assert_allclose(similarities(kernel), expected, atol=1e-10)
+        np.testing.assert_allclose(kernel.blocks(slice(64, 128)), whole[64:128], atol=1e-12)
+    honest, most = FeatureKernel.blocks, []
+
+    class Watched(FeatureKernel):
+        def blocks(self, rows=slice(None)):
+            most.append(len(self.features[rows]))
+            return honest(self, rows)
+
+    similarities(Watched(phi))
+    assert max(most) <= 64

@@ -11,7 +11,7 @@ from regnet.evaluation.stage import evaluate_stage
 from regnet.files import STAMP, write_stamp
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
-from regnet.similarity.result import StoredKernel, save_kernel
+from regnet.similarity.result import StoredKernel, load_kernel, save_kernel
 
 SIMILARITIES = ("kC", *(f"{eyes} {side}" for eyes in ("efficientnet_lite0", "pixels") for side in ("fixed", "moving")))
 
@@ -57,6 +57,20 @@ def test_neighbours_of_a_known_kernel(store, trained, tmp_path):
     listed = np.vectorize(group_of.get)(nearest[names.index("kC")])
     assert (listed == group[:, None]).all()
     assert not (nearest == ids[:, None]).any()
+
+
+def test_a_tile_alone_has_no_neighbours(store, trained, tmp_path):
+    known = load_kernel(trained[0] / "similarity" / "kernel.zarr")
+    one = StoredKernel(
+        *(values[:1] for values in (known.tile_id, known.values, known.self_kernel)), None, known.features[:1]
+    )
+    save_kernel(tmp_path / "similarity" / "kernel.zarr", one)
+    model, options = trained[0] / "model.safetensors", NeighbourOptions(kept=3)
+    assert compare_neighbours(store, model, tmp_path / "similarity", options, tmp_path)["tiles"] == 1
+    table = pd.read_csv(tmp_path / "neighbours.csv").set_index("name")
+    assert (table["outputs_apart_px"] == 0).all()
+    with np.load(tmp_path / "neighbours.npz") as saved:
+        assert saved["nearest_tile_id"].shape == (len(saved["name"]), 1, 0)
 
 
 def test_neighbours_are_compared_once(store, trained, tmp_path, monkeypatch):

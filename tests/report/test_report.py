@@ -14,6 +14,8 @@ from regnet.errors import StoreError
 from regnet.files import read_json
 from regnet.report.build import build_report
 from regnet.report.draw import display, edges, outlines
+from regnet.report.folder import RunFolder
+from regnet.report.network import nearest_figure
 from regnet.report.options import ReportOptions
 from regnet.report.tables import accuracy_tables, accuracy_text, round_tables
 
@@ -56,6 +58,19 @@ def test_numbers_of_the_report_are_those_of_the_summary(mini_run: MiniRun) -> No
     for row in read_json(mini_run[0] / "summary.json")["evaluation"]["rough"].values():
         assert f"<td>{row['epe_mean_px']:.3f}</td>" in page
     assert "a standard deviation above 0.033 in a Gaussian window of 8 px" in page
+
+
+def test_a_tile_without_neighbours_is_shown_alone(mini_run: MiniRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(mini_run[0], folder)
+    path = folder / "similarity" / "nearest.npz"
+    with np.load(path) as saved:
+        tile_id, nearest, kc = saved["tile_id"], saved["nearest_tile_id"], saved["kc"]
+    nearest[0], kc[0] = -1, np.nan
+    np.savez(path, tile_id=tile_id, nearest_tile_id=nearest, kc=kc)
+    axes = nearest_figure(RunFolder(folder), ReportOptions(queries=2, nearest=2)).axes
+    assert [place.get_title()[:5] for place in axes[:3]] == ["query", "", ""]
+    assert [len(place.images) for place in axes] == [1, 0, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -146,13 +146,24 @@ def test_self_products_are_accumulated_in_float64():
 def test_blocks_are_streamed_within_memory_and_give_the_same(memory_mb):
     jacobians = make_jacobians(20)
     size = block_rows(jacobians.shape, memory_mb, 8)
-    assert size == 1 or 2 * size * 400 * 8 + size * size * 4 * 8 <= memory_mb * 2**20
+    assert size == 1 or 2 * size * 400 * 8 + 2 * size * size * 4 * 8 <= memory_mb * 2**20
     seen = list(kernel_blocks(jacobians, memory_mb=memory_mb))
     assert all(right.start >= left.start for left, right, _ in seen)  # upper triangle only
     torch.testing.assert_close(gram(jacobians, memory_mb=memory_mb), products(jacobians, jacobians))
     torch.testing.assert_close(
         cross(jacobians[:7], jacobians, memory_mb=memory_mb), products(jacobians[:7], jacobians), rtol=1e-12, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_within_a_set_are_just_symmetric(dtype):
+    for n, p in ((7, 333), (33, 1001), (50, 20_001)):
+        rows = torch.randn(n, 2, p, generator=torch.Generator().manual_seed(n))
+        for memory_mb in (0.1, 1024):
+            whole = gram(rows, memory_mb=memory_mb, dtype=dtype)
+            assert torch.equal(whole, whole.permute(2, 3, 0, 1))
+            traces = gram(rows, memory_mb=memory_mb, dtype=dtype, scalar=True)
+            assert torch.equal(traces, traces.T)
 
 
 def test_bfloat16_products_stay_close():
@@ -172,7 +183,6 @@ def test_linear_counts_agree_with_all_pairs_in_any_order():
     rough = SoftCounter()
     rough.add(jacobians.float())
     torch.testing.assert_close(rough.count(jacobians.float()), kc(jacobians).sum(1), rtol=1e-5, atol=1e-4)
-    assert counter.tiles == 30
 
 
 def test_a_complete_sketch_is_exact_in_float64():
@@ -266,6 +276,41 @@ def test_a_tile_is_left_out_of_its_own_list():
     kept, kc = without_self(nearest, similarity, np.array([0, 1, -1]), 2)
     assert kept.tolist() == [[3, 2], [3, 0], [5, 6]]
     assert kc.tolist() == [[1.0, 0.8], [1.0, 0.2], [0.3, 0.2]]
+
+
+def test_a_set_of_few_in_every_cell_is_searched_whole():
+    pytest.importorskip("faiss")
+    rows = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    nearest, similarity = nearest_faiss(rows, rows, 200, exact_below=100)
+    assert (nearest >= 0).all()
+    whole, expected = nearest_faiss(rows, rows, 200)
+    np.testing.assert_array_equal(nearest, whole)
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+
+
+def test_ends_of_the_counts():
+    jacobians = make_jacobians(8)
+    jacobians[2] = 0
+    jacobians[5, 1] = jacobians[5, 0]  # floored: the kernel's own kC is a half
+    columns = np.arange(8)
+    live = columns != 2
+    similarity = kc(jacobians).numpy()
+    np.testing.assert_array_equal(count(similarity, 1.0, 2.0, 3, columns).n_tau, live)
+    np.testing.assert_array_equal(count(similarity, -1.0, 2.0, 3, columns).n_tau, 7 * live)
+    found = count(similarity, 0.0, 2.0, 7, columns)
+    assert found.n_soft[5] == pytest.approx(similarity[5, columns != 5].sum() + 1)
+    assert found.n_soft[2] == found.n_tau[2] == found.n_alpha[2] == 0
+    assert (found.nearest[2] == -1).all()
+    assert np.isnan(found.similarity[2]).all()
+    for row in np.flatnonzero(live):
+        assert set(found.nearest[row]) == {*np.flatnonzero(live & (columns != row)), -1}
+        assert np.isnan(found.similarity[row, -1])
+    unit = whitened(jacobians).flatten(1).numpy() / 2**0.5
+    order = np.argsort(-(unit @ unit.T), axis=1, kind="stable")
+    nearest, near = without_self(order, np.take_along_axis(unit @ unit.T, order, 1), columns, 7)
+    np.testing.assert_array_equal(nearest, found.nearest)
+    np.testing.assert_allclose(near, found.similarity, atol=1e-12)
 
 
 def test_neighbour_counts_by_hand():

@@ -1,9 +1,7 @@
 """The stage on a prepared scene: the backends agree, it resumes, and it refuses what does not fit."""
 
 import json
-import resource
 import shutil
-import signal
 from dataclasses import replace
 
 import geopandas as gpd
@@ -12,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
-from regnet.errors import ConfigError, InputError, OutputError, StoreError
+from regnet.errors import ConfigError, InputError
 from regnet.files import read_json
 from regnet.models import centre_offset, load_checkpoint, save_checkpoint
-from regnet.similarity import backends, task, tiles
-from regnet.similarity.checkpoints import load_checkpoints, optimiser_scale
+from regnet.options import check_options
+from regnet.similarity import backends, tiles
+from regnet.similarity.checkpoints import load_along, load_checkpoints, optimiser_scale
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.result import load_kernel
 from regnet.similarity.stage import similarity_stage
-from regnet.similarity.store import ShardStore, arrays_digest, model_digest
 from regnet.similarity.tiles import pick_tiles, read_batch
 
 OPTIONS = SimilarityOptions(max_tiles=24, max_query_tiles=4, batch=12, nearest=3, precision="float64")
@@ -89,6 +87,13 @@ def test_the_backends_agree(scene, trained, exact, tmp_path, backend):
 
 
 @pytest.mark.parametrize("backend", ["exact", "sketch"])
+def test_every_tile_is_wholly_like_itself(scene, trained, tmp_path, backend):
+    similarity_stage(scene, trained, replace(OPTIONS, backend=backend, landmarks=3, tau=1, nearest=1), tmp_path)
+    table = neighbours(tmp_path)
+    np.testing.assert_array_equal(table["n_tau"], table["reference"])
+
+
+@pytest.mark.parametrize("backend", ["exact", "sketch"])
 def test_the_mean_over_checkpoints(scene, trained, tmp_path, backend):
     options = replace(OPTIONS, backend=backend, checkpoints="mean", metric="adam")
     similarity_stage(scene, trained, options, tmp_path)
@@ -116,35 +121,17 @@ def test_the_optimisers_metric_is_bounded_and_leaves_out_what_never_moved():
     np.testing.assert_allclose(scale.square().numpy(), [1, 0.5, 100, 0], rtol=1e-6)
 
 
-def test_it_goes_on_where_it_was_killed(scene, trained, tmp_path, monkeypatch):
-    options = replace(OPTIONS, backend="sketch")
-    similarity_stage(scene, trained, options, tmp_path / "whole")
-    calls, landmarks = [], []
-
-    def killed(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return read_batch(*args)
-
-    def landmark(*args):
-        landmarks.append(args)
-        return read_batch(*args)
-
-    monkeypatch.setattr(task, "read_batch", killed)
-    monkeypatch.setattr(backends, "read_batch", landmark)
-    with pytest.raises(KeyboardInterrupt):
-        similarity_stage(scene, trained, options, tmp_path / "cut")
-    with pytest.raises(StoreError, match=r"cut short, \d+ of \d+ shards are missing"):
-        ShardStore.open(tmp_path / "cut" / "sketch_model")
-    (tmp_path / "cut" / "sketch_model" / ".partial-shard_00002").mkdir()
-    with pytest.raises(StoreError, match="metric='plain', but now metric='adam'"):
-        similarity_stage(scene, trained, replace(options, metric="adam"), tmp_path / "cut")
-    similarity_stage(scene, trained, options, tmp_path / "cut")
-    shards = -(-len(neighbours(tmp_path / "whole")) // OPTIONS.batch)
-    assert len(calls) == 3 + shards - 2  # two shards were not computed again
-    assert len(landmarks) == 2  # nor the landmarks, 24 tiles by 12
-    pd.testing.assert_frame_equal(neighbours(tmp_path / "cut"), neighbours(tmp_path / "whole"))
+def test_landmarks_keep_to_the_memory(scene, trained, tmp_path, monkeypatch):
+    p = load_checkpoints(trained, OPTIONS)[0].engine.size
+    monkeypatch.setattr(backends, "_BYTES_A_LANDMARK", 16 * 2**20 / (2 * p) / 5.5)
+    options = replace(OPTIONS, backend="sketch", memory_mb=16, keep_gradients=True)
+    similarity_stage(scene, trained, options, tmp_path)
+    assert read_json(tmp_path / "sketch_model" / "manifest.json")["landmarks"] == 5
+    monkeypatch.setattr(backends, "_BYTES_A_LANDMARK", 17 * 2**20 / (2 * p))
+    with pytest.raises(
+        ConfigError, match=rf"memory_mb=16 is too little for a landmark of a sketch in {p} .* takes 17 MB"
+    ):
+        similarity_stage(scene, trained, options, tmp_path)
 
 
 def test_one_tile(scene, trained, tmp_path):
@@ -180,50 +167,6 @@ def test_no_tiles_and_no_checkpoints_are_refused(scene, trained, tmp_path):
         similarity_stage(scene, alone, replace(OPTIONS, checkpoints="mean"), tmp_path)
     with pytest.raises(InputError, match="second moments are missing"):
         similarity_stage(scene, alone, replace(OPTIONS, metric="adam"), tmp_path)
-
-
-def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    store = ShardStore(tmp_path / "store", {"a": 1}, 4, 2)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("zarr.open_group", full)
-    with pytest.raises(OutputError, match="shard_00001: cannot be written"):
-        store.write(1, {"x": np.zeros((2, 3))})
-    assert store.missing() == [0, 1]
-
-
-def test_the_store_keeps_rows_and_refuses_others(tmp_path):
-    values = np.arange(30.0).reshape(10, 3)
-    store = ShardStore(tmp_path / "store", {"model": "abc"}, 10, 4)
-    for index in store.missing():
-        store.write(index, {"x": values[store.span(index)]})
-    again = ShardStore.open(tmp_path / "store")
-    np.testing.assert_array_equal(again.all("x"), values)
-    for part in (slice(0, 10), slice(3, 5), slice(4, 8), slice(9, 10)):
-        np.testing.assert_array_equal(again.rows("x", part), values[part])
-    with pytest.raises(StoreError, match="made with model='abc', but now model='def'"):
-        ShardStore(tmp_path / "store", {"model": "def"}, 10, 4)
-    with pytest.raises(StoreError, match="damaged"):
-        again.read(0, "y")
-    (tmp_path / "store" / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=r"without manifest\.json"):
-        ShardStore(tmp_path / "store", {"model": "abc"}, 10, 4)
-    with pytest.raises(StoreError, match="there is no similarity store"):
-        ShardStore.open(tmp_path / "store")
-    with pytest.raises(StoreError, match="there is no kernel"):
-        load_kernel(tmp_path / "kernel.zarr")
-
-
-def test_digests_see_every_weight_and_shape():
-    model = torch.nn.Linear(2, 2)
-    before = model_digest(model)
-    assert before == model_digest(model)
-    with torch.no_grad():
-        model.bias[0] += 1e-6
-    assert before != model_digest(model)
-    assert arrays_digest([np.zeros((2, 3))]) != arrays_digest([np.zeros((3, 2))])
 
 
 def test_the_draw_of_tiles_sees_every_region(scene):
@@ -296,6 +239,9 @@ def test_similarity_along_epochs_and_rounds(scene, trained, tmp_path, backend):
     assert rows.index.tolist() == ["epoch_000", "epoch_001", "round_2_model", "round_10_model", "model"]
     assert (tmp_path / "along" / "trajectory.png").stat().st_size > 1000
     similarity_stage(scene, train / "model.safetensors", replace(options, trajectory=[]), tmp_path / "alone")
+    shutil.copytree(tmp_path / "along", tmp_path / "again")
+    similarity_stage(scene, train / "model.safetensors", replace(options, trajectory=[]), tmp_path / "again")
+    assert not list((tmp_path / "again").glob("trajectory.*"))  # which were of the run before
     pd.testing.assert_frame_equal(neighbours(tmp_path / "along"), neighbours(tmp_path / "alone"))
     table = neighbours(tmp_path / "alone")
     density = table.loc[table["reference"], "n_soft"] / 24
@@ -305,6 +251,48 @@ def test_similarity_along_epochs_and_rounds(scene, trained, tmp_path, backend):
     assert rows.loc["epoch_000", "density_p50"] != pytest.approx(density.median(), abs=1e-6)
     with pytest.raises(InputError, match=r"trajectory=round_3/\*: .* holds no such file"):
         similarity_stage(scene, trained, replace(options, trajectory=["round_3/*"]), tmp_path / "none")
+
+
+def test_along_a_training_from_its_start_each_network_in_its_own_metric(trained, tmp_path):
+    train = tmp_path / "train"
+    shutil.copytree(trained.parent, train)
+    for folder in (train, train / "round_1"):
+        shutil.copytree(trained.parent / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
+        shutil.copyfile(trained, folder / "model.safetensors")
+        shutil.copyfile(trained, folder / "checkpoints" / "start.safetensors")
+    for number in (999, 1000):
+        for name in ("epoch", "adam_v"):
+            copied = train / "round_1" / "checkpoints" / f"{name}_{number}.safetensors"
+            shutil.copyfile(copied.with_name(f"{name}_{number % 2:03d}.safetensors"), copied)
+    patterns = ["checkpoints/*.safetensors", "round_1/model.safetensors"]
+    options = replace(OPTIONS, metric="adam", trajectory=patterns)
+    along = load_along(train / "model.safetensors", options)
+    assert [at.name for at in along] == ["start", "epoch_000", "epoch_001", "round_1_model"]
+    of_epoch = {0: along[1].scale, 1: along[2].scale}
+    assert not torch.equal(of_epoch[0], of_epoch[1])
+    # The start is before the first moments, which are the nearest; a model has the last of its own training.
+    assert torch.equal(along[0].scale, of_epoch[0])
+    assert torch.equal(along[3].scale, of_epoch[0])
+    assert torch.equal(load_checkpoints(train / "model.safetensors", options)[0].scale, of_epoch[1])
+    assert all(at.scale is None for at in load_along(train / "model.safetensors", replace(options, metric="plain")))
+
+
+def test_what_is_no_pattern_of_checkpoints_is_refused(trained):
+    for pattern in (f"{trained.parent}/*.safetensors", ""):
+        with pytest.raises(ConfigError, match=r"similarity\.trajectory=.* is no pattern of files within"):
+            load_along(trained, replace(OPTIONS, trajectory=[pattern]))
+    with pytest.raises(InputError):  # folders, to which later versions of Python add the files in them
+        load_along(trained, replace(OPTIONS, trajectory=["**"]))
+
+
+def test_a_tile_is_compared_once(scene, trained, tmp_path):
+    for named in ({"query_parts": ["test", "train"]}, {"parts": ["train", "train"]}):
+        with pytest.raises(ConfigError, match=r"similarity\.parts=train.* name train twice, .* name each part once"):
+            similarity_stage(scene, trained, replace(OPTIONS, **named), tmp_path)
+    for key in ("parts", "query_parts"):
+        with pytest.raises(ConfigError, match=f"{key}='tests' is not known; choose one of train, validation, test, sh"):
+            check_options(replace(OPTIONS, **{key: ["tests"]}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkeypatch):
@@ -325,27 +313,10 @@ def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkey
         for parameter in constant.parameters():
             parameter.zero_()
     save_checkpoint(tmp_path / "dead" / "model.safetensors", constant)
-    flat = replace(OPTIONS, parameters=["encode_*"])
+    flat = replace(OPTIONS, parameters=["encode_*"], tau=-1)
     similarity_stage(scene, tmp_path / "dead" / "model.safetensors", flat, tmp_path / "none")
     table = neighbours(tmp_path / "none")
     assert table["dead"].all()
-    assert (table["n_soft"] == 0).all()
+    assert (table[["n_soft", "n_tau"]] == 0).all(axis=None)
+    assert (np.load(tmp_path / "none" / "nearest.npz")["nearest_tile_id"] == -1).all()
     assert read_json(tmp_path / "none" / "summary.json")["dead_tiles"] == table["tile_id"].tolist()
-
-
-@pytest.mark.parametrize("full", ["shard", "sketcher"])
-def test_a_full_disk_in_the_stage_leaves_what_was_whole(scene, trained, tmp_path, full):
-    """With room for less than a shard (or a sketcher) the stage names the file, and goes on when there is room."""
-    options = replace(OPTIONS, backend="exact" if full == "shard" else "sketch")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(OutputError, match=f"{full}.*: cannot be written"):
-            similarity_stage(scene, trained, options, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert not list(tmp_path.rglob(".partial-*"))
-    similarity_stage(scene, trained, options, tmp_path)
-    assert len(neighbours(tmp_path)) > 24

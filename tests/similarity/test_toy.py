@@ -45,3 +45,5 @@ def test_the_slope_of_a_power_law():
 def test_options_are_checked(tmp_path):
     with pytest.raises(ConfigError, match=r"paper_toy\.steps=0 is out of range"):
         run_paper_toy(PaperToyOptions(steps=0), tmp_path)
+    with pytest.raises(ConfigError, match=r"paper_toy\.frequencies is empty"):
+        run_paper_toy(PaperToyOptions(frequencies=[]), tmp_path)
