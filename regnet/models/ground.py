@@ -17,8 +17,8 @@ LEAST_VALID = 0.5
 MOST_PLACES = 4096
 """So many squares of an image are enough."""
 FADING = 4.0
-"""How fast likeness falls with d^2. One block of the sample scene's training and validation parts at a time was left out
-and the others' shift taken for its own: so the largest loss against a block's own best rate is least."""
+"""How fast likeness falls with d^2. With one block at a time of the sample scene's training and validation parts left
+out, and the shift of the others taken for its own, the largest loss against a block's own best rate is least."""
 _FAINT = 0.02
 """Spread of a band, in its own units, below which differences in it mean nothing."""
 _SPREAD = 0.05
