@@ -31,9 +31,10 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
         column: the regions' name.
 
     Returns:
-        regions that hold tiles (column `region`), with their number, the mean of every quantity, of the noise left and
-        of the length of the leave-one-out residual, the effective parameters that their labels take, the share of
-        doubtful labels, and the mean label and prediction: where these two differ, a shift did not average out.
+        regions that hold tiles (column `region`), with the pairs of these (`pair`: p or p, q), their number, the mean
+        of every quantity, of the noise left and of the length of the leave-one-out residual, the effective parameters
+        that their labels take, the share of doubtful labels, and the mean label and prediction: where these two differ,
+        a shift did not average out.
     """
     tiles = tiles.assign(loo_residual_px=np.hypot(tiles["loo_residual_dx_px"], tiles["loo_residual_dy_px"]))
     means = [
@@ -44,7 +45,8 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
     ]
     grouped = tiles.groupby(column)
     table = pd.DataFrame(grouped[means].mean())
-    table.insert(0, "tiles", grouped.size())
+    table.insert(0, "pair", grouped["pair"].agg(lambda pairs: ", ".join(sorted(set(pairs)))))
+    table.insert(1, "tiles", grouped.size())
     table["effective_parameters"] = 2 * grouped["own_weight"].sum()
     table["doubtful_share"] = grouped["doubtful"].mean()
     joined = regions[[column, "geometry"]].merge(table, left_on=column, right_index=True, how="inner")

@@ -27,13 +27,13 @@ from regnet.denoising.estimators import CONSTANT
 from regnet.denoising.operators import similarities
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.study import Study, compare_estimators, summarise
+from regnet.draw import STYLE, save
 from regnet.evaluation.neighbours import GRADIENT, Similarity, by_other_eyes
 from regnet.evaluation.options import NeighbourOptions
 from regnet.files import whole_path, write_json
 from regnet.models import ModelOptions
 from regnet.models.checkpoint import load_checkpoint
 from regnet.report.contest import contest_figure, transfer_maps_figure
-from regnet.report.draw import STYLE, save
 from regnet.report.neighbours import offsets, side_by_side_figure
 from regnet.report.study import report_study
 from regnet.similarity.neighbours import nearest_others
