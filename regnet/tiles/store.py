@@ -210,7 +210,7 @@ class TileStore:
         if any(channel > most for channel in channels):
             raise ConfigError(f"{key}={list(channels)}: fixed has no such channel; choose among 1 to {most}")
         if counts and len(channels) not in counts:
-            raise ConfigError(f"{key}={list(channels)}: give {' or '.join(map(str, counts))} channels of fixed")
+            raise ConfigError(f"{key}={list(channels)}: give as many channels of fixed as one of {list(counts)}")
 
     def tiles(self, part: str) -> NDArray[np.int64]:
         """Positions in the index of the tiles of one part."""
