@@ -107,8 +107,16 @@ def test_changed_regions_are_averaged_over_again(config: RunConfig, tmp_path: Pa
 )
 def test_a_method_that_failed_is_tried_again(failure: dict[str, Any], config: RunConfig) -> None:
     run.run_stages(config, ALL)
+    (Path(config.output_dir) / "similarity" / "kernel.zarr").mkdir()
     write_json(Path(config.output_dir) / "evaluate" / "summary.json", failure)
     assert run.run_stages(config, ALL) == ["evaluate", "report"]
+    assert run.run_stages(config, ALL) == []
+
+
+def test_neighbours_without_a_kernel_are_not_compared_again(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    lacking = evaluated("ok") | {"neighbours": {"status": "there is no kernel"}}
+    write_json(Path(config.output_dir) / "evaluate" / "summary.json", lacking)
     assert run.run_stages(config, ALL) == []
 
 

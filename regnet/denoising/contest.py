@@ -183,7 +183,7 @@ def tell_neighbours(one: Contestant, apart: Array, labels: Array | None, truth: 
         one: the weights.
         apart: (n, n) px, as `outputs_apart` gives it.
         labels: (R, n, d) px of R trainings.
-        truth: (n, d) px the labels without noise; None: not known.
+        truth: (n, d) px the labels without noise, NaN for tiles where it is not known; None: not known of any.
 
     Returns:
         `outputs_apart_px`, the mean distance of a tile's output to those of the tiles that it is averaged with, and
@@ -191,8 +191,14 @@ def tell_neighbours(one: Contestant, apart: Array, labels: Array | None, truth: 
     """
     error = float("nan")
     if labels is not None and truth is not None:
-        error = float(np.linalg.norm(_apply(one.weights, labels) - truth, axis=2).mean())
+        error = mean_error(_apply(one.weights, labels), truth)
     return {"outputs_apart_px": _apart_of_neighbours(one.weights, apart), "averaged_label_error_px": error}
+
+
+def mean_error(values: Array, truth: Array) -> float:
+    """Mean distance of values (..., n, d) from the truth (n, d), px, over tiles whose truth is known; NaN for none."""
+    known = np.isfinite(truth).all(1)
+    return float(np.linalg.norm((values - truth)[..., known, :], axis=-1).mean()) if known.any() else float("nan")
 
 
 def outputs_apart(outputs: Array) -> Array:

@@ -96,8 +96,8 @@ def denoise_stage(
         with whole_path(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     maps = _write_maps(store, tiles, folder)
-    draw_factors(folder / "factor.png", tiles, by_region)
-    draw_audit(folder / "audit.png", tiles, options.audit_score)
+    draw_factors(folder / "factor.png", store, tiles, by_region)
+    draw_audit(folder / "audit.png", store, tiles, options.audit_score)
     write_json(
         folder / "summary.json",
         {

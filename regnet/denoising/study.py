@@ -36,6 +36,7 @@ from regnet.denoising.validation import (
     true_factor,
     true_scatter,
 )
+from regnet.errors import ConfigError
 from regnet.files import whole_path, write_figure
 from regnet.models import ModelOptions
 from regnet.tiles.store import TileStore
@@ -80,9 +81,11 @@ def compare_estimators(
     `tiles.parquet` and `regions.csv` (true and predicted factors, 90 % intervals), `factors.png` and `estimators.png`.
 
     Raises:
+        ConfigError: no grid cell has enough tiles for a region.
         InputError: too few tiles.
     """
     tiles = shifted_tiles(store, options)
+    regions = _regions(tiles, store.tile_px, options)
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
     retrainings = retrain(tiles, replicas, model_options, options, folder / "replicas")
     along = kernels_along(replicas.trail, tiles.batches, folder, plain=True)
@@ -94,7 +97,6 @@ def compare_estimators(
     labels = tiles.offset.double().numpy() + replicas.noise[0]
     estimates = all_estimates(along, kernels, labels, retrainings, retrained)
     true = true_factor(replicas.predictions, replicas.noise)
-    regions = _regions(tiles, store.tile_px, options)
     table = pd.DataFrame(_rows(estimates, replicas, regions))
     study = Study(tiles, replicas, regions, kernels, estimates, table, along.values[0], options)
     _write(study, true, folder)
@@ -143,9 +145,18 @@ def _write(study: Study, true: Array, folder: Path) -> None:
 
 
 def _regions(tiles: ShiftedTiles, tile_px: int, options: DenoisingValidationOptions) -> NDArray[np.str_]:
-    """Name of every tile's grid cell; empty where the cell has too few tiles."""
+    """Name of every tile's grid cell; empty where the cell has too few tiles.
+
+    Raises:
+        ConfigError: all have too few.
+    """
     cells = np.array(grid_cells(tiles.rows, options.region_px, tile_px))
     names, counts = np.unique(cells, return_counts=True)
+    if counts.max() < options.region_tiles:
+        raise ConfigError(
+            f"denoising_validation.region_tiles={options.region_tiles}: no cell of {options.region_px} px has so many, "
+            f"the fullest has {counts.max()}; ask for fewer, or raise denoising_validation.region_px"
+        )
     return np.where(np.isin(cells, names[counts >= options.region_tiles]), cells, "")
 
 

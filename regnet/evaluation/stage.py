@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import geopandas as gpd
 import torch
+from tqdm import tqdm
 
 from regnet import files
 from regnet.baselines.registry import Method
@@ -18,7 +20,7 @@ from regnet.evaluation.check_points import FAMILY, read_check_points
 from regnet.evaluation.labels import label_rows
 from regnet.evaluation.maps import write_difference_map, write_error_map
 from regnet.evaluation.methods import LABELS, check_names, make_solver, method_settings, weights_digest
-from regnet.evaluation.neighbours import NEAREST, TABLE, compare_neighbours
+from regnet.evaluation.neighbours import NEAREST, TABLE, check_neighbours, compare_neighbours
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
@@ -61,11 +63,12 @@ def evaluate_stage(
         `neighbours`.
 
     Raises:
-        ConfigError: a method does not exist.
+        ConfigError: a method does not exist, or something that neighbours are to be compared by.
         InputError: the store has no block in any of the parts, the check points cannot be used, or the model is damaged
             or another's.
     """
     check_names(options.methods)
+    check_neighbours(options.neighbours, store)
     # What methods see beside a block lies in the gap: never in another part.
     margin_px = min(options.context_px, int(store.manifest["options"]["split"]["gap_px"]))
     points = {} if options.check_points is None else read_check_points(Path(options.check_points), store)
@@ -98,17 +101,16 @@ def _neighbours(
     stamp, kept = similarity_folder / files.STAMP, folder / NEIGHBOURS
     weights = [weights_digest(network) for network in options.neighbours.networks]
     made_with = files.digest([stamp.is_file() and files.file_digest(stamp), asdict(options.neighbours), weights])
-    if kept.is_file() and stamp.is_file() and (before := files.read_json(kept))["made_with"] == made_with:
-        found: dict[str, Any] = before["found"]
-        return found
-    for name in (TABLE, NEAREST, NEIGHBOURS):
-        files.remove(folder / name)
-    try:
-        found = compare_neighbours(store, model_path, similarity_folder, options.neighbours, folder)
-    except (InputError, StoreError) as error:
-        return {"status": str(error)}
-    files.write_json(kept, {"made_with": made_with, "found": found})
-    return found
+    if not (kept.is_file() and stamp.is_file() and files.read_json(kept)["made_with"] == made_with):
+        for name in (TABLE, NEAREST, NEIGHBOURS):
+            files.remove(folder / name)
+        try:
+            found = compare_neighbours(store, model_path, similarity_folder, options.neighbours, folder)
+        except (InputError, StoreError) as error:
+            tqdm.write(f"evaluate: neighbours are not compared: {error}", file=sys.stderr)
+            return {"status": str(error)}
+        files.write_json(kept, {"made_with": made_with, "found": found})
+    return dict(files.read_json(kept)["found"])
 
 
 def _predictions_folder(

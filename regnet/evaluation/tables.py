@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from regnet import metrics
 from regnet.evaluation.predictions import Outcome
+from regnet.report.tables import cell
 
 # The sets of pixels that errors are summarised over, all valid in fixed and in moving.
 PIXELS = STRUCTURE, BESIDE, EVERYTHING = ("structure", "beside", "everything")
@@ -148,7 +149,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for within, title in TITLES.items():
         lines = ["| " + " | ".join(SHOWN.values()) + " |", "| " + " | ".join("---" for _ in SHOWN) + " |"]
         chosen = [row for row in rows if row["within"] == within]
-        lines += ["| " + " | ".join(_cell(row[name]) for name in SHOWN) + " |" for row in chosen]
+        lines += ["| " + " | ".join(cell(row[name]).replace("|", "/") for name in SHOWN) + " |" for row in chosen]
         texts.append("\n".join([f"{title}:", "", *lines]) + "\n")
     return "\n".join(texts)
 
@@ -156,9 +157,3 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """All rows as a table for CSV."""
     return pd.DataFrame(rows)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if np.isnan(value) else f"{value:.3f}"
-    return str(value).replace("|", "/")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from regnet.baselines.perceptual import load_network
 from regnet.denoising.blunders import audit_blunders
 from regnet.denoising.contest import (
     OWN_LABEL,
@@ -27,13 +28,14 @@ from regnet.denoising.estimators import CONSTANT
 from regnet.denoising.operators import similarities
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.study import Study, compare_estimators, summarise
-from regnet.evaluation.neighbours import GRADIENT, Similarity, by_other_eyes
+from regnet.draw import STYLE, save
+from regnet.errors import ConfigError
+from regnet.evaluation.neighbours import GRADIENT, Similarity, by_other_eyes, check_neighbours
 from regnet.evaluation.options import NeighbourOptions
 from regnet.files import whole_path, write_json
 from regnet.models import ModelOptions
 from regnet.models.checkpoint import load_checkpoint
 from regnet.report.contest import contest_figure, transfer_maps_figure
-from regnet.report.draw import STYLE, save
 from regnet.report.neighbours import offsets, side_by_side_figure
 from regnet.report.study import report_study
 from regnet.similarity.neighbours import nearest_others
@@ -65,8 +67,10 @@ def run_denoising_validation(
         folder: where to write.
 
     Raises:
+        ConfigError: no ImageNet network, one that cannot be compared, or regions that no cell is large enough for.
         InputError: too few tiles, or the weights of an ImageNet network are missing.
     """
+    _check_networks(neighbours, store)
     study = compare_estimators(store, model_options, options, folder)
     seen = _similarities(study, neighbours)
     offset = study.tiles.offset.double().numpy()
@@ -76,6 +80,15 @@ def run_denoising_validation(
     found = audit_blunders(study.tiles, model_options, options, folder / "blunders")
     write_json(folder / "summary.json", {**summarise(study), "contest": _summary(contest), "audit": found})
     report_study(folder, {"denoising_validation": asdict(options), "model": asdict(model_options)})
+
+
+def _check_networks(options: NeighbourOptions, store: TileStore) -> None:
+    """Refuse before the first training what would fail after the last."""
+    if not options.networks:
+        raise ConfigError("evaluate.neighbours.networks=[]: gradients are to be held against one; name a network")
+    check_neighbours(options, store)
+    for network in options.networks:
+        load_network(network)
 
 
 def _similarities(study: Study, options: NeighbourOptions) -> list[Similarity]:

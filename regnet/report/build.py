@@ -2,71 +2,49 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
+from regnet import draw
 from regnet.errors import StoreError
 from regnet.files import STAMP, read_json, write_text
-from regnet.report import draw, maps, neighbours, network, noise
+from regnet.report import maps, neighbours, network, tables
 from regnet.report.folder import AbsentError, RunFolder
 from regnet.report.options import ReportOptions
+from regnet.report.page import Picture, Section, facts_of, inlined, render_page
 from regnet.report.summary import collect_summary
-from regnet.report.tables import Table, accuracy_tables, neighbour_tables, round_tables
 
+SIMILAR = "What the network takes for the same"
 NEIGHBOURS = "Neighbours by gradients and by other eyes"
+NOISE = "Noise that was averaged away"
 STAGES = ("prepare", "train", "similarity", "denoise", "evaluate")
-SOFTWARE = ("regnet", "torch", "numpy", "rasterio", "geopandas", "zarr", "scikit-image", "opencv-python-headless")
-
-
-@dataclass
-class Picture:
-    """A figure in the report: an inlined WebP, its caption, and the file's name if there is one beside the report."""
-
-    source: str
-    caption: str
-    name: str = ""
-
-
-@dataclass
-class Section:
-    """A part of the report; `note` says what is missing."""
-
-    title: str
-    text: str
-    pictures: list[Picture] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
-    note: str = ""
+FIGURES = "figures"
+ONLY_POINTS = "Only check points were evaluated, no random displacements; evaluate/maps/ has their errors."
 
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A figure to make: its file, its caption and how it is drawn."""
+    """A figure: its folder within the run, its name, its caption and how it is drawn; None: the stage has drawn it."""
 
+    folder: str
     name: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[], Figure] | None = None
 
 
 _Plan = tuple[Section, list[_Sheet]]
 
 
 def build_report(run_folder: Path, options: ReportOptions | None = None) -> Path:
-    """Write `report.html` and `figures/*.png` of what a run folder holds.
+    """Write `report.html` and `figures/*.png` of what a run folder holds; older figures go.
 
     Args:
         run_folder: output_dir of a run; stages that have not run are named in the report.
@@ -77,27 +55,23 @@ def build_report(run_folder: Path, options: ReportOptions | None = None) -> Path
 
     Raises:
         StoreError: the folder holds no stage of a run.
+        ConfigError: `options.rgb` are no channels of fixed.
     """
     options = options or ReportOptions()
     run = RunFolder(Path(run_folder))
     if not any((run.path / stage / STAMP).is_file() for stage in STAGES):
         raise StoreError(f"{run.path}: holds no stage of a run; run `regnet run output_dir={run.path}` first")
+    if (run.path / "prepare" / STAMP).is_file():
+        run.store.check_fixed_channels("report.rgb", options.rgb, counts=(0, 1, 3))
+    for old in (run.path / FIGURES).glob("*.png"):
+        old.unlink()
     sections = _sections(run, options)
     write_text(run.path / "report.html", render_page(run.path.resolve().name, sections, _settings(run)))
     return run.path / "report.html"
 
 
-def render_page(title: str, sections: list[Section], settings: Mapping[str, str]) -> str:
-    """A report as HTML that holds all it shows; `settings` are texts by the name of what they belong to."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("regnet.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.get_template("report.html")
-    return template.render(title=title, sections=sections, settings=settings, software=_software())
-
-
 def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
-    plans = [*_ground(run, _families(run), options), *_learning(run, options)]
+    plans = [*_ground(run, options), *_learning(run, options)]
     for section, sheets in tqdm(plans, desc="report", unit="section"):
         _draw(section, sheets, run, options)
     sections = [section for section, _ in plans]
@@ -105,17 +79,18 @@ def _sections(run: RunFolder, options: ReportOptions) -> list[Section]:
     return sections
 
 
-def _ground(run: RunFolder, families: list[str], options: ReportOptions) -> list[_Plan]:
+def _ground(run: RunFolder, options: ReportOptions) -> list[_Plan]:
     """What is seen on the ground: overview, table, split, before and after, errors."""
+    families = _families(run)
+    note = "" if families else ONLY_POINTS
+    overview = "Before and after registration, {} displacements; errors on one scale."
     return [
         (
-            Section("Overview", "What the run came to, on ground that the network was not trained on."),
+            Section("Overview", "What the run came to, seen on one window.", note=note),
+            # Of several families the last, the roughest, is shown.
             [
-                _Sheet(
-                    "overview",
-                    f"Before and after registration, {families[-1]} displacements; errors on one scale.",
-                    lambda: maps.overview_figure(run, families, options),
-                )
+                _Sheet(FIGURES, "overview", overview.format(name), partial(maps.overview_figure, run, name, options))
+                for name in families[-1:]
             ],
         ),
         (
@@ -128,94 +103,102 @@ def _ground(run: RunFolder, families: list[str], options: ReportOptions) -> list
         ),
         (
             Section("Ground", "Parts share no pixel and lie a gap apart."),
-            [_Sheet("split", "The parts of the scene.", lambda: maps.split_figure(run, options))],
+            [_Sheet(FIGURES, "split", "The parts of the scene.", partial(maps.split_figure, run, options))],
         ),
         (
-            Section("Before and after", "Lines of moving over fixed: they must lie on the lines of fixed."),
-            [
-                _Sheet(
-                    f"before_after_{name}",
-                    f"{name} displacements.",
-                    _bound(maps.before_after_figure, run, name, options),
-                )
-                for name in families
-            ],
+            Section("Before and after", "Lines of moving over fixed: they must lie on the lines of fixed.", note=note),
+            _by_family("before_after", families, maps.before_after_figure, run, options),
         ),
         (
             Section(
                 "Errors on the map",
                 "One colour scale for all methods; means over the ground with structure, the rest is grey.",
+                note=note,
             ),
-            [
-                _Sheet(f"errors_{name}", f"{name} displacements.", _bound(maps.error_figure, run, name, options))
-                for name in families
-            ],
+            _by_family("errors", families, maps.error_figure, run, options),
         ),
+    ]
+
+
+def _by_family(
+    name: str,
+    families: list[str],
+    figure: Callable[[RunFolder, str, ReportOptions], Figure],
+    run: RunFolder,
+    options: ReportOptions,
+) -> list[_Sheet]:
+    return [
+        _Sheet(FIGURES, f"{name}_{family}", f"{family} displacements.", partial(figure, run, family, options))
+        for family in families
     ]
 
 
 def _learning(run: RunFolder, options: ReportOptions) -> list[_Plan]:
     """What is known of the network: training, similarity, denoising."""
+    along = _Sheet("similarity", "trajectory", "Similarity and density of neighbours along the training.")
     return [
         (
             Section("Training", "The labels are noisy: validation is against labels too, so its floor is their noise."),
-            [_Sheet("training", "Loss and validation error.", lambda: network.loss_figure(run))],
+            [_Sheet("train", "loss", "Loss and validation error.")],
         ),
         (
-            Section("What the network takes for the same", "Tiles beside those with the greatest kC to them."),
-            [_Sheet("nearest", "Fixed above, moving below.", lambda: network.nearest_figure(run, options))],
+            Section(SIMILAR, "Tiles beside those with the greatest kC to them."),
+            [
+                _Sheet(
+                    FIGURES,
+                    "nearest",
+                    "Fixed above, moving below.",
+                    partial(network.nearest_figure, run, options),
+                ),
+                *([along] if (run.path / along.folder / f"{along.name}.png").is_file() else []),
+            ],
         ),
         (
             Section(
                 NEIGHBOURS,
                 "Whom the network's gradients (kC), an ImageNet network, pixels and the network's own features take "
-                "for a tile's neighbours. Outputs should agree among tiles that are the same to the network. "
-                "Neighbours have other displacements, so a similarity must not be judged by the error of averaged "
-                "labels alone; experiment=denoising_validation tells which says whose noise was averaged.",
+                "for a tile's neighbours. Outputs should agree among tiles that are the same to the network; "
+                "study=denoising_validation tells which says whose noise was averaged.",
             ),
             [
                 _Sheet(
+                    FIGURES,
                     "neighbours",
                     "A tile and those most like it, with the network's outputs.",
-                    lambda: neighbours.run_neighbours_figure(run, options),
+                    partial(neighbours.run_neighbours_figure, run, options),
                 )
             ],
         ),
         (
             Section(
-                "Noise that was averaged away",
-                "A factor of 0.3: of 1 px of label noise 0.3 px are left. Foretold from one training, it tells "
-                "tiles apart; where it could be checked (experiment=denoising_validation) 1.4 times as much was left.",
+                NOISE,
+                "A factor of 0.3: of 1 px of label noise 0.3 px are left. Foretold from one training, it tells better "
+                "which tiles keep more of the noise than how much they keep: where trainings on several draws of "
+                "noise showed that, it was mostly more than foretold. study=denoising_validation shows it of this "
+                "run's own pairs.",
             ),
             [
-                _Sheet("factor_map", "Denoising factor by tile.", lambda: noise.factor_map_figure(run, options)),
-                _Sheet("factor_histogram", "Distribution over tiles.", lambda: noise.histogram_figure(run)),
+                _Sheet("denoise", "factor", "Denoising factor by tile and by region, and its distribution."),
+                _Sheet("denoise", "audit", "Labels that fit badly to what the network learned from the others."),
             ],
         ),
     ]
 
 
-def _bound(function: Callable[..., Figure], *arguments: Any) -> Callable[[], Figure]:
-    return lambda: function(*arguments)
-
-
 def _draw(section: Section, sheets: list[_Sheet], run: RunFolder, options: ReportOptions) -> None:
     for sheet in sheets:
-        path = run.path / "figures" / f"{sheet.name}.png"
+        file = f"{sheet.name}.png"
         try:
-            with mpl.rc_context(draw.STYLE):
-                draw.save(sheet.draw(), path, options.dpi)
+            if sheet.draw is None:
+                path = run.file(sheet.folder, file)
+            else:
+                path = run.path / sheet.folder / file
+                with mpl.rc_context(draw.STYLE):
+                    draw.save(sheet.draw(), path, options.dpi)
         except AbsentError as reason:
             section.note = str(reason)
             continue
-        section.pictures.append(Picture(inlined(path), sheet.caption, sheet.name))
-
-
-def inlined(path: Path) -> str:
-    """A picture as a data URI, in WebP, which is a fifth of the PNG's size."""
-    with Image.open(path) as picture, io.BytesIO() as stream:
-        picture.convert("RGB").save(stream, "WEBP", quality=88)
-        return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        section.pictures.append(Picture(inlined(path), sheet.caption, f"{sheet.folder}/{file}"))
 
 
 def _fill(sections: list[Section], run: RunFolder) -> None:
@@ -223,26 +206,36 @@ def _fill(sections: list[Section], run: RunFolder) -> None:
     summary = collect_summary(run.path)
     by_title = {section.title: section for section in sections}
     accuracy = by_title["Accuracy"]
-    accuracy.tables = accuracy_tables(summary)
+    accuracy.tables = tables.accuracy_tables(summary)
     if not accuracy.tables:
         accuracy.note = "The stage evaluate has not run in this folder, or was not finished."
-    by_title["Training"].tables = round_tables(summary)
-    beside = by_title[NEIGHBOURS]
-    beside.note = summary.get("neighbours", {}).get("status", beside.note)
-    if not beside.note:
-        beside.tables = neighbour_tables(pd.read_csv(run.file("evaluate", "neighbours.csv")))
-    for title, stage in (
-        ("Training", "train"),
-        ("What the network takes for the same", "similarity"),
-        (NEIGHBOURS, "neighbours"),
-        ("Noise that was averaged away", "denoise"),
-    ):
-        numbers = {key: value for key, value in summary.get(stage, {}).items() if isinstance(value, int | float | str)}
-        if sentence := numbers.pop("not_averaged", ""):
-            by_title[title].text += f" {sentence}"
-        by_title[title].facts = {
-            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()
-        }
+    by_title["Training"].tables = tables.round_tables(summary)
+    _fill_neighbours(by_title[NEIGHBOURS], run, summary.get("neighbours", {}))
+    noise = by_title[NOISE]
+    if not noise.note:
+        noise.tables = [
+            tables.region_table(run.table("denoise", "regions.parquet")),
+            tables.audit_table(run.table("denoise", "tiles.parquet")),
+        ]
+    for title, stage in (("Training", "train"), (SIMILAR, "similarity"), (NOISE, "denoise")):
+        by_title[title].facts = facts_of(summary.get(stage, {}))
+    noise.text = " ".join([noise.text, *summary.get("denoise", {}).get("remarks", [])])
+    if sentence := noise.facts.pop("not_averaged", ""):
+        noise.text += f" {sentence}"
+
+
+def _fill_neighbours(section: Section, run: RunFolder, found: dict[str, object]) -> None:
+    """Numbers of the comparison of neighbours, or why there is none."""
+    section.note = str(found.get("status", section.note))
+    if section.note:
+        return
+    rows = pd.read_csv(run.file("evaluate", "neighbours.csv"))
+    section.tables, section.facts = tables.neighbour_tables(rows), facts_of(found)
+    if rows["averaged_label_error_px"].notna().any():
+        section.text += (
+            " Neighbours have other displacements, so a similarity must not be judged by the error of averaged labels "
+            "alone."
+        )
 
 
 def _structure_rule(run: RunFolder) -> str:
@@ -274,13 +267,3 @@ def _settings(run: RunFolder) -> dict[str, str]:
         if path.is_file():
             found[stage] = yaml.safe_dump(read_json(path)["settings"].get("settings", {}), sort_keys=False)
     return found
-
-
-def _software() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in SOFTWARE:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed as a package"
-    return versions

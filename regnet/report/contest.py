@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from regnet.report.draw import BLUE, GREEN, ORANGE, PURPLE, display, new_figure, paint_tiles, picture, thumbnail
+from regnet.draw import BLUE, GREEN, ORANGE, PURPLE, display, new_figure, paint_tiles, picture, thumbnail
 from regnet.tiles.store import Scene
 
 KIND_COLOURS = {"gradient": BLUE, "perceptual": ORANGE, "pixels": GREEN, "features": PURPLE, "control": "#7f7f7f"}

@@ -31,14 +31,14 @@ class Example:
     """A window of a held-out block with a known displacement, before and after.
 
     Attributes:
-        name: part, family and block.
+        part: of the split that it lies in.
         patch: fixed, and moving displaced by the known field.
         errors_px: (H, W) end-point error of each method, NaN where the pair is not valid.
         warped: (C, H, W) moving after each method.
         gsd_m: length of a pixel on the ground.
     """
 
-    name: str
+    part: str
     patch: Patch
     errors_px: dict[str, NDArray[np.float32]]
     warped: dict[str, NDArray[np.float32]]
@@ -122,7 +122,7 @@ class RunFolder:
             moving_valid=valid[window],
             structure=patch.structure[window],
         )
-        return Example(name, shown, errors, warped, scene.gsd_m)
+        return Example(block.part, shown, errors, warped, scene.gsd_m)
 
     def _structure(self, name: str) -> int:
         with np.load(self._prediction(name, "truth")) as truth:

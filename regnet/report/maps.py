@@ -11,7 +11,7 @@ from matplotlib.patches import Patch as LegendPatch
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from regnet.report.draw import (
+from regnet.draw import (
     ERROR_COLOURS,
     PART_COLOURS,
     display,
@@ -27,6 +27,7 @@ from regnet.report.options import ReportOptions
 
 # Methods that a before-and-after figure shows, the best first; the first that ran is taken.
 AFTER = ("model", "matcher_mind")
+BEFORE = "none"
 
 # Side of the windows that are shown before and after: small enough to see single pixels move.
 WINDOW_PX = 208
@@ -61,16 +62,17 @@ def split_figure(run: RunFolder, options: ReportOptions) -> Figure:
 
 
 def before_after_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
-    """Held-out ground before and after: the lines of moving over fixed."""
+    """Evaluated ground before and after: the lines of moving over fixed."""
     examples = run.examples(family, WINDOW_PX)[:2]
     method = _after(examples[0])
     figure = new_figure(7.5, 3.9 * len(examples))
     grid = figure.subplots(len(examples), 2, squeeze=False)
     for (left, right), example in zip(grid, examples, strict=True):
-        part = example.name.partition("_")[0]
-        _overlay(left, example, example.patch.moving, run, options, f"{part}: before")
+        _overlay(left, example, example.patch.moving, run, options, f"{example.part}: before")
         if method in example.warped:
-            _overlay(right, example, example.warped[method], run, options, f"{part}: after, {method}")
+            _overlay(right, example, example.warped[method], run, options, f"{example.part}: after, {method}")
+        else:
+            right.set_axis_off()
     return figure
 
 
@@ -87,12 +89,11 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
     grid = figure.subplots(strips * len(examples), columns, squeeze=False)
     shown: Any = None
     for place, example in enumerate(examples):
-        part = example.name.partition("_")[0]
         cells = grid[place * strips : (place + 1) * strips].ravel()
         for axes, method in zip(cells, methods, strict=False):
             if method in example.errors_px:
                 errors = _counted(example, method)
-                title = f"{part}: {method}\n{np.nanmean(errors):.2f} px"
+                title = f"{example.part}: {method}\n{np.nanmean(errors):.2f} px"
                 shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
         scale_bar(cells[0], example.patch.structure.shape[1], example.gsd_m)
         for axes in cells[len(methods) :]:
@@ -101,14 +102,15 @@ def error_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
     return figure
 
 
-def overview_figure(run: RunFolder, families: list[str], options: ReportOptions) -> Figure:
-    """The picture of a run: held-out ground before and after, and the error before, training-free and of the model."""
-    example = run.examples(families[-1], WINDOW_PX)[0]
+def overview_figure(run: RunFolder, family: str, options: ReportOptions) -> Figure:
+    """The picture of a run: ground before and after, and the error before, training-free and of the model."""
+    example = run.examples(family, WINDOW_PX)[0]
     method = _after(example)
     figure = new_figure(10, 7.4)
     grid = figure.subplots(2, 3)
     fixed = display(example.patch.fixed, example.patch.fixed_valid, options.rgb)
-    picture(grid[0, 0], fixed, "fixed, ground that was not trained on")
+    seen = "trained on" if example.part == "train" else "not trained on"
+    picture(grid[0, 0], fixed, f"fixed, {example.part} part, {seen}")
     scale_bar(grid[0, 0], fixed.shape[1], example.gsd_m)
     _overlay(grid[0, 1], example, example.patch.moving, run, options, "lines of moving over fixed, before")
     _overlay(grid[0, 2], example, example.warped[method], run, options, f"lines of moving over fixed, after ({method})")
@@ -118,7 +120,7 @@ def overview_figure(run: RunFolder, families: list[str], options: ReportOptions)
             axes.set_axis_off()
             continue
         errors = _counted(example, name)
-        label = {"none": "before", "matcher_mind": "training-free"}.get(name, name)
+        label = {BEFORE: "before", "matcher_mind": "training-free"}.get(name, name)
         title = f"error, {label}: {np.nanmean(errors):.2f} px"
         shown = picture(axes, errors, title, cmap=ERROR_COLOURS, vmin=0, vmax=options.error_limit_px)
     figure.colorbar(shown, ax=grid, location="bottom", shrink=0.4, aspect=40, extend="max", label="end-point error, px")
@@ -126,7 +128,7 @@ def overview_figure(run: RunFolder, families: list[str], options: ReportOptions)
 
 
 def _three(example: Example) -> list[str | None]:
-    names = [name for name in ("none", "matcher_mind", "model") if name in example.errors_px]
+    names = [name for name in (BEFORE, "matcher_mind", "model") if name in example.errors_px]
     return [*names, *[None] * (3 - len(names))]
 
 
@@ -136,9 +138,9 @@ def _counted(example: Example, method: str) -> NDArray[np.float32]:
 
 
 def _after(example: Example) -> str:
-    there = [method for method in (*AFTER, *example.warped) if method in example.warped]
+    there = [method for method in (*AFTER, *example.warped) if method in example.warped and method != BEFORE]
     if not there:
-        raise AbsentError("No method registered this ground; the table says why.")
+        raise AbsentError("No method registered this ground; the table says which were asked to, and why they failed.")
     return there[0]
 
 

@@ -9,21 +9,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from regnet.report.draw import display, new_figure, picture
+from regnet.draw import display, new_figure, picture, rows_that_fit
 from regnet.report.folder import RunFolder
 from regnet.report.options import ReportOptions
 
 # Of every kind of eyes those that see both images are shown.
 _SHOWN = ("kC", "both")
 _QUERIES = 2  # each takes as many rows as there are similarities
+_WIDTH_IN = 7.5
 
 
 def run_neighbours_figure(run: RunFolder, options: ReportOptions) -> Figure:
     """Some tiles of a run beside those that gradients and other eyes take for most like them, with their outputs."""
     with np.load(run.file("evaluate", "neighbours.npz")) as saved:
         tile_id, names, nearest = saved["tile_id"], saved["name"].tolist(), saved["nearest_tile_id"]
-    queries = np.unique(np.linspace(0, len(tile_id) - 1, min(options.queries, _QUERIES)).round().astype(int))
     shown = [place for place, name in enumerate(names) if name.endswith(_SHOWN)]
+    fit = rows_that_fit(_WIDTH_IN, _row_in(min(options.nearest, nearest.shape[2]))) // len(shown)
+    wanted = max(1, min(options.queries, _QUERIES, fit))
+    queries = np.unique(np.linspace(0, len(tile_id) - 1, wanted).round().astype(int))
     near = nearest[shown][:, queries, : options.nearest]
     ids, place_of = np.unique(np.concatenate([tile_id[queries], near.ravel()]), return_inverse=True)
     images = np.stack([run.store.tile(position).fixed for position in run.store.positions(ids).tolist()])
@@ -63,7 +66,7 @@ def side_by_side_figure(
     """
     count = next(iter(nearest.values())).shape[1]
     rows = [(query, name) for query in queries for name in nearest]
-    figure = new_figure(7.5, 7.5 / (count + 1) * 1.15 * len(rows))
+    figure = new_figure(_WIDTH_IN, _row_in(count) * len(rows))
     grid = figure.subplots(len(rows), count + 1, squeeze=False)
     valid = np.ones(images.shape[2:], np.bool_)
     for cells, (query, name) in zip(grid, rows, strict=True):
@@ -72,3 +75,8 @@ def side_by_side_figure(
             picture(axes, display(images[place], valid, rgb), over[place])
         cells[0].set_ylabel(textwrap.fill(name, 20), fontsize=7)
     return figure
+
+
+def _row_in(count: int) -> float:
+    """Height of a row of a tile and `count` others, in."""
+    return _WIDTH_IN / (count + 1) * 1.15

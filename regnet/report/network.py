@@ -1,42 +1,26 @@
-"""Figures of the network: how training went, and which tiles it takes for the same."""
+"""A figure of the network: which tiles it takes for the same."""
 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from regnet.report.draw import BLUE, VERMILION, display, new_figure, outlines, picture
+from regnet.draw import display, new_figure, outlines, picture, rows_that_fit
 from regnet.report.folder import VECTOR_CHANNELS, RunFolder
 from regnet.report.options import ReportOptions
 
-
-def loss_figure(run: RunFolder) -> Figure:
-    """Training loss and validation error, epoch by epoch, each on its own axes."""
-    log = pd.read_csv(run.file("train", "log.csv"))
-    figure = new_figure(7.5, 2.8)
-    left, right = figure.subplots(1, 2)
-    curves = (
-        (left, "loss", BLUE, "training loss"),
-        (right, "validation_epe_px", VERMILION, "validation error against labels, px"),
-    )
-    for axes, column, colour, label in curves:
-        axes.plot(log["epoch"] + 1, log[column], color=colour, marker="o", markersize=3)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
-    return figure
+_WIDTH_IN = 7.5
 
 
 def nearest_figure(run: RunFolder, options: ReportOptions) -> Figure:
     """Tiles and those that the network takes for the same: fixed above, moving below, with their kC."""
     with np.load(run.file("similarity", "nearest.npz")) as saved:
         tile_id, nearest, similarity = saved["tile_id"], saved["nearest_tile_id"], saved["kc"]
-    rows = np.unique(np.linspace(0, len(tile_id) - 1, options.queries).round().astype(int))
     count = min(options.nearest, nearest.shape[1])
-    figure = new_figure(7.5, 7.5 / (count + 1) * 2.15 * len(rows))
+    row_in = _WIDTH_IN / (count + 1) * 2.15
+    queries = min(options.queries, rows_that_fit(_WIDTH_IN, row_in))
+    rows = np.unique(np.linspace(0, len(tile_id) - 1, queries).round().astype(int))
+    figure = new_figure(_WIDTH_IN, row_in * len(rows))
     grid = figure.subplots(2 * len(rows), count + 1, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()  # shows nothing but pictures, also where a tile has fewer neighbours

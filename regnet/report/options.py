@@ -17,5 +17,8 @@ class ReportOptions:
     nearest: int = option(5, "nearest tiles shown beside each", low=1, high=12)
     error_limit_px: float = option(3.0, "end of the colour scale of error maps", unit="px", low=0.1)
     rgb: list[int] = option(
-        [], "channels of fixed shown as red, green and blue, counted from 1; empty: the first three", low=1
+        [],
+        "channels of fixed shown as red, green and blue, or one in grey, counted from 1; empty: the first three, or "
+        "the mean of fewer",
+        low=1,
     )

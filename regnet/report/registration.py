@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
+from regnet import draw
 from regnet.files import write_text
 from regnet.geo.grid import Box
 from regnet.geo.raster import GridRaster
-from regnet.report import draw
-from regnet.report.build import Picture, Section, inlined, render_page
-from regnet.report.tables import Table
+from regnet.report.page import Picture, Section, facts_of, inlined, render_page
+from regnet.report.tables import Table, cell
 from regnet.tiles.pair import PairReader
 
 LONGEST_PX, WINDOW_PX, SQUARES, WINDOWS = 700, 224, 4, 2
@@ -78,7 +78,7 @@ def _overview(summary: Mapping[str, Any]) -> Section:
     said += [f"{note}." for note in summary["notes"]]
     names: tuple[str, ...] = ("status", "shift_median_px", "shift_median_m", "shift_p95_px", "expected_error_median_px")
     names += ("expected_error_median_m", "share_with_data", "gsd_m", "width_px", "height_px", "seconds")
-    facts = {name: _text(summary[name]) for name in names}
+    facts = {name: cell(summary[name]) for name in names}
     for status, count in (summary["polygons"] or {}).items():
         facts[f"features {status}"] = str(count)
     return Section("Overview", " ".join(said), facts=facts)
@@ -231,7 +231,7 @@ def _familiarity(
         "Mean similarity kC of places of the pair to the tiles that the model was trained on, as its gradients tell it "
     )
     said += "(1: the same, 0: unrelated). It says where the model is at home, not how large its errors are."
-    section = Section("Familiarity", said, facts={name: _text(value) for name, value in familiarity.items()})
+    section = Section("Familiarity", said, facts=facts_of(familiarity))
     known = ties[np.isfinite(ties["familiarity"])]
     if len(known):
         figure, axes = _over_fixed(reader, "similarity to the training tiles")
@@ -262,7 +262,7 @@ def _ties(ties: Any) -> Section:
     tables = [Table("What became of the tie points", ["status", "points", "share"], rows, [False] * len(rows))]
     columns = ("status", "col", "row", "dx_px", "dy_px", "expected_error_px", "backward_px", "confidence")
     listed = ties.iloc[np.unique(np.linspace(0, len(ties) - 1, LISTED).round().astype(int))] if len(ties) else ties
-    cells = [[_text(getattr(point, name)) for name in columns] for point in listed.itertuples()]
+    cells = [[cell(getattr(point, name)) for name in columns] for point in listed.itertuples()]
     tables.append(Table(f"{len(listed)} of {len(ties)} tie points", list(columns), cells, [False] * len(cells)))
     said = "Every point of tie_points.gpkg carries what became of it. A local affine outlier is far from what its "
     said += "neighbours say, and the way back doubts it; what a forward-backward outlier brings to its place is found "
@@ -280,9 +280,3 @@ def _picture(figure: Figure, folder: Path, caption: str) -> Picture:
     source = inlined(scratch)
     scratch.unlink()
     return Picture(source, caption)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if math.isfinite(value) else "–"
-    return str(value)

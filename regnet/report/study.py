@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from regnet.files import read_json, write_text
-from regnet.report.build import Picture, Section, inlined, render_page
+from regnet.report.page import Picture, Section, facts_of, inlined, render_page
 from regnet.report.tables import cell, contest_table, estimator_table
 
 
@@ -41,7 +41,7 @@ def report_study(folder: Path, settings: Mapping[str, Any]) -> None:
                 _picture(folder, "estimators", "All estimators."),
             ],
             [estimator_table(pd.read_csv(folder / "estimators.csv"), summary["estimator"])],
-            _facts({key: value for key, value in summary.items() if key != "estimator"}),
+            facts_of({key: value for key, value in summary.items() if key != "estimator"}),
         ),
         Section(
             "Whose noise was averaged: gradients and other eyes",
@@ -57,7 +57,7 @@ def report_study(folder: Path, settings: Mapping[str, Any]) -> None:
         Section(
             "Label audit",
             "Some labels were moved far: how many of those listed are such, and how many are listed.",
-            facts=_facts(summary["audit"]),
+            facts=facts_of(summary["audit"]),
         ),
     ]
     text = yaml.safe_dump(dict(settings), sort_keys=False)
@@ -66,7 +66,3 @@ def report_study(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _picture(folder: Path, name: str, caption: str) -> Picture:
     return Picture(inlined(folder / f"{name}.png"), caption)
-
-
-def _facts(numbers: Mapping[str, Any]) -> dict[str, str]:
-    return {key: cell(value) for key, value in numbers.items() if isinstance(value, int | float | str)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,31 @@ CONTEST_HEADS = {
 }
 
 
+REGION_HEADS = {
+    "region": "region",
+    "tiles": "tiles",
+    "smoother_factor": "factor",
+    "factor": "factor by the kernel mean",
+    "smoother_noise_px": "noise left, px",
+    "loo_residual_px": "labels off from what others suggest, px",
+    "doubtful_share": "share of doubtful labels",
+}
+AUDIT_HEADS = {
+    "tile_id": "tile",
+    "pair": "pair",
+    "region": "region",
+    "label_dx_px": "label dx, px",
+    "label_dy_px": "label dy, px",
+    "suggested_dx_px": "suggested dx, px",
+    "suggested_dy_px": "suggested dy, px",
+    "audit_score": "score",
+}
+_WORST = 12
+"""Rows of the tables that show the worst of something."""
+_LEAST = 0.001
+"""Smaller numbers would show no digit."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled table of text cells; `best` marks the rows to set off."""
@@ -101,18 +127,49 @@ def neighbour_tables(rows: pd.DataFrame) -> list[Table]:
     """What neighbours by every similarity say, a tile's own label left out.
 
     Args:
-        rows: columns name, similarity, kind, own, outputs_apart_px, averaged_label_error_px.
+        rows: columns name, similarity, kind, own, outputs_apart_px, averaged_label_error_px (not shown where it is NaN
+            for all).
     """
     others = rows[~rows["own"]].set_index("name")
     heads = {"outputs_apart_px": "outputs apart, px", "averaged_label_error_px": "averaged labels off, px"}
     ways = ("5 nearest", "10 nearest", "power 1")
-    wanted = [(column, way) for column in heads for way in ways]
+    wanted = [(column, way) for column in heads if others[column].notna().any() for way in ways]
     cells = [
         [name, *(cell(float(others.loc[f"{name}, {way}, without own", column])) for column, way in wanted)]
         for name in others["similarity"].unique()
     ]
     head = ["similarity", *(f"{heads[column]}: {way}" for column, way in wanted)]
     return [Table("Neighbours without the tile itself", head, cells, [False] * len(cells))]
+
+
+def region_table(regions: pd.DataFrame) -> Table:
+    """What is left of the noise by region, most first.
+
+    Args:
+        regions: columns of `REGION_HEADS`, as `denoise` writes them.
+    """
+    return _worst(
+        regions.sort_values("smoother_factor", ascending=False), REGION_HEADS, "regions, those with most noise left"
+    )
+
+
+def audit_table(tiles: pd.DataFrame) -> Table:
+    """The labels that fit worst, and what the other tiles suggest instead; doubtful ones are set off.
+
+    Args:
+        tiles: columns doubtful and those of `AUDIT_HEADS`, as `denoise` writes them.
+    """
+    ranked = tiles.sort_values("audit_score", ascending=False)
+    return _worst(
+        ranked, AUDIT_HEADS, "labels, those that fit worst; doubtful ones are marked", ranked["doubtful"].tolist()
+    )
+
+
+def _worst(ranked: pd.DataFrame, heads: Mapping[str, str], title: str, marked: Sequence[bool] | None = None) -> Table:
+    """The first rows of a table that has the worst first; the title tells how many there are."""
+    cells = [[cell(value) for value in row] for row in ranked[list(heads)].head(_WORST).itertuples(index=False)]
+    marks = [False] * len(ranked) if marked is None else marked
+    return Table(f"{len(cells)} of {len(ranked)} {title}", list(heads.values()), cells, list(marks[: len(cells)]))
 
 
 def accuracy_text(summary: Mapping[str, Any]) -> str:
@@ -154,7 +211,11 @@ def contest_table(rows: pd.DataFrame) -> Table:
 
 
 def cell(value: Any) -> str:
-    """A number or a text as a cell; a dash for what is not known."""
-    if value is None or value != value:
+    """A number, a text or a list of these as a cell; a dash for what is not known."""
+    if isinstance(value, list):
+        return ", ".join(map(cell, value))
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if value == 0 or abs(value) >= _LEAST else f"{value:.2e}"

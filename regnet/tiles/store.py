@@ -15,7 +15,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from regnet.errors import StoreError
+from regnet.errors import ConfigError, StoreError
 from regnet.files import read_json
 from regnet.geo.grid import Box
 from regnet.tiles.chunks import Chunks
@@ -200,6 +200,23 @@ class TileStore:
         if pair not in self._scenes:
             raise StoreError(f"{self.folder}: has no pair {pair}; it has {', '.join(self.pairs)}")
         return self._scenes[pair]
+
+    def check_fixed_channels(self, key: str, channels: Sequence[int], counts: Sequence[int] = ()) -> None:
+        """Refuse settings that are no channels of fixed.
+
+        Args:
+            key: of the settings, for the message.
+            channels: numbers, from 1.
+            counts: how many there may be; empty: any number.
+
+        Raises:
+            ConfigError: naming the key and what is allowed.
+        """
+        most = len(self.fixed_channels)
+        if any(channel > most for channel in channels):
+            raise ConfigError(f"{key}={list(channels)}: fixed has no such channel; choose among 1 to {most}")
+        if counts and len(channels) not in counts:
+            raise ConfigError(f"{key}={list(channels)}: give as many channels of fixed as one of {list(counts)}")
 
     def tiles(self, part: str) -> NDArray[np.int64]:
         """Positions in the index of the tiles of one part."""

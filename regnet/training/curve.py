@@ -5,22 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import matplotlib as mpl
+from matplotlib.ticker import MaxNLocator
 
-from regnet.files import write_figure
+from regnet.draw import BLUE, STYLE, VERMILION, new_figure, save
+
+_DPI = 120
 
 
 def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw training loss and validation error over the epochs into a PNG."""
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left = figure.subplots()
-    right = left.twinx()
-    epochs = [row["epoch"] + 1 for row in rows]
-    left.plot(epochs, [row["loss"] for row in rows], color="#0072B2", marker="o", label="training loss")
-    right.plot(epochs, [row["validation_epe_px"] for row in rows], color="#D55E00", marker="s", label="validation")
-    left.set_xlabel("epoch")
-    left.set_ylabel("training loss", color="#0072B2")
-    right.set_ylabel("validation error against labels (px)", color="#D55E00")
-    write_figure(path, figure, dpi=120)
+    """Draw training loss and validation error (px) over the epochs into a PNG, each on its own axes."""
+    curves = (
+        ("loss", BLUE, "training loss"),
+        ("validation_epe_px", VERMILION, "validation error against labels, px"),
+    )
+    with mpl.rc_context(STYLE):
+        figure = new_figure(7.5, 2.8)
+        for axes, (column, colour, label) in zip(figure.subplots(1, 2), curves, strict=True):
+            epochs = [row["epoch"] + 1 for row in rows]
+            axes.plot(epochs, [row[column] for row in rows], color=colour, marker="o", markersize=3, clip_on=False)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylim(bottom=0)
+        save(figure, path, _DPI)

@@ -19,6 +19,7 @@ from regnet.denoising.maps import QUANTITIES, write_style
 from regnet.denoising.noise import label_noise
 from regnet.denoising.operators import operator_of
 from regnet.denoising.options import DenoiseOptions
+from regnet.denoising.plots import draw_factors
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import InputError, StoreError
 from regnet.files import read_json
@@ -116,6 +117,19 @@ def test_regions_sum_up_their_tiles_and_plots_are_drawn(store, similarity):
     assert one["smoother_noise_px"] == pytest.approx(inside["smoother_noise_px"].mean())
     for name in ("factor.png", "audit.png"):
         assert (folder / name).stat().st_size > 10_000
+
+
+def test_regions_are_painted_on_the_map_of_their_pair(store, similarity, tmp_path):
+    folder = run(store, similarity)
+    tiles, regions = (gpd.read_parquet(folder / f"{name}.parquet") for name in ("tiles", "regions"))
+    assert (regions["pair"] == regions["region"].map(tiles.groupby("region")["pair"].first())).all()
+    drawn = {}
+    for changed in (None, *store.pairs):
+        other = regions.assign(smoother_factor=regions["smoother_factor"].where(regions["pair"] != changed, 1))
+        draw_factors(tmp_path / "factor.png", store, tiles, other)
+        drawn[changed] = (tmp_path / "factor.png").read_bytes()
+    # Both pairs lie at one place; one of them is shown.
+    assert sum(picture != drawn[None] for picture in drawn.values()) == 1
 
 
 def test_styles_show_what_is_better_in_green(tmp_path):

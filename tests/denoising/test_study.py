@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
@@ -9,11 +10,12 @@ import pandas as pd
 import pytest
 import rasterio
 
+from regnet.baselines.options import NetworkOptions
 from regnet.denoising.blunders import precision_at_recall
 from regnet.denoising.estimators import CONSTANT, TRAINING, calibrated_name
 from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.replicas import shifted_tiles
-from regnet.errors import InputError
+from regnet.errors import ConfigError, InputError
 from regnet.evaluation.options import NeighbourOptions
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import read_json, write_stamp
@@ -101,6 +103,23 @@ def test_the_study_holds_the_contest(folder, store):
         assert np.isfinite(value)
     for name in ("scores.png", "maps.png", "neighbours.png", "others/noise_transfer_mini.qml"):
         assert (contest / name).stat().st_size > 500
+
+
+@pytest.mark.parametrize(
+    ("options", "neighbours", "error", "message"),
+    [
+        (replace(OPTIONS, region_tiles=13), NeighbourOptions(), ConfigError, r"region_tiles=13: no cell of 64 px"),
+        (OPTIONS, NeighbourOptions(networks=[]), ConfigError, r"networks=\[\]"),
+        (OPTIONS, NeighbourOptions(rgb=[4]), ConfigError, r"neighbours\.rgb=\[4\]"),
+        (OPTIONS, NeighbourOptions([NetworkOptions("vgg16", convention="caffe")]), InputError, "convention=caffe"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_before_training(
+    store, tmp_path, monkeypatch, options, neighbours, error, message
+):
+    monkeypatch.setattr("regnet.denoising.study.train_replicas", lambda *_: pytest.fail("a training was begun"))
+    with pytest.raises(error, match=message):
+        run_denoising_validation(store, SMALL, options, neighbours, tmp_path)
 
 
 def test_moving_is_shifted_by_the_offset_that_is_told(store):

@@ -1,4 +1,4 @@
-"""How figures look: one palette that colour-blind readers tell apart, images in display colours, scale bars."""
+"""How all figures look: one palette that colour-blind readers tell apart, images in display colours, scale bars."""
 
 from __future__ import annotations
 
@@ -49,18 +49,24 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, min(height_in, MOST_RATIO * width_in)))
 
 
+def rows_that_fit(width_in: float, row_in: float) -> int:
+    """Rows of pictures that a figure can show in full, one at least."""
+    return max(1, int(MOST_RATIO * width_in / row_in))
+
+
 def display(image: NDArray[np.float32], valid: NDArray[np.bool_], channels: Sequence[int] = ()) -> NDArray[np.float32]:
     """Turn normalised channels into display values.
 
     Args:
         image: (C, H, W).
         valid: (H, W); elsewhere the result is light grey.
-        channels: red, green, blue, counted from 1; empty: the first three, or the mean in grey if there are fewer.
+        channels: red, green, blue or one for grey, counted from 1; empty: the first three, or the mean in grey if
+            there are fewer.
 
     Returns:
         (H, W, 3), 0 to 1.
     """
-    if channels and max(channels) <= len(image):
+    if channels:
         picked = image[[channel - 1 for channel in channels]]
     else:
         picked = image[:3] if len(image) >= 3 else image.mean(0, keepdims=True)
@@ -80,7 +86,8 @@ def thumbnail(scene: Scene, longest_px: int) -> tuple[NDArray[np.float32], NDArr
         (C, h, w) image, (h, w) validity, and how many pixels of the scene one of them covers along an axis.
     """
     height, width = scene.shape
-    step = max(1, -(-max(height, width) // longest_px))
+    # Of a very long scene the shorter side still has a pixel, and the longer one more than `longest_px`.
+    step = min(-(-max(height, width) // longest_px), height, width)
     rows, cols = height // step, width // step
     images, valids = [], []
     tall = max(1, 512 // step)
@@ -120,7 +127,7 @@ def picture(axes: Axes, image: NDArray[Any], title: str, **options: Any) -> Any:
 def paint_tiles(
     axes: Axes, tiles: pd.DataFrame, values: NDArray[np.floating], shades: ScalarMappable, tile_px: int, side_px: float
 ) -> None:
-    """Paint the middle of tiles on a picture of their scene.
+    """Paint the middle of tiles on a picture of their scene, the greatest values last, over the others.
 
     Args:
         axes: of the picture, in pixels of the scene.
@@ -131,10 +138,11 @@ def paint_tiles(
         side_px: side of what is painted of it.
     """
     start = (tile_px - side_px) / 2
-    for row, col, value in zip(tiles["row"], tiles["col"], values, strict=True):
-        if np.isfinite(value):
-            colour, place = shades.to_rgba(value), (col + start, row + start)
-            axes.add_patch(Rectangle(place, side_px, side_px, facecolor=colour, alpha=0.8, edgecolor="none"))
+    rows, cols = tiles["row"].to_numpy(), tiles["col"].to_numpy()
+    for place in np.argsort(values):
+        if np.isfinite(values[place]):
+            colour, corner = shades.to_rgba(values[place]), (cols[place] + start, rows[place] + start)
+            axes.add_patch(Rectangle(corner, side_px, side_px, facecolor=colour, alpha=0.8, edgecolor="none"))
 
 
 def scale_bar(axes: Axes, width_px: float, gsd_m: float) -> None:
