@@ -296,9 +296,10 @@ def _register(config: RegisterConfig) -> int:
     code = DONE if share > 0 else ABSTAINED
     if not ranks.main:
         return code
-    for note in read_json(Path(config.output_dir) / "summary.json")["notes"]:
+    summary = read_json(Path(config.output_dir) / "summary.json")
+    for note in summary["notes"]:
         print(note)
-    print(f"registered {share:.0%} of the area; see {config.output_dir}", flush=True)
+    print(f"{summary['outcome']}; see {config.output_dir}", flush=True)
     return code
 
 

@@ -72,9 +72,8 @@ def report_registration(
 
 def _overview(summary: Mapping[str, Any]) -> Section:
     """The summary in words and numbers."""
-    share, stage = summary["share_registered"], summary["global_stage"]
-    said = [f"{share:.0%} of the ground with data in both is registered; elsewhere nothing was moved."]
-    said += [f"Global stage: {stage['reason']}.", *_common(summary["common_shift"])]
+    said = _result(summary)
+    said += [f"Global stage: {summary['global_stage']['reason']}.", *_common(summary["common_shift"])]
     said += [f"{note}." for note in summary["notes"]]
     names: tuple[str, ...] = ("status", "shift_median_px", "shift_median_m", "shift_p95_px", "expected_error_median_px")
     names += ("expected_error_median_m", "share_with_data", "gsd_m", "width_px", "height_px", "seconds")
@@ -82,6 +81,19 @@ def _overview(summary: Mapping[str, Any]) -> Section:
     for status, count in (summary["polygons"] or {}).items():
         facts[f"features {status}"] = str(count)
     return Section("Overview", " ".join(said), facts=facts)
+
+
+def _result(summary: Mapping[str, Any]) -> list[str]:
+    """What was registered, and what is known of the rest."""
+    share, outcome, place_px = (summary[name] for name in ("share_registered", "outcome", "in_place_px"))
+    registered = f"{share:.0%} of the ground with data in both is registered; elsewhere nothing was moved."
+    said = [registered if share > 0 else f"{outcome[0].upper()}{outcome[1:]}."]
+    if place_px is not None:
+        said.append(
+            f"Matches of the ground that was left as it is say that it is off by no more than {place_px:.1f} px, nine "
+            "times in ten."
+        )
+    return said
 
 
 def _common(shift: Mapping[str, Any]) -> list[str]:

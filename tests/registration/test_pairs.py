@@ -126,7 +126,7 @@ def test_the_exit_code_of_many_pairs(small, pairs, many, monkeypatch, tmp_path):
             if isinstance(share, Exception):
                 raise share
             cli.Path.mkdir(folder, parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(json.dumps({"status": "made up", "notes": []}))
+            (folder / "summary.json").write_text(json.dumps({"status": "made up", "outcome": "made up", "notes": []}))
             return share
 
         monkeypatch.setattr(module, "register", register)
@@ -202,6 +202,6 @@ def test_outcomes_of_an_earlier_command_are_not_told_of(tmp_path):
     (tmp_path / "3" / "summary.json").write_text('{"status": "registered", "share_registered": 0.5}')
     write_outcome(tmp_path / "3", given, 0, "")
     assert outcomes_text(gather_outcomes(tmp_path)).splitlines() == [
-        "folder  status      share  shift, px  expected error, px  moving",
-        "3       registered  0.50   -          -                   m.tif",
+        "folder  status      share  in place to, px  shift, px  expected error, px  moving",
+        "3       registered  0.50   -                -          -                   m.tif",
     ]
