@@ -188,7 +188,7 @@ def _write(ready: _Ready, folder: Path, progress: Progress, start: float) -> flo
         "adapt": ready.adapted,
         "familiarity": familiar.summary() if familiar else None,
         "check": check.summary() if check else None,
-        "notes": [*notes(options), *unknown, *(moved.notes if moved else [])],
+        "notes": [*notes(options), *reader.notes, *unknown, *(moved.notes if moved else [])],
         "seconds": time.perf_counter() - start,
         "settings": asdict(options),
     }
