@@ -309,8 +309,7 @@ def _apply(config: ApplyOptions) -> int:
     applied = apply(config)
     for note in applied.notes:
         print(note)
-    what = f"{applied.share:.0%} of the area" if applied.features is None else str(applied.features)
-    print(f"moved {what}; see {config.output}")
+    print(f"{applied.outcome}; see {config.output}")
     return DONE if applied.share > 0 else ABSTAINED
 
 
