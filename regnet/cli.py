@@ -26,7 +26,16 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from regnet.arguments import hydra_arguments
-from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, fill_row, register_schemas, typed
+from regnet.config import (
+    RegisterConfig,
+    RunConfig,
+    conf_folder,
+    explain,
+    fill_row,
+    missing_text,
+    register_schemas,
+    typed,
+)
 from regnet.errors import ConfigError, RegnetError
 from regnet.files import UNWRITABLE, read_json
 from regnet.registration.options import ApplyOptions
@@ -106,18 +115,20 @@ def _command(name: str, arguments: list[str]) -> int:
         return DONE
     arguments = hydra_arguments(arguments, COMMANDS[name].schema)
     if COMMANDS[name].apart and {"--multirun", "-m"} & set(arguments):
-        _alone()
+        _check_several(arguments)
     return _hydra(COMMANDS[name], arguments)
 
 
-def _alone() -> None:
-    """Refuse several processes.
+def _check_several(arguments: list[str]) -> None:
+    """Refuse several processes, and pairs that have no folder to land in.
 
     Raises:
-        ConfigError: torchrun or SLURM started some.
+        ConfigError: torchrun or SLURM started some, or `output_dir` is missing.
     """
     from regnet.ranks import started
 
+    if not any(word.startswith("output_dir=") for word in arguments):
+        raise ConfigError(missing_text(["output_dir"]))
     if (count := started()) > 1:
         raise ConfigError(f"{count} processes started: of several pairs each takes one; start one, or give one pair")
 

@@ -54,6 +54,9 @@ def test_a_wrong_command_in_the_console_is_one_line_and_leaves_nothing(
     ("arguments", "expected"),
     [
         (["denoise"], "output_dir is missing"),
+        (["register", "fixed=a.tif"], "moving and output_dir are missing; give moving=... output_dir=... on the"),
+        (["register", "fixed=a.tif,b.tif", "moving=c.tif", "--multirun"], "output_dir is missing; give"),
+        (["apply"], "displacement, output and target are missing"),
         (["prepare", "output_dir=o", "+extra=1"], "keys can neither be added nor deleted"),
         (["prepare", "output_dir=o", "--loud"], "--loud is not a flag"),
         (["regster", "output_dir=o"], "did you mean register?"),
