@@ -105,6 +105,17 @@ def test_the_command_line_answers_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_bars_are_drawn_seldom_where_nobody_watches() -> None:
+    code = "import sys; sys.argv = ['regnet', '--version']; from regnet.start import main; main()"
+    code += "; from tqdm import tqdm; print(tqdm(range(1)).mininterval)"
+    master, terminal = os.openpty()
+    for stream, expected in ((subprocess.DEVNULL, "10.0"), (terminal, "0.1")):
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stream, text=True)
+        assert done.stdout.splitlines()[-1] == expected
+    os.close(terminal)
+    os.close(master)
+
+
 def test_packages_whose_names_load_on_demand_have_them_all() -> None:
     for package in (regnet, regnet.models, regnet.similarity):
         assert dir(package) == sorted(package.__all__)
