@@ -33,13 +33,22 @@ from regnet.config import (
     explain,
     fill_row,
     missing_text,
+    pair_rows,
     register_schemas,
     typed,
 )
 from regnet.errors import ConfigError, RegnetError
 from regnet.files import UNWRITABLE, read_json
 from regnet.registration.options import ApplyOptions
-from regnet.registration.outcomes import TABLE, forget_outcomes, gather_outcomes, outcomes_text, write_outcome
+from regnet.registration.outcomes import (
+    TABLE,
+    earlier_outcomes,
+    gather_outcomes,
+    outcomes_text,
+    put_outcomes_aside,
+    write_outcome,
+    write_table,
+)
 from regnet.usage import command_help, overview
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -187,7 +196,7 @@ class GatherPairs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before the first pair."""
-        forget_outcomes(Path(config.hydra.sweep.dir))
+        put_outcomes_aside(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra in the process that started the pairs, when all have ended."""
@@ -195,8 +204,9 @@ class GatherPairs(Callback):
 
         def work() -> int:
             outcomes = gather_outcomes(folder)
+            earlier = earlier_outcomes(folder, pair_rows(config.pairs)) if config.pairs else []
             _GATHERED.extend(outcome["code"] for outcome in outcomes)
-            print(f"\n{outcomes_text(outcomes)}\n\ntable: {folder / TABLE}")
+            print(f"\n{outcomes_text(write_table(folder, outcomes + earlier))}\n\ntable: {folder / TABLE}")
             return DONE
 
         _gather(work, RegisterConfig)
