@@ -6,6 +6,8 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from regnet.config import keys, pair_rows
 from regnet.errors import ConfigError
 
@@ -46,7 +48,7 @@ def hydra_arguments(arguments: list[str], schema: type) -> list[str]:
             flags += [word] if "=" in word else [word, next(words, "")]
         else:
             raise ConfigError(f"{word} is not a flag; settings are given as key=value, see `regnet <command> --help`")
-    return overrides + flags
+    return overrides + _row_folders(overrides, sweeps) + flags
 
 
 def _every_row(arguments: list[str]) -> list[str]:
@@ -56,6 +58,15 @@ def _every_row(arguments: list[str]) -> list[str]:
         return arguments
     rows = range(len(pair_rows(named["pairs"])))
     return [*arguments, f"row={','.join(map(str, rows))}", "--multirun"]
+
+
+def _row_folders(overrides: list[str], sweeps: bool) -> list[str]:
+    """Where nothing but rows of a CSV of pairs is swept, each lands in the folder of its own number."""
+    if not sweeps or not any(word.startswith("pairs=") for word in overrides):
+        return []
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return ["hydra.sweep.subdir=${row}"] if swept <= {"row"} else []
 
 
 def _override(word: str, texts: Container[str], sweeps: bool) -> str:

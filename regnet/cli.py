@@ -26,11 +26,29 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from regnet.arguments import hydra_arguments
-from regnet.config import RegisterConfig, RunConfig, conf_folder, explain, fill_row, register_schemas, typed
+from regnet.config import (
+    RegisterConfig,
+    RunConfig,
+    conf_folder,
+    explain,
+    fill_row,
+    missing_text,
+    pair_rows,
+    register_schemas,
+    typed,
+)
 from regnet.errors import ConfigError, RegnetError
 from regnet.files import UNWRITABLE, read_json
 from regnet.registration.options import ApplyOptions
-from regnet.registration.outcomes import TABLE, forget_outcomes, gather_outcomes, outcomes_text, write_outcome
+from regnet.registration.outcomes import (
+    TABLE,
+    earlier_outcomes,
+    gather_outcomes,
+    outcomes_text,
+    put_outcomes_aside,
+    write_outcome,
+    write_table,
+)
 from regnet.usage import command_help, overview
 
 DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -106,18 +124,20 @@ def _command(name: str, arguments: list[str]) -> int:
         return DONE
     arguments = hydra_arguments(arguments, COMMANDS[name].schema)
     if COMMANDS[name].apart and {"--multirun", "-m"} & set(arguments):
-        _alone()
+        _check_several(arguments)
     return _hydra(COMMANDS[name], arguments)
 
 
-def _alone() -> None:
-    """Refuse several processes.
+def _check_several(arguments: list[str]) -> None:
+    """Refuse several processes, and pairs that have no folder to land in.
 
     Raises:
-        ConfigError: torchrun or SLURM started some.
+        ConfigError: torchrun or SLURM started some, or `output_dir` is missing.
     """
     from regnet.ranks import started
 
+    if not any(word.startswith("output_dir=") for word in arguments):
+        raise ConfigError(missing_text(["output_dir"]))
     if (count := started()) > 1:
         raise ConfigError(f"{count} processes started: of several pairs each takes one; start one, or give one pair")
 
@@ -176,7 +196,7 @@ class GatherPairs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before the first pair."""
-        forget_outcomes(Path(config.hydra.sweep.dir))
+        put_outcomes_aside(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra in the process that started the pairs, when all have ended."""
@@ -184,8 +204,9 @@ class GatherPairs(Callback):
 
         def work() -> int:
             outcomes = gather_outcomes(folder)
+            earlier = earlier_outcomes(folder, pair_rows(config.pairs)) if config.pairs else []
             _GATHERED.extend(outcome["code"] for outcome in outcomes)
-            print(f"\n{outcomes_text(outcomes)}\n\ntable: {folder / TABLE}")
+            print(f"\n{outcomes_text(write_table(folder, outcomes + earlier))}\n\ntable: {folder / TABLE}")
             return DONE
 
         _gather(work, RegisterConfig)
@@ -296,9 +317,10 @@ def _register(config: RegisterConfig) -> int:
     code = DONE if share > 0 else ABSTAINED
     if not ranks.main:
         return code
-    for note in read_json(Path(config.output_dir) / "summary.json")["notes"]:
+    summary = read_json(Path(config.output_dir) / "summary.json")
+    for note in summary["notes"]:
         print(note)
-    print(f"registered {share:.0%} of the area; see {config.output_dir}", flush=True)
+    print(f"{summary['outcome']}; see {config.output_dir}", flush=True)
     return code
 
 
@@ -308,8 +330,7 @@ def _apply(config: ApplyOptions) -> int:
     applied = apply(config)
     for note in applied.notes:
         print(note)
-    what = f"{applied.share:.0%} of the area" if applied.features is None else str(applied.features)
-    print(f"moved {what}; see {config.output}")
+    print(f"{applied.outcome}; see {config.output}")
     return DONE if applied.share > 0 else ABSTAINED
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from regnet.denoising.options import DenoiseOptions, DenoisingValidationOptions
-from regnet.errors import InputError
+from regnet.errors import ConfigError, InputError
 from regnet.evaluation.options import EvaluateOptions
 from regnet.models.options import ModelOptions
 from regnet.options import check_options, option
@@ -177,10 +177,12 @@ def typed(config: DictConfig, schema: type[Config]) -> Config:
     """Turn a composed configuration into its dataclass, with all values in range.
 
     Raises:
-        ConfigError: a value is out of range.
-        omegaconf.errors.OmegaConfBaseException: a mandatory key is missing or an interpolation fails.
+        ConfigError: mandatory keys are missing, or a value is out of range.
+        omegaconf.errors.OmegaConfBaseException: an interpolation fails.
     """
-    settings = _built(schema, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(missing_text(missing))
+    settings = _built(schema, OmegaConf.to_container(config, resolve=True))
     check_options(settings)
     return cast(Config, settings)
 
@@ -254,9 +256,17 @@ def explain(error: BaseException, schema: type) -> str:
         kinds = {item.path: item.kind for item in keys(schema)}
         wanted = f"it must be a {kinds[found[1]]}" if found[1] in kinds else f"set its keys, {_inside(found[1], kinds)}"
         return f"{place}{found[1]}={found[2]} is not of the right type: {wanted}"
-    if "missing mandatory value" in text.lower():
-        return f"{place}{key} is missing; give {key}=... on the command line or in an experiment file"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{place}{missing_text([found[1]])}"
     return f"{place}{' '.join(str(error).split())}"
+
+
+def missing_text(names: Sequence[str]) -> str:
+    """Say which keys have to be given."""
+    *others, last = names
+    named = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    given = " ".join(f"{name}=..." for name in names)
+    return f"{named} missing; give {given} on the command line or in an experiment file"
 
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}

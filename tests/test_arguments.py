@@ -56,3 +56,9 @@ def test_texts_are_swept_unless_a_file_is_called_so(tmp_path, monkeypatch):
 def test_the_name_of_a_file_of_settings_is_no_text():
     words = ["experiment=demo", "model=unet", "output_dir=x"]
     assert hydra_arguments(words, RunConfig) == ["experiment=demo", "model=unet", "output_dir='x'"]
+
+
+def test_rows_alone_lie_in_folders_of_their_own_number():
+    rows = ["pairs=p.csv", "row=3,5", "moving_bands=[1,2]", "-m"]
+    assert "hydra.sweep.subdir=${row}" in hydra_arguments(rows, RegisterConfig)
+    assert "hydra.sweep.subdir=${row}" not in hydra_arguments([*rows, "descriptor=mind,ngf"], RegisterConfig)

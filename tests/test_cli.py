@@ -54,6 +54,9 @@ def test_a_wrong_command_in_the_console_is_one_line_and_leaves_nothing(
     ("arguments", "expected"),
     [
         (["denoise"], "output_dir is missing"),
+        (["register", "fixed=a.tif"], "moving and output_dir are missing; give moving=... output_dir=... on the"),
+        (["register", "fixed=a.tif,b.tif", "moving=c.tif", "--multirun"], "output_dir is missing; give"),
+        (["apply"], "displacement, output and target are missing"),
         (["prepare", "output_dir=o", "+extra=1"], "keys can neither be added nor deleted"),
         (["prepare", "output_dir=o", "--loud"], "--loud is not a flag"),
         (["regster", "output_dir=o"], "did you mean register?"),
@@ -100,6 +103,17 @@ def test_the_command_line_answers_without_torch() -> None:
     """What is wrong with a setting is said in a fraction of a second; loading torch takes several."""
     code = "import sys, regnet.cli; print(sorted({'torch', 'geopandas', 'zarr', 'cv2', 'rasterio'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_bars_are_drawn_seldom_where_nobody_watches() -> None:
+    code = "import sys; sys.argv = ['regnet', '--version']; from regnet.start import main; main()"
+    code += "; from tqdm import tqdm; print(tqdm(range(1)).mininterval)"
+    master, terminal = os.openpty()
+    for stream, expected in ((subprocess.DEVNULL, "10.0"), (terminal, "0.1")):
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stream, text=True)
+        assert done.stdout.splitlines()[-1] == expected
+    os.close(terminal)
+    os.close(master)
 
 
 def test_packages_whose_names_load_on_demand_have_them_all() -> None:

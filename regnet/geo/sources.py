@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from regnet.errors import InputError
 from regnet.geo.grid import Grid, is_local
 
 ASSIGN = "assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
+PLACE = "-a_ullr LEFT TOP RIGHT BOTTOM, or give it ground control points (-gcp) and warp it with gdalwarp"
 
 
 def raster_sources(path: str) -> list[str]:
@@ -68,7 +70,9 @@ def open_raster(path: str) -> DatasetReader:
         InputError: missing, not a raster, without bands, CRS or geotransform.
     """
     try:
-        dataset = rasterio.open(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # it is said below
+            dataset = rasterio.open(path)
     except RasterioError as error:
         if not is_remote(path) and not Path(path).exists():
             raise InputError(f"{path}: no such file; check the path") from error
@@ -83,12 +87,14 @@ def open_raster(path: str) -> DatasetReader:
         trouble = "has ground control points but no grid; warp it first, for example with gdalwarp -tps"
     elif dataset.rpcs and dataset.transform.is_identity:
         trouble = "has rational polynomial coefficients (RPC) but no grid; orthorectify it first, with gdalwarp -rpc"
+    elif dataset.crs is None and dataset.transform.is_identity:
+        trouble = f"has neither CRS nor geotransform; assign both with gdal_edit.py -a_srs EPSG:... {PLACE}"
     elif dataset.crs is None:
         trouble = f"has no CRS; {ASSIGN}"
     elif is_local(dataset.crs):
         trouble = f"has a local CRS, which nothing ties to the Earth; {ASSIGN}"
     elif dataset.transform.is_identity or dataset.transform.is_degenerate:
-        trouble = "has no geotransform; georeference it first, for example with gdalwarp"
+        trouble = f"has no geotransform; assign it with gdal_edit.py {PLACE}"
     if trouble:
         dataset.close()
         raise InputError(f"{path}: {trouble}")

@@ -30,6 +30,13 @@ class Applied:
     features: dict[str, int] | None
     notes: list[str]
 
+    @property
+    def outcome(self) -> str:
+        """What became of the file, in a few words."""
+        if self.features is None:
+            return f"moved {self.share:.0%} of the area"
+        return ", ".join(f"{count} {status}" for status, count in self.features.items()) or "the layer is empty"
+
 
 def apply(options: ApplyOptions) -> Applied:
     """Move a raster or vector file by a saved displacement.

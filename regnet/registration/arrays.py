@@ -32,6 +32,9 @@ from regnet.registration.labelled import like, values_of
 from regnet.registration.options import AdaptOptions, ApplyOptions, RegisterOptions, WindowOptions
 from regnet.registration.vectors import COLUMNS, STATUS
 
+LEAST_ROWS, MOST_BANDS = 16, 4
+"""An array whose first axis has at least so many and whose last one at most so many has its bands at the end."""
+
 
 @dataclass(frozen=True)
 class Raster:
@@ -63,6 +66,13 @@ class Registration:
     def __init__(self, folder: Path, share: float, keep: TemporaryDirectory[str] | None, like: Any) -> None:
         self.folder, self.share = folder, share
         self._keep, self._like = keep, like
+
+    def __repr__(self) -> str:
+        outcome, shift_px, error_px = (
+            self.summary[name] for name in ("outcome", "shift_median_px", "expected_error_median_px")
+        )
+        lengths = f", median shift {shift_px:.2g} px, expected error {error_px:.2g} px" if self.share else ""
+        return f"Registration: {outcome}{lengths}"
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -231,6 +241,12 @@ def _path(given: Any, folder: Path, name: str) -> str:
         return str(folder / f"{name}.gpkg")
     path = folder / f"{name}.tif"
     if isinstance(given, Raster):
+        shape = np.shape(given.values)
+        if len(shape) == 3 and shape[0] >= LEAST_ROWS and shape[2] <= MOST_BANDS:
+            raise InputError(
+                f"{name}: the array has the shape {shape}; values must be (bands, rows, columns), so give "
+                "np.moveaxis(values, -1, 0)"
+            )
         _write(given, path, name)
     elif hasattr(given, "rio"):
         values, nodata, names = values_of(given, name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from regnet.files import read_json, whole_path, write_json
 
-OUTCOME, TABLE = "outcome.json", "pairs_summary.csv"
+OUTCOME, EARLIER, TABLE = "outcome.json", "earlier_outcome.json", "pairs_summary.csv"
 FAILED = "failed"
 COLUMNS = (
     "folder",
@@ -18,6 +18,7 @@ COLUMNS = (
     "moving",
     "status",
     "share_registered",
+    "in_place_px",
     "shift_median_px",
     "shift_median_m",
     "expected_error_median_px",
@@ -28,6 +29,7 @@ SHOWN = {
     "folder": "folder",
     "status": "status",
     "share_registered": "share",
+    "in_place_px": "in place to, px",
     "shift_median_px": "shift, px",
     "expected_error_median_px": "expected error, px",
     "moving": "moving",
@@ -50,21 +52,36 @@ def write_outcome(folder: Path, given: Mapping[str, Any], code: int, error: str)
     write_json(folder / OUTCOME, {**given, **told, "code": code})
 
 
-def forget_outcomes(output_dir: Path) -> None:
-    """Take away the notes of an earlier command, which may have had other pairs."""
+def put_outcomes_aside(output_dir: Path) -> None:
+    """Make the notes of an earlier command, which may have had other pairs, known as such."""
     for path in output_dir.glob(f"*/{OUTCOME}"):
-        path.unlink()
+        path.replace(path.with_name(EARLIER))
 
 
 def gather_outcomes(output_dir: Path) -> list[dict[str, Any]]:
-    """Read what became of the pairs in folders of `output_dir`, and write it as a table."""
-    found = [read_json(path) for path in output_dir.glob(f"*/{OUTCOME}")]
-    found.sort(key=lambda outcome: (len(outcome["folder"]), outcome["folder"]))
+    """Read what became of the pairs in folders of `output_dir`."""
+    return [read_json(path) for path in output_dir.glob(f"*/{OUTCOME}")]
+
+
+def earlier_outcomes(output_dir: Path, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Read what became of pairs in earlier commands: of those that are still these rows of a CSV, and not done anew."""
+    found = [read_json(path) for path in output_dir.glob(f"*/{EARLIER}") if not path.with_name(OUTCOME).exists()]
+    names = ("fixed", "moving")
+    return [
+        outcome
+        for outcome in found
+        if outcome["row"] < len(pairs) and all(outcome[name] == pairs[outcome["row"]][name] for name in names)
+    ]
+
+
+def write_table(output_dir: Path, outcomes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Write what became of pairs as a table; gives its rows in order."""
+    rows = sorted(outcomes, key=lambda outcome: (len(outcome["folder"]), outcome["folder"]))
     with whole_path(output_dir / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(found)
-    return found
+        writer.writerows(rows)
+    return rows
 
 
 def outcomes_text(outcomes: Sequence[Mapping[str, Any]]) -> str:

@@ -129,7 +129,8 @@ def _decide(matrix: Matrix, numbers: tuple[float, float, float, float], moved_px
     if score < CLEARLY * rival or not math.isfinite(error_px):
         return Overall(still, False, "no similarity is clearly better than the others", *numbers)
     if moved_px <= keep_px:
-        return Overall(still, False, f"already in place to {moved_px:.1f} px", *numbers)
+        reason = f"no shift, rotation or scale of the whole pair beyond {moved_px:.1f} px"
+        return Overall(still, False, f"{reason}; the rest is left to the local match", *numbers)
     if score < CLEARLY * unmoved:
         return Overall(still, False, "the best similarity is not clearly better than none", *numbers)
     return Overall(matrix, True, f"moving is off by up to {moved_px:.0f} px", *numbers)

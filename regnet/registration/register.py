@@ -33,6 +33,7 @@ from regnet.registration.common_shift import CLEAR_SHIFT, NO_SHIFT, CommonShift,
 from regnet.registration.detail import unseen_px
 from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
+from regnet.registration.in_place import in_place_px, outcome
 from regnet.registration.judgement import CHANNELS, JudgedMatcher
 from regnet.registration.matching import look_overall, write_field
 from regnet.registration.network import NetworkMatcher, load_network
@@ -179,13 +180,16 @@ def _write(ready: _Ready, folder: Path, progress: Progress, start: float) -> flo
     give_back()
     points = familiar.onto(ties.frame()) if familiar else ties.frame()
     moved = _move(options, folder)
+    place_px = in_place_px(points, ready.common)
     summary = summarise(tally, ready.overall, ready.common, reader) | {
+        "outcome": outcome(tally.share, place_px),
+        "in_place_px": place_px,
         "tie_points": write_ties(points, folder / TIES),
         "polygons": moved.features if moved else None,
         "adapt": ready.adapted,
         "familiarity": familiar.summary() if familiar else None,
         "check": check.summary() if check else None,
-        "notes": [*notes(options), *ready.common.notes(), *unknown, *(moved.notes if moved else [])],
+        "notes": [*notes(options), *reader.notes, *ready.common.notes(), *unknown, *(moved.notes if moved else [])],
         "seconds": time.perf_counter() - start,
         "settings": asdict(options),
     }

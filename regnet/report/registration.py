@@ -9,25 +9,19 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import rasterio
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
 
 from regnet import draw
 from regnet.files import write_text
-from regnet.geo.grid import Box
-from regnet.geo.raster import GridRaster
-from regnet.report.page import Picture, Section, facts_of, inlined, render_page
+from regnet.report.before_after import before_after
+from regnet.report.page import Section, facts_of, render_page
 from regnet.report.tables import Table, cell
+from regnet.report.view import View, as_picture, look
 from regnet.tiles.pair import PairReader
 
-LONGEST_PX, WINDOW_PX, SQUARES, WINDOWS = 700, 224, 4, 2
 LISTED = 60
 """Tie points that the table shows, evenly drawn from all."""
-DPI = 110
 LEAST_SHOWN_PX, GROUPS = 0.01, 8
 """Least error that the plot of calibration shows, and the groups of places of like expectation."""
 Errors = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -51,18 +45,15 @@ def report_registration(
         ties: GeoDataFrame of the tie points.
         errors: as stated and as made, (n,) each, px, at places that were displaced by a known field; None if none was.
     """
-    grid = before.grid
-    shape = max(1, round(grid.height / _step(before))), max(1, round(grid.width / _step(before)))
-    with rasterio.open(folder / "displacement.tif") as source:
-        field = source.read(out_shape=(3, *shape), resampling=Resampling.nearest)
+    view = look(before, folder / "displacement.tif")
     sections = [_overview(summary)]
     with mpl.rc_context(draw.STYLE):
-        sections.append(_before_after(folder, before, after, field))
+        sections.append(before_after(folder, before, after, view))
         sections += [
-            _displacement(folder, before, ties),
-            _error(folder, field, summary["bound_90_over_expected_error"]),
+            _displacement(folder, view, ties),
+            _error(folder, view.field, summary["bound_90_over_expected_error"]),
             _calibration(folder, errors, summary),
-            *_familiarity(folder, before, ties, summary["familiarity"]),
+            *_familiarity(folder, view, ties, summary["familiarity"]),
             _ties(ties),
         ]
     settings = {"register": yaml.safe_dump(dict(summary["settings"]), sort_keys=False)}
@@ -72,9 +63,8 @@ def report_registration(
 
 def _overview(summary: Mapping[str, Any]) -> Section:
     """The summary in words and numbers."""
-    share, stage = summary["share_registered"], summary["global_stage"]
-    said = [f"{share:.0%} of the ground with data in both is registered; elsewhere nothing was moved."]
-    said += [f"Global stage: {stage['reason']}.", *_common(summary["common_shift"])]
+    said = _result(summary)
+    said += [f"Global stage: {summary['global_stage']['reason']}.", *_common(summary["common_shift"])]
     said += [f"{note}." for note in summary["notes"]]
     names: tuple[str, ...] = ("status", "shift_median_px", "shift_median_m", "shift_p95_px", "expected_error_median_px")
     names += ("expected_error_median_m", "share_with_data", "gsd_m", "width_px", "height_px", "seconds")
@@ -82,6 +72,19 @@ def _overview(summary: Mapping[str, Any]) -> Section:
     for status, count in (summary["polygons"] or {}).items():
         facts[f"features {status}"] = str(count)
     return Section("Overview", " ".join(said), facts=facts)
+
+
+def _result(summary: Mapping[str, Any]) -> list[str]:
+    """What was registered, and what is known of the rest."""
+    share, outcome, place_px = (summary[name] for name in ("share_registered", "outcome", "in_place_px"))
+    registered = f"{share:.0%} of the ground with data in both is registered; elsewhere nothing was moved."
+    said = [registered if share > 0 else f"{outcome[0].upper()}{outcome[1:]}."]
+    if place_px is not None:
+        said.append(
+            f"Matches of the ground that was left as it is say that it is off by no more than {place_px:.1f} px, nine "
+            "times in ten."
+        )
+    return said
 
 
 def _common(shift: Mapping[str, Any]) -> list[str]:
@@ -96,78 +99,32 @@ def _common(shift: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _before_after(folder: Path, before: PairReader, after: PairReader | None, field: NDArray[np.float32]) -> Section:
-    """Windows with the largest displacement, as they were and as they are."""
-    what = "lines of moving over fixed" if before.polygons is not None else "squares of fixed and moving in turn"
-    section = Section(
-        "Before and after", f"Windows at full resolution: {what}. Lines must go on from one to the other."
-    )
-    boxes = _windows(field, before.shape)
-    if after is None or not boxes:
-        section.note = "Nothing was moved, so there is nothing to compare."
-        return section
-    figure = draw.new_figure(7.5, 3.9 * len(boxes))
-    grid = figure.subplots(len(boxes), 2, squeeze=False)
-    for row, box in zip(grid, boxes, strict=True):
-        for axes, reader, name in zip(row, (before, after), ("before", "after"), strict=True):
-            shown = _together(reader, box)
-            draw.picture(axes, shown, f"{name}, column {box.col}, row {box.row}")
-            draw.scale_bar(axes, shown.shape[1], before.gsd_m)
-    section.pictures.append(_picture(figure, folder, "Before and after registration."))
-    return section
-
-
-def _together(reader: PairReader, box: Box) -> NDArray[np.float32]:
-    """One picture of both images of a window."""
-    patch = reader.read(box.row, box.col, box.height, box.width)
-    fixed = draw.display(patch.fixed, patch.fixed_valid)
-    if reader.polygons is not None:
-        return draw.outlines(fixed, patch.moving[1])
-    moving = draw.display(patch.moving, patch.moving_valid)
-    side = math.ceil(max(box.height, box.width) / SQUARES)
-    rows, cols = np.ogrid[: box.height, : box.width]
-    even = ((rows // side + cols // side) % 2 == 0)[..., None]
-    # Grey on grey: the eye follows lines across the squares, not colours.
-    return np.asarray(np.where(even, fixed.mean(-1, keepdims=True), moving.mean(-1, keepdims=True)).repeat(3, -1))
-
-
-def _windows(field: NDArray[np.float32], shape: tuple[int, int]) -> list[Box]:
-    """The windows with the largest mean displacement, apart from one another."""
-    moved = np.where(np.isfinite(field[2]), np.hypot(field[0], field[1]), 0)
-    scale = shape[0] / moved.shape[0]
-    height, width = (min(WINDOW_PX, side) for side in shape)
-    boxes: list[Box] = []
-    step = max(1, round(WINDOW_PX / 2 / scale))
-    candidates = [
-        (float(moved[row : row + 2 * step, col : col + 2 * step].mean()), row, col)
-        for row in range(0, max(moved.shape[0] - step, 1), step)
-        for col in range(0, max(moved.shape[1] - step, 1), step)
-    ]
-    for length, row, col in sorted(candidates, reverse=True):
-        top, left = min(int(row * scale), shape[0] - height), min(int(col * scale), shape[1] - width)
-        apart = all(max(abs(box.row - top), abs(box.col - left)) >= WINDOW_PX for box in boxes)
-        if length > 0 and apart and len(boxes) < WINDOWS:
-            boxes.append(Box(top, left, height, width))
-    return boxes
-
-
-def _displacement(folder: Path, reader: PairReader, ties: Any) -> Section:
+def _displacement(folder: Path, view: View, ties: Any) -> Section:
     """Arrows at the tie points that were believed, dots at the others, over fixed."""
-    step = _step(reader)
-    figure, axes = _over_fixed(reader, "Arrows from where fixed shows a place to where moving does")
+    figure, axes = view.figure("Arrows from where fixed shows a place to where moving does")
     good = ties["status"].isin(["matched", "global stage only"]) & np.isfinite(ties["dx_px"])
-    kept, lost = ties[good], ties[~good]
-    axes.plot(lost["col"] / step, lost["row"] / step, ".", color=draw.VERMILION, markersize=2)
+    kept, lost = ties[good], ties[~good & (ties["status"] != "no data")]
+    edge: Any = {"edgecolor": "black", "linewidth": 0.6}  # on bright ground and on water alike
+    axes.scatter(*view.places(lost), s=12, facecolor=draw.VERMILION, **edge)
     if len(kept):
         longest = float(np.quantile(np.hypot(kept["dx_px"], kept["dy_px"]), 0.95))
-        spacing = max(reader.shape) / step / max(math.sqrt(len(ties)), 1)
-        factor = max(spacing, 8) / max(longest, 1e-6)
-        places = (kept["col"] / step, kept["row"] / step, kept["dx_px"] * factor, kept["dy_px"] * factor)
-        options: Any = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.0025}
-        axes.quiver(*places, color=draw.SKY, **options)
+        spacing = math.sqrt(view.fixed[..., 0].size / (len(kept) + len(lost)))
+        factor = min(max(spacing, 8), max(view.fixed.shape) / 10) / max(longest, 1e-6)
+        options: Any = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004, "facecolor": draw.SKY}
+        lengths = kept["dx_px"] * factor, kept["dy_px"] * factor
+        arrows = axes.quiver(*view.places(kept), *lengths, **options, **edge)
+        key_px = _round(longest)
+        key = axes.quiverkey(arrows, 0.9, 0.05, key_px * factor, f"{key_px:g} px", labelpos="N")
+        key.text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
         axes.set_title(f"{axes.get_title()}; 95 % of them are shorter than {longest:.2f} px")
-    text = "Blue arrows: tie points that were believed, not to scale. Red dots: those that were rejected."
-    return Section("Displacement", text, [_picture(figure, folder, "The displacement at the tie points.")])
+    text = "Blue arrows: tie points that were believed, as long as the key tells. Red dots: those that were rejected."
+    return Section("Displacement", text, [as_picture(figure, folder, "The displacement at the tie points.")])
+
+
+def _round(length: float) -> float:
+    """The greatest 1, 2 or 5 times a power of ten up to a length."""
+    power = 10.0 ** math.floor(math.log10(max(length, 1e-6)))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= length)
 
 
 def _error(folder: Path, field: NDArray[np.float32], bound_90: float) -> Section:
@@ -186,7 +143,7 @@ def _error(folder: Path, field: NDArray[np.float32], bound_90: float) -> Section
         shown = np.ma.masked_where(~known, values)
         drawn = draw.picture(axes, shown, name, cmap=draw.ERROR_COLOURS, vmin=0, vmax=limit)
         figure.colorbar(drawn, ax=axes, shrink=0.8, extend="max")
-    section.pictures.append(_picture(figure, folder, "Expected error, and length of the displacement."))
+    section.pictures.append(as_picture(figure, folder, "Expected error, and length of the displacement."))
     return section
 
 
@@ -217,13 +174,11 @@ def _calibration(folder: Path, errors: Errors | None, summary: Mapping[str, Any]
     axes.set(xlabel="expected error, px", ylabel="error made, px")
     axes.legend()
     caption = "Errors made against errors expected. Dots: 50 % and 90 % of the errors of places of like expectation."
-    section.pictures.append(_picture(figure, folder, caption))
+    section.pictures.append(as_picture(figure, folder, caption))
     return section
 
 
-def _familiarity(
-    folder: Path, reader: PairReader, ties: Any, familiarity: Mapping[str, Any] | None
-) -> Iterator[Section]:
+def _familiarity(folder: Path, view: View, ties: Any, familiarity: Mapping[str, Any] | None) -> Iterator[Section]:
     """How familiar the ground is to the model, place by place; nothing where that is not known."""
     if familiarity is None:
         return
@@ -234,25 +189,12 @@ def _familiarity(
     section = Section("Familiarity", said, facts=facts_of(familiarity))
     known = ties[np.isfinite(ties["familiarity"])]
     if len(known):
-        figure, axes = _over_fixed(reader, "similarity to the training tiles")
-        cols, rows = (known[name] / _step(reader) for name in ("col", "row"))
-        shown = axes.scatter(cols, rows, s=12, c=known["familiarity"], cmap=draw.ERROR_COLOURS, vmin=0, vmax=1)
+        figure, axes = view.figure("similarity to the training tiles")
+        places, values = view.places(known), known["familiarity"]
+        shown = axes.scatter(*places, s=12, c=values, cmap=draw.ERROR_COLOURS, vmin=0, vmax=1)
         figure.colorbar(shown, ax=axes, shrink=0.8)
-        section.pictures.append(_picture(figure, folder, "Familiarity of the place nearest to each tie point."))
+        section.pictures.append(as_picture(figure, folder, "Familiarity of the place nearest to each tie point."))
     yield section
-
-
-def _over_fixed(reader: PairReader, title: str) -> tuple[Figure, Axes]:
-    """A figure with an overview of fixed, to draw on; one pixel of it stands for `_step(reader)`."""
-    step = _step(reader)
-    coarse = reader.grid.coarser(reader.gsd_m * step)
-    with GridRaster(reader.options.fixed, coarse, reader.options.fixed_bands) as raster:
-        image, valid = raster.read(Box(0, 0, coarse.height, coarse.width))
-    figure = draw.new_figure(7.5, 7.5 * max(coarse.height / coarse.width, 0.25) + 0.4)
-    axes = figure.subplots()
-    draw.picture(axes, draw.display(reader.fixed_scaling.normalise(image, valid), valid), title)
-    draw.scale_bar(axes, coarse.width, reader.gsd_m * step)
-    return figure, axes
 
 
 def _ties(ties: Any) -> Section:
@@ -267,16 +209,3 @@ def _ties(ties: Any) -> Section:
     said = "Every point of tie_points.gpkg carries what became of it. A local affine outlier is far from what its "
     said += "neighbours say, and the way back doubts it; what a forward-backward outlier brings to its place is found "
     return Section("Tie points", f"{said}elsewhere on the way back, backward_px away.", tables=tables)
-
-
-def _step(reader: PairReader) -> float:
-    """Pixels of the working grid that one pixel of an overview stands for."""
-    return max(1.0, min(max(reader.shape) / LONGEST_PX, min(reader.shape)))
-
-
-def _picture(figure: Figure, folder: Path, caption: str) -> Picture:
-    scratch = folder / ".figure.png"
-    draw.save(figure, scratch, DPI)
-    source = inlined(scratch)
-    scratch.unlink()
-    return Picture(source, caption)

@@ -165,6 +165,12 @@ class PairReader:
         return max(1.0, raster_grid(self.options.moving).gsd_m / self.gsd_m)
 
     @property
+    def notes(self) -> list[str]:
+        """What looks wrong with the images' values, one sentence each."""
+        scalings = (self.fixed_scaling, self.moving_scaling)
+        return [note for scaling in scalings if scaling is not None for note in scaling.notes]
+
+    @property
     def fixed_channels(self) -> list[str]:
         """Names of fixed's channels."""
         return self._fixed.names

@@ -28,6 +28,9 @@ LEAST_VALID = 1 / 16
 
 CLIP = 3.0
 
+FILLERS, HUGE, LEAST_FILLED = (-9999, -32767, -32768, -99999, -999999, -(2**31)), 1e18, 1e-3
+"""Values that customarily stand for no data, as all beyond the second do, and the least share of them to speak of."""
+
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
@@ -50,12 +53,14 @@ class Scaling:
     Attributes:
         floor: smallest value that the logarithm is taken of; None for no logarithm.
         low, median, high: (C,) 2nd, 50th and 98th percentile of the valid pixels (after the logarithm).
+        notes: what looks wrong with the values, one sentence each.
     """
 
     floor: float | None
     low: NDArray[np.float32]
     median: NDArray[np.float32]
     high: NDArray[np.float32]
+    notes: tuple[str, ...] = ()
 
     def values(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the logarithm if asked. (C, ...) to (C, ...)."""
@@ -163,6 +168,7 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
             raise InputError(
                 f"{name}: band {band} is constant ({values[0]:g}); leave it out by fixed_bands/moving_bands"
             )
+    notes = [_filled(name, band, values) for band, values in zip(image.names, bands, strict=True)]
     floor = None
     if logarithm:
         positive = np.concatenate([values[values > 0] for values in bands])
@@ -174,4 +180,18 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     flat = high <= low
     reaches = np.array([(values.min(), values.max()) for values in bands], np.float32)
     low[flat], high[flat] = reaches[flat].T
-    return Scaling(floor, low, median, high)
+    return Scaling(floor, low, median, high, tuple(note for note in notes if note))
+
+
+def _filled(name: str, band: str, values: NDArray[np.float32]) -> str:
+    """Say so if values (n,) of a band look like no data that nobody declared; else nothing."""
+    # Between the pixels of another grid they are a little off.
+    filled = np.rint(values[np.isin(np.rint(values), FILLERS) | (np.abs(values) > HUGE)])
+    if filled.size < LEAST_FILLED * values.size:
+        return ""
+    found, counts = np.unique(filled, return_counts=True)
+    value = f"{found[counts.argmax()]:.9g}"
+    return (
+        f"{name}: {filled.size / values.size:.1%} of band {band} is {value}, which looks like no data and is taken for "
+        f"a value; declare it, for example with gdal_edit.py -a_nodata {value}"
+    )

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -331,7 +332,13 @@ def test_not_a_raster(tmp_path: Path) -> None:
 def test_no_crs_and_no_geotransform(raster_file: Write) -> None:
     image = ramp(8, 8, 10)
     assert refusal(raster_file("a.tif", image, crs=None)).startswith("has no CRS")
-    assert refusal(raster_file("b.tif", image, transform=None)).startswith("has no geotransform")
+    for name, crs in (("b.tif", "EPSG:32618"), ("c.tif", None)):
+        path = raster_file(name, image, transform=None, crs=crs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reason = refusal(path)
+        assert reason.startswith("has no geotransform" if crs else "has neither CRS nor geotransform; assign both")
+        assert "-a_ullr" in reason
 
 
 def test_bands_by_description_or_number(raster_file: Write, grid: Grid, rng: np.random.Generator) -> None:

@@ -190,6 +190,7 @@ def test_polygons_lines_and_points_go_by_the_inverse(tmp_path, field, suffix):
     layer.to_parquet(source) if suffix == ".parquet" else layer.to_file(source)
     applied = apply(ApplyOptions(field, str(source), str(tmp_path / f"out{suffix}")))
     assert applied.features == {"moved": 3, "beside": 1}
+    assert applied.outcome == "3 moved, 1 beside"
     path = tmp_path / f"out{suffix}"
     result = (gpd.read_parquet(path) if suffix == ".parquet" else gpd.read_file(path)).sort_values("name")
     assert list(result["name"]) == list("abcd")
@@ -258,6 +259,9 @@ def test_through_the_console(tmp_path, scene, field, regnet, here):
     write_field(tmp_path / "unsure.tif", unsure)
     done = here("apply", "displacement=unsure.tif", f"target={moving}", "output=same.tif")
     assert done.returncode == 3, done.stderr
+    gpd.GeoDataFrame({"name": []}, geometry=[], crs=CRS).to_file(tmp_path / "empty.gpkg")
+    done = here("apply", f"displacement={field}", f"target={tmp_path}/empty.gpkg", "output=none.gpkg")
+    assert (done.returncode, done.stdout) == (3, "the layer is empty; see none.gpkg\n"), done.stderr
     refused = here("apply", f"displacement={moving}", f"target={moving}", "output=no.tif")
     assert refused.returncode == 2
     assert "lacks the bands dx_px" in refused.stderr

@@ -45,6 +45,12 @@ def test_arrays_are_registered_as_files_are(done, arrays):
     assert (done.tie_points["status"] == "matched").sum() >= 9
 
 
+def test_a_registration_shows_what_it_came_to(done):
+    error_px = done.summary["expected_error_median_px"]
+    said = f"{done.share:.0%} of the area, median shift 7.2 px, expected error {error_px:.2g} px"
+    assert repr(done) == f"Registration: registered {said}"
+
+
 def test_a_mask_and_a_single_band_are_understood(arrays):
     masked = np.ma.array(arrays[1], mask=False)
     masked[:, :100] = np.ma.masked
@@ -95,6 +101,9 @@ def test_what_cannot_be_used_is_said(arrays, shifted):
     for shape in ((5,), (0, 5), (1, 1, 5, 5)):
         with pytest.raises(InputError, match="fixed: the array has the shape"):
             regnet.register(regnet.Raster(np.zeros(shape), TRANSFORM, CRS), fixed)
+    behind = regnet.Raster(np.stack([arrays[0]] * 3, -1), TRANSFORM, CRS)
+    with pytest.raises(InputError, match=r"fixed: .* \(256, 288, 3\); values must be \(bands, rows, columns\)"):
+        regnet.register(behind, fixed)
     for valid in (np.ones((3, 3), bool), np.ones(arrays[1].T.shape, bool)):
         with pytest.raises(InputError, match=r"moving: valid has the shape .* and the array \(256, 288\)"):
             regnet.register(fixed, regnet.Raster(arrays[1], TRANSFORM, CRS, valid=valid))

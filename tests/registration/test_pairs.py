@@ -11,7 +11,13 @@ from regnet import cli
 from regnet.config import pair_rows
 from regnet.errors import ConfigError, InputError, OutputError
 from regnet.registration import register as module
-from regnet.registration.outcomes import forget_outcomes, gather_outcomes, outcomes_text, write_outcome
+from regnet.registration.outcomes import (
+    gather_outcomes,
+    outcomes_text,
+    put_outcomes_aside,
+    write_outcome,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -126,7 +132,7 @@ def test_the_exit_code_of_many_pairs(small, pairs, many, monkeypatch, tmp_path):
             if isinstance(share, Exception):
                 raise share
             cli.Path.mkdir(folder, parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(json.dumps({"status": "made up", "notes": []}))
+            (folder / "summary.json").write_text(json.dumps({"status": "made up", "outcome": "made up", "notes": []}))
             return share
 
         monkeypatch.setattr(module, "register", register)
@@ -157,8 +163,23 @@ def test_a_multirun_of_pairs_takes_every_setting_for_every_row(tmp_path, small, 
     assert done.returncode == 3, done.stderr
     assert [summary(tmp_path, job)["settings"]["tie_spacing_px"] for job in range(4)] == [32, 32, 64, 64]
     assert [row["row"] for row in table] == ["0", "1", "0", "1"]
-    done, table = many("row=1", "--multirun")
-    assert [row["row"] for row in table] == ["1"]
+
+
+def test_rows_that_are_done_anew_leave_the_others_in_the_table(tmp_path, small, pairs, many, plain):
+    fixed, moving = small
+    pairs(("fixed", "moving"), small, (fixed, "nowhere.tif"), small)
+    assert many()[0].returncode == 2
+    pairs(("fixed", "moving", "tie_spacing_px"), small, small, (fixed, moving, 32))
+    done, table = many("row=2", "--multirun")
+    assert done.returncode == 3, done.stderr
+    assert [(row["folder"], row["row"]) for row in table] == [("0", "0"), ("2", "2")]
+    assert [summary(tmp_path, row)["settings"]["tie_spacing_px"] for row in (0, 2)] == [64, 32]
+    done, table = many("row=1,2", "--multirun")
+    assert [row["status"] for row in table] == ["abstained everywhere"] * 3
+    assert done.stdout.splitlines()[-6].startswith("folder")
+    pairs(("fixed", "moving"), (fixed, fixed))
+    _, table = many()
+    assert [row["moving"] for row in table] == [fixed]
 
 
 @pytest.mark.parametrize(
@@ -191,17 +212,17 @@ def test_cells_are_text_but_for_lists_and_null(tmp_path):
     ]
 
 
-def test_outcomes_of_an_earlier_command_are_not_told_of(tmp_path):
+def test_outcomes_in_words(tmp_path):
     given = {"row": 0, "fixed": "f.tif", "moving": "m.tif"}
     for folder in ("10", "9"):
         write_outcome(tmp_path / folder, given, 2, "no")
-    assert [outcome["folder"] for outcome in gather_outcomes(tmp_path)] == ["9", "10"]
-    forget_outcomes(tmp_path)
+    assert [outcome["folder"] for outcome in write_table(tmp_path, gather_outcomes(tmp_path))] == ["9", "10"]
+    put_outcomes_aside(tmp_path)
     assert gather_outcomes(tmp_path) == []
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "summary.json").write_text('{"status": "registered", "share_registered": 0.5}')
     write_outcome(tmp_path / "3", given, 0, "")
     assert outcomes_text(gather_outcomes(tmp_path)).splitlines() == [
-        "folder  status      share  shift, px  expected error, px  moving",
-        "3       registered  0.50   -          -                   m.tif",
+        "folder  status      share  in place to, px  shift, px  expected error, px  moving",
+        "3       registered  0.50   -                -          -                   m.tif",
     ]

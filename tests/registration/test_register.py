@@ -228,6 +228,16 @@ def test_of_a_complex_raster_the_amplitude_is_taken_and_said(tmp_path, shifted, 
     assert "slc.tif is complex: its amplitude was taken" in summary["notes"][0]
 
 
+def test_no_data_that_nobody_declared_is_said(tmp_path, shifted, scene, quick, here):
+    heights = scene[50:306, 50:338].astype(np.int16)
+    heights[:64] = -9999
+    path = write_raster(tmp_path / "heights.tif", heights)
+    done = here("register", f"fixed={shifted[0]}", f"moving={path}", "output_dir=out")
+    (note,) = json.loads((tmp_path / "out" / "summary.json").read_text())["notes"]
+    assert "heights.tif: 25.0% of band heights is -9999, which looks like no data" in note
+    assert note in done.stdout.splitlines()
+
+
 def test_a_transform_with_rotation_gives_the_same_shift(tmp_path, scene):
     turn = Affine.translation(*ORIGIN) @ Affine.rotation(20) @ Affine.scale(GSD, -GSD)
     for name, part in (("fixed", scene[50:290, 50:290]), ("moving", scene[46:286, 56:296])):

@@ -4,12 +4,22 @@ import re
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
+import rasterio
 import shapely
+from matplotlib.quiver import QuiverKey
+from rasterio.windows import Window
 
 from regnet.files import read_json
+from regnet.geo.grid import Box
 from regnet.registration.options import RegisterOptions
 from regnet.registration.register import register
+from regnet.report import registration as module
+from regnet.report.before_after import largest, together
 from regnet.report.tables import cell
+from regnet.report.view import View, look
+from regnet.tiles.options import PairOptions
+from regnet.tiles.pair import PairReader
 from tests.registration.conftest import CRS, GSD, ORIGIN, write_raster
 from tests.registration.test_register import buildings
 
@@ -62,3 +72,43 @@ def test_of_polygons_it_shows_the_outlines(tmp_path):
     assert "lines of moving over fixed" in page
     assert re.search(r"<dt>features moved</dt><dd>\d+</dd>", page)
     assert len(re.findall(r'<img src="data:image/webp;base64,', page)) == 4
+
+
+def test_what_is_the_same_before_and_after_has_the_same_shade(tmp_path, scene):
+    """Though some of it is missing afterwards, and with it the brightest ground."""
+    bright = scene.copy()
+    bright[:100] += 6000
+    fixed, moving = write_raster(tmp_path / "fixed.tif", scene), write_raster(tmp_path / "moving.tif", bright)
+    cut = np.where(np.arange(360)[:, None] < 100, 0, bright).astype("uint16")
+    after = write_raster(tmp_path / "after.tif", cut, nodata=0)
+    with PairReader(PairOptions("pair", fixed, moving)) as reader:
+        shown = together(reader, reader.with_moving(after), Box(0, 0, 360, 400))
+    np.testing.assert_array_equal(shown[0][100:], shown[1][100:])
+
+
+def test_figures_show_where_there_are_data(tmp_path, scene):
+    fixed = write_raster(tmp_path / "fixed.tif", scene)
+    part = write_raster(tmp_path / "part.tif", scene[200:280, 100:180], (ORIGIN[0] + 1000, ORIGIN[1] - 2000))
+    field = write_raster(tmp_path / "field.tif", np.stack([np.ones(scene.shape)] * 2 + [np.full(scene.shape, np.inf)]))
+    with rasterio.open(field, "r+") as target:
+        target.write(np.full((80, 80), 0.5), 3, window=Window(100, 200, 80, 80))
+    with PairReader(PairOptions("pair", fixed, part)) as reader:
+        view = look(reader, tmp_path / "field.tif")
+        assert (view.seen, view.box) == (Box(200, 100, 80, 80), Box(184, 84, 112, 112))
+        assert view.fixed.shape == (112, 112, 3)
+        assert np.isfinite(view.field[2]).sum() == 80 * 80
+        assert largest(view) == [view.seen]
+        assert [float(place[0]) for place in view.places({"col": np.array([140]), "row": np.array([240])})] == [56, 56]
+
+
+def test_arrows_have_a_key_and_ground_without_data_is_not_called_rejected(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "as_picture", lambda figure, *_: drawn.append(figure.axes[0]))
+    statuses = ["matched"] * 3 + ["no clear gain", "no data", "no data"]
+    ties = pd.DataFrame({"status": statuses, "col": range(6), "row": range(6), "dx_px": [3.0] * 4 + [np.nan] * 2})
+    view = View(Box(0, 0, 64, 64), Box(0, 0, 64, 64), 1.0, 10.0, np.zeros((64, 64, 3)), np.zeros((3, 64, 64)))
+    module._displacement(tmp_path, view, ties.assign(dy_px=ties["dx_px"]))
+    dots, arrows = drawn[0].collections
+    assert len(dots.get_offsets()) == 1
+    assert len(arrows.U) == 3
+    assert [key.label for key in drawn[0].artists if isinstance(key, QuiverKey)] == ["2 px"]

@@ -243,3 +243,27 @@ def test_the_smallest_gaps_are_mended_and_others_keep_their_borders() -> None:
     np.testing.assert_array_equal(patch.fixed[0][valid], rows[valid])
     whole = Patch(image, image, np.ones_like(valid), valid, valid)
     assert mended(whole).fixed is whole.fixed
+
+
+@pytest.mark.parametrize("value", [-9999.0, -32768.0, -3.4028235e38, 1e20])
+def test_values_that_look_like_no_data_are_told_of(raster_file: Write, ground: np.ndarray, value: float) -> None:
+    gone = ground.copy()
+    gone[1, :40] = value
+    fixed, moving = raster_file("f.tif", gone), raster_file("m.tif", gone, nodata=value)
+    with PairReader(PairOptions("a", fixed, moving)) as reader:
+        (note,) = reader.notes
+    assert note.startswith(f"{fixed}: 25.0% of band f_2 is {np.float32(value):.9g}, which looks like no data")
+    assert note.endswith(f"gdal_edit.py -a_nodata {np.float32(value):.9g}")
+
+
+def test_such_values_are_known_on_another_grid_and_plain_ones_are_not_taken_for_them(
+    raster_file: Write, ground: np.ndarray
+) -> None:
+    gone = ground[:1].copy()
+    gone[:, :40] = -9999
+    shifted = from_origin(400_004, 4_000_003, 10, 10)
+    fixed, moving = raster_file("f.tif", ground - 9999), raster_file("m.tif", gone, transform=shifted)
+    with PairReader(PairOptions("a", fixed, moving)) as reader:
+        (note,) = reader.notes
+    assert note.startswith(f"{moving}: 2")
+    assert "is -9999, which" in note
