@@ -105,7 +105,7 @@ def _similarity(config: RunConfig, run: Path) -> None:
 
 def _denoise(config: RunConfig, run: Path) -> None:
     store = TileStore.open(run / "prepare")
-    denoise_stage(store, _model(run), run / "similarity", config.denoise, run / "denoise")
+    denoise_stage(store, _model(run), run / "similarity", config.denoise, config.training, run / "denoise")
 
 
 def _evaluate(config: RunConfig, run: Path) -> None:

@@ -37,6 +37,13 @@ class DenoiseOptions:
         "how the amount of smoothing is found",
         choices=RULES,
     )
+    retrainings: int = option(
+        0,
+        "trainings on the labels with noise drawn once more on top, which show how much of it is left; each takes as "
+        "long as train",
+        low=0,
+        high=64,
+    )
     region_px: int = option(
         0, "side of the grid cells that are summed up; 0: the blocks of the split", unit="px", low=0
     )

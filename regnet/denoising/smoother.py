@@ -196,6 +196,24 @@ def choose_smoother(
     return smoother(kernel, float(_STEPS[int(np.argmin(scores))]), kind)
 
 
+def closest_smoother(kernel: Operator, noise: Array, changes: Array, kind: str = "ridge") -> Smoother:
+    """Find how strongly the network smooths from what noise on the labels did to its predictions.
+
+    Args:
+        kernel: K among n tiles.
+        noise: (k, n, d) px, draws of noise.
+        changes: (k, n, d) px, what each of them changed.
+        kind: ridge or flow.
+
+    Returns:
+        The one of the strengths of `choose_smoother` whose S noise is closest to the changes.
+    """
+    values, vectors = kernel.spectrum
+    z, w = (drawn.reshape(len(drawn), -1) @ vectors for drawn in (noise, changes))
+    scores = [float(((_shares(values, strength, kind) * z - w) ** 2).sum()) for strength in _STEPS]
+    return smoother(kernel, float(_STEPS[int(np.argmin(scores))]), kind)
+
+
 def leave_one_out(found: Smoother, labels: Array, predictions: Array) -> Array:
     """Residual of every label against what the network would predict had it not seen it, (n, d) px.
 

@@ -24,15 +24,17 @@ from regnet.denoising.maps import (
     write_map,
 )
 from regnet.denoising.noise import LabelNoise, label_noise
-from regnet.denoising.operators import Array, operator_of
+from regnet.denoising.operators import Array, Operator, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_audit, draw_factors
-from regnet.denoising.smoother import STRONGEST, Smoother, choose_smoother, estimate_noise
+from regnet.denoising.retraining import Seen, retrain
+from regnet.denoising.smoother import STRONGEST, Smoother, choose_smoother, closest_smoother, estimate_noise
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
 from regnet.similarity.tiles import batches
 from regnet.tiles.store import TileStore
 from regnet.training.fit import CHECKPOINTS
+from regnet.training.options import TrainingOptions
 from regnet.training.rounds import trained_on
 from regnet.training.trail import Trail
 
@@ -55,7 +57,12 @@ class Estimates:
 
 
 def denoise_stage(
-    store: TileStore, model_path: Path, similarity_folder: Path, options: DenoiseOptions, folder: Path
+    store: TileStore,
+    model_path: Path,
+    similarity_folder: Path,
+    options: DenoiseOptions,
+    training: TrainingOptions,
+    folder: Path,
 ) -> None:
     """Estimate the denoising of the reference tiles of the similarity stage.
 
@@ -63,28 +70,39 @@ def denoise_stage(
     doubtful are the labels that `prepare` wrote.
 
     Writes `tiles.parquet`, `regions.parquet`, `audit.parquet` (doubtful labels, worst first), `factor.tif` with a QGIS
-    style (`factor_<pair>.tif` if there are several pairs), `factor.png`, `audit.png` and `summary.json`.
+    style (`factor_<pair>.tif` if there are several pairs), `factor.png`, `audit.png`, `summary.json` and
+    `retraining_<k>.npz`.
 
     Args:
         store: the prepared tiles, with their labels.
         model_path: the model whose kernel it is; beside it lie the checkpoints along its training.
         similarity_folder: what the similarity stage wrote.
         options: the noise and the smoother.
+        training: what the model was trained with, for retrainings.
         folder: where to write.
 
     Raises:
         StoreError: no kernel, or one of other tiles.
+        ConfigError: retrainings of more tiles than were compared.
         InputError: `regions` cannot be used, or the way of the training is not known.
     """
     stored = load_kernel(similarity_folder / "kernel.zarr")
     positions = store.positions(stored.tile_id)
     rows = store.index.iloc[positions].reset_index(drop=True)
     given = store.centre_labels(positions)
-    labels = trained_on(store, model_path.parent).centre_labels(positions)
+    learned = trained_on(store, model_path.parent)
+    labels = learned.centre_labels(positions)
     folder.mkdir(parents=True, exist_ok=True)
-    found = _smoother(store, positions, model_path, stored, labels, options, folder)
+    operator = _operator(store, positions, model_path, stored, options, folder)
+    kind = "ridge" if options.smoothing == "mean" else options.smoothing
+    found, seen = choose_smoother(operator, labels, stored.values.astype(np.float64), kind, options.choose), None
     noise = label_noise(store, rows, options)
-    estimates = estimate(stored, labels, given, found, noise.correlation, options.noise_sigma_px)
+    if options.retrainings:
+        known = options.noise_sigma_px if np.array_equal(labels, given) else None
+        sigma = estimate_noise(found, labels, stored.values, noise.correlation) if known is None else known
+        seen = retrain(learned, positions, model_path, training, sigma, options.retrainings, folder)
+        found = closest_smoother(operator, seen.noise, seen.changes, kind)
+    estimates = estimate(stored, labels, given, found, noise.correlation, options.noise_sigma_px, seen)
     tiles = _tile_table(rows, labels, given, stored, estimates, options)
     regions, column = _regions(store, tiles, options)
     by_region = summarise_regions(tiles, regions, column)
@@ -102,7 +120,7 @@ def denoise_stage(
         folder / "summary.json",
         {
             **_summary(estimates, tiles, noise, options),
-            "remarks": _remarks(estimates, tiles, len(store.tiles("train"))),
+            "remarks": _remarks(estimates, tiles, len(store.tiles("train")), seen),
             "model": model_path.name,
             "maps": maps,
         },
@@ -116,6 +134,7 @@ def estimate(
     found: Smoother,
     correlation: Array | None,
     noise_sigma_px: float | None,
+    seen: Seen | None = None,
 ) -> Estimates:
     """Run every estimator.
 
@@ -126,6 +145,7 @@ def estimate(
         found: the smoother that the network is.
         correlation: (n, n) of the noise between tiles, the identity if None.
         noise_sigma_px: size of the noise of `given`; None: it is estimated, as it is where the labels were corrected.
+        seen: what retrainings showed, to which the smoother's factors are scaled.
     """
     kernel = operator_of(stored)
     predictions = stored.values.astype(np.float64)
@@ -139,37 +159,36 @@ def estimate(
         residual=stationarity_residual(kernel, predictions, labels),
         mean_label=kernel_mean(kernel, labels),
         found=found,
-        smoother_factor=found.factor(correlation),
+        smoother_factor=found.factor(correlation) if seen is None else seen.factor(found, correlation),
         audit=audit(found, given, predictions, correlation),
         sigma=sigma,
         sigma_source=source,
     )
 
 
-def _smoother(
+def _operator(
     store: TileStore,
     positions: NDArray[np.int64],
     model_path: Path,
     stored: StoredKernel,
-    labels: Array,
     options: DenoiseOptions,
     folder: Path,
-) -> Smoother:
-    """The network as a smoother of its labels, its amount of smoothing found without the truth.
+) -> Operator:
+    """The kernel of the network as a smoother of its labels.
 
-    What it predicted before training is not taken off, as theory asks where labels are all that is learned from
-    (`regnet.denoising.estimators`): here random displacements teach it to register, and labels are what is off.
+    What it predicted before training is not taken off labels and predictions, as theory asks where labels are all that
+    is learned from (`regnet.denoising.estimators`): here random displacements teach it to register, and labels are what
+    is off.
     """
-    predictions = stored.values.astype(np.float64)
     if options.smoothing != "mean":
-        return choose_smoother(operator_of(stored), labels, predictions, options.smoothing, options.choose)
+        return operator_of(stored)
     along = kernels_along(
         Trail(model_path.parent / CHECKPOINTS),
         lambda: (batch for _, batch in batches(store, positions, _BATCH)),
         folder,
         memory_mb=options.memory_mb,
     )
-    return choose_smoother(mean_kernel(along.adam, labels.shape[1]), labels, predictions, rule=options.choose)
+    return mean_kernel(along.adam, stored.values.shape[1])
 
 
 def _tile_table(
@@ -231,7 +250,7 @@ def _write_maps(store: TileStore, tiles: gpd.GeoDataFrame, folder: Path) -> list
     return names
 
 
-def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int) -> list[str]:
+def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int, seen: Seen | None) -> list[str]:
     """What the figures do not say of themselves, in sentences."""
     remarks, compared = [], int((tiles["part"] == "train").sum())
     if compared < training_tiles:
@@ -240,7 +259,13 @@ def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int)
             "averaging among these. Averaging among all leaves less: of noise that is independent from tile to tile "
             f"about {np.sqrt(compared / training_tiles):.2f} times as much."
         )
-    if estimates.found.strength >= STRONGEST:
+    if seen is not None:
+        remarks.append(
+            f"{len(seen.noise)} retraining(s) on labels with more noise changed the predictions by {seen.share():.3f} "
+            f"times as much, to which the smoother's factors are scaled; so few draws tell that to about "
+            f"{seen.uncertainty(estimates.found):.0%}."
+        )
+    elif estimates.found.strength >= STRONGEST:
         remarks.append(
             "The smoother finds no trace of the labels in the predictions, even at its strongest, so its factors say "
             "only that next to nothing of single labels' noise is left."

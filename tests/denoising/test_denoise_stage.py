@@ -20,6 +20,7 @@ from regnet.denoising.noise import label_noise
 from regnet.denoising.operators import operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_factors
+from regnet.denoising.retraining import Seen
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import InputError, StoreError
 from regnet.files import read_json
@@ -27,6 +28,7 @@ from regnet.similarity.result import StoredKernel, load_kernel, save_kernel
 from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
+from regnet.training.options import TrainingOptions
 
 SIGMA = 1.5
 PLAIN = DenoiseOptions(smoothing="ridge")
@@ -79,7 +81,7 @@ def run(store, similarity, options=PLAIN, plots=False):
     with pytest.MonkeyPatch.context() as patch:
         for plot in () if plots else ("draw_factors", "draw_audit"):
             patch.setattr(f"regnet.denoising.stage.{plot}", lambda *_: None)
-        denoise_stage(store, similarity.parent / "model.safetensors", similarity, options, folder)
+        denoise_stage(store, similarity.parent / "model.safetensors", similarity, options, TrainingOptions(), folder)
     return folder
 
 
@@ -283,6 +285,20 @@ def test_labels_are_those_of_the_last_round_and_doubtful_those_that_were_given(s
     assert not np.allclose(tiles["smoother_factor"], before["smoother_factor"])
 
 
+def test_retrainings_set_the_factors_right(store, similarity, monkeypatch):
+    def seen(learned, positions, model, training, sigma_px, count, folder):
+        assert (sigma_px, count, folder) == (SIGMA, 3, similarity.parent / "denoise")
+        noise = np.random.default_rng(0).normal(0, sigma_px, (count, len(positions), 2))
+        return Seen(noise, 0.03 * noise)
+
+    monkeypatch.setattr("regnet.denoising.stage.retrain", seen)
+    folder = run(store, similarity, replace(PLAIN, retrainings=3, noise_sigma_px=SIGMA))
+    tiles = gpd.read_parquet(folder / "tiles.parquet")
+    assert (tiles["smoother_factor"] ** 2).mean() ** 0.5 == pytest.approx(0.03)
+    (said,) = read_json(folder / "summary.json")["remarks"]
+    assert said.startswith("3 retraining(s) on labels with more noise changed the predictions by 0.030 times as much")
+
+
 def test_what_the_figures_do_not_say_is_said(store, similarity):
     stored = load_kernel(similarity / "kernel.zarr")
     n = len(stored.tile_id) // 4
@@ -298,7 +314,7 @@ def test_what_the_figures_do_not_say_is_said(store, similarity):
 
 def test_a_kernel_of_other_tiles_is_refused(store, similarity, tmp_path):
     with pytest.raises(StoreError, match="there is no kernel"):
-        denoise_stage(store, tmp_path, tmp_path / "nowhere", DenoiseOptions(), tmp_path / "out")
+        denoise_stage(store, tmp_path, tmp_path / "nowhere", DenoiseOptions(), TrainingOptions(), tmp_path / "out")
     kernel = StoredKernel(np.array([10**9]), np.zeros((1, 2)), np.eye(2)[None], features=np.ones((1, 2, 3)))
     save_kernel(similarity / "kernel.zarr", kernel)
     with pytest.raises(StoreError, match="made from other tiles"):

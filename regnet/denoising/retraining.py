@@ -1,0 +1,159 @@
+"""What more noise on the labels does to a training of its own kind, which needs no truth.
+
+A training on random displacements, with a loss of its own, is no plain smoother of its labels, and a few hundredths of
+the labels' noise are not to be seen in predictions next to all else that these hold. So the network is trained again
+from the same start and in the same order, on its labels with noise drawn once more on top: what differs is due to that
+noise alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from regnet.denoising.operators import Array
+from regnet.denoising.smoother import Smoother
+from regnet.errors import ConfigError, InputError
+from regnet.files import digest, file_digest, remove, whole_path
+from regnet.models import ModelOptions, centre_offset, load_checkpoint
+from regnet.similarity.tiles import batches
+from regnet.tiles.store import TileStore
+from regnet.training.fit import MODEL, Fit
+from regnet.training.options import TrainingOptions
+
+_BATCH = 16
+_UNDER_WAY = ".retraining-"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What K retrainings showed of n tiles.
+
+    Attributes:
+        noise: (K, n, 2) px, what was added to the labels.
+        changes: (K, n, 2) px, by how much the predictions differ for it.
+    """
+
+    noise: Array
+    changes: Array
+
+    def share(self) -> float:
+        """Root mean square of the changes over that of the noise."""
+        return float(np.sqrt((self.changes**2).sum() / (self.noise**2).sum()))
+
+    def factor(self, found: Smoother, correlation: Array | None = None) -> Array:
+        """Factors (n,) of a smoother, at most 1, so large that they foretell as much for the draws as was seen.
+
+        Args:
+            found: the smoother.
+            correlation: (n, n) of the label noise between tiles, the identity if None.
+        """
+        foretold = float(np.sqrt((found.factor() ** 2).mean()))
+        result: Array = np.minimum(found.factor(correlation) * (self.share() / max(foretold, 1e-12)), 1.0)
+        return result
+
+    def uncertainty(self, found: Smoother) -> float:
+        """Standard deviation of `share` over itself: a smoother that mixes many labels into few numbers shows few."""
+        weights = found.weights().reshape(found.n * found.d, -1)
+        power = np.linalg.svd(weights, compute_uv=False) ** 2
+        freedom = len(self.noise) * power.sum() ** 2 / (power**2).sum()
+        return float(1 / np.sqrt(2 * freedom))
+
+
+def retrain(
+    store: TileStore,
+    positions: NDArray[np.int64],
+    model_path: Path,
+    training: TrainingOptions,
+    sigma_px: float,
+    count: int,
+    folder: Path,
+) -> Seen:
+    """Train `count` times more, as the model was, on its labels with an independent constant more for each tile.
+
+    A killed retraining goes on from its last epoch, and those that the folder holds are not trained again.
+
+    Args:
+        store: the tiles with the labels that the model learned from.
+        positions: all of its training tiles.
+        model_path: the model.
+        training: what it was trained with.
+        sigma_px: standard deviation of the noise, a component.
+        count: how many.
+        folder: where `retraining_<k>.npz` go; what other settings left there is deleted.
+
+    Raises:
+        ConfigError: these are not all of the training tiles.
+        InputError: the size of the noise is not known.
+    """
+    tiles = store.tiles("train")
+    if set(tiles) != set(positions):
+        raise ConfigError(
+            f"denoise.retrainings={count}: noise goes on all {len(tiles)} training tiles, and just these are to be "
+            f"compared; set similarity.parts=[train] and similarity.max_tiles={len(tiles)} or more"
+        )
+    if not sigma_px > 0:
+        raise InputError(
+            f"denoise.retrainings={count}: the size of the labels' noise cannot be told; set denoise.noise_sigma_px"
+        )
+    model_options = load_checkpoint(model_path).options
+    made = [file_digest(model_path), asdict(model_options), asdict(training), store.manifest, sigma_px]
+    mark = digest([*made, positions.tolist()])
+    base = _predict(store, positions, model_path)
+    seen = [_retrained(store, positions, model_options, training, sigma_px, k, folder, mark) for k in range(count)]
+    for left in folder.glob(f"{_UNDER_WAY}*"):
+        remove(left)
+    noise, predictions = (np.stack(parts) for parts in zip(*seen, strict=True))
+    return Seen(noise, predictions - base)
+
+
+def _retrained(
+    store: TileStore,
+    positions: NDArray[np.int64],
+    model_options: ModelOptions,
+    training: TrainingOptions,
+    sigma_px: float,
+    number: int,
+    folder: Path,
+    mark: str,
+) -> tuple[Array, Array]:
+    """Noise (n, 2) and predictions (n, 2) of one retraining, px."""
+    path = folder / f"retraining_{number}.npz"
+    if path.is_file():
+        with np.load(path) as saved:
+            if str(saved["mark"]) == mark:
+                return saved["noise"], saved["predictions"]
+    noise = np.random.default_rng((training.seed, 1_000_007, number)).normal(0, sigma_px, (len(positions), 2))
+    place = folder / f"{_UNDER_WAY}{mark[:12]}-{number}"
+    options = replace(training, rounds=1, familiarity_tiles=0)
+    Fit(_noisier(store, positions, noise, place / "labels.zarr"), model_options, options, place).run()
+    predictions = _predict(store, positions, place / MODEL)
+    with whole_path(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, mark=mark, noise=noise, predictions=predictions)
+    remove(place)
+    return noise, predictions
+
+
+def _noisier(store: TileStore, positions: NDArray[np.int64], noise: Array, path: Path) -> TileStore:
+    """The tiles with a constant (n, 2) px added to the labels at some positions."""
+    shape = (len(store), 2, store.tile_px, store.tile_px)
+    with whole_path(path) as partial:
+        labels = zarr.create_array(partial, shape=shape, chunks=(1, *shape[1:]), dtype=np.float32)
+        added = dict(zip(positions.tolist(), noise.astype(np.float32), strict=True))
+        for position in range(len(store)):
+            own = store.tile(position).label_offset
+            labels[position] = own + added.get(position, np.zeros(2, np.float32))[:, None, None]
+    return store.with_labels(path)
+
+
+@torch.no_grad()
+def _predict(store: TileStore, positions: NDArray[np.int64], model_path: Path) -> Array:
+    """Displacement (n, 2) px that a model predicts at the tiles' centres."""
+    model = load_checkpoint(model_path).eval()
+    parts = [centre_offset(model, *images).double().numpy() for _, images in batches(store, positions, _BATCH)]
+    return np.concatenate(parts)
