@@ -16,7 +16,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from regnet.denoising.operators import Array
+from regnet.denoising.operators import Array, Operator
 from regnet.denoising.smoother import Smoother
 from regnet.errors import ConfigError, InputError
 from regnet.files import digest, file_digest, remove, whole_path
@@ -57,17 +57,25 @@ class Seen:
         result: Array = np.minimum(found.factor(correlation) * (self.share() / max(foretold, 1e-12)), 1.0)
         return result
 
-    def uncertainty(self, found: Smoother) -> float:
-        """Standard deviation of `share` over itself: a smoother that mixes many labels into few numbers shows few."""
-        weights = found.weights().reshape(found.n * found.d, -1)
-        power = np.linalg.svd(weights, compute_uv=False) ** 2
-        freedom = len(self.noise) * power.sum() ** 2 / (power**2).sum()
-        return float(1 / np.sqrt(2 * freedom))
+
+def even_noise(kernel: Operator, sigma_px: float, generator: np.random.Generator) -> Array:
+    """Draw white noise (n, d), px, that has just as much power along each of a kernel's eigenvectors.
+
+    A smoother with these eigenvectors then leaves exactly as much of a single draw as of noise in the mean, however few
+    of them it passes (as random signs give a matrix's trace with the least variance in the basis that diagonalises it:
+    Hutchinson 1990).
+    """
+    _, vectors = kernel.spectrum
+    drawn = generator.normal(0, sigma_px, kernel.n * kernel.d)
+    along = vectors.T @ drawn
+    even: Array = drawn + vectors @ (sigma_px * np.sign(along) - along)
+    return even.reshape(kernel.n, kernel.d)
 
 
 def retrain(
     store: TileStore,
     positions: NDArray[np.int64],
+    kernel: Operator,
     model_path: Path,
     training: TrainingOptions,
     sigma_px: float,
@@ -81,6 +89,7 @@ def retrain(
     Args:
         store: the tiles with the labels that the model learned from.
         positions: all of its training tiles.
+        kernel: K among them.
         model_path: the model.
         training: what it was trained with.
         sigma_px: standard deviation of the noise, a component.
@@ -105,11 +114,15 @@ def retrain(
     made = [file_digest(model_path), asdict(model_options), asdict(training), store.manifest, sigma_px]
     mark = digest([*made, positions.tolist()])
     base = _predict(store, positions, model_path)
-    seen = [_retrained(store, positions, model_options, training, sigma_px, k, folder, mark) for k in range(count)]
+    generators = [np.random.default_rng((training.seed, 1_000_007, number)) for number in range(count)]
+    draws = [even_noise(kernel, sigma_px, generator) for generator in generators]
+    seen = [
+        _retrained(store, positions, model_options, training, noise, folder / f"retraining_{number}.npz", mark)
+        for number, noise in enumerate(draws)
+    ]
     for left in folder.glob(f"{_UNDER_WAY}*"):
         remove(left)
-    noise, predictions = (np.stack(parts) for parts in zip(*seen, strict=True))
-    return Seen(noise, predictions - base)
+    return Seen(np.stack(draws), np.stack(seen) - base)
 
 
 def _retrained(
@@ -117,26 +130,25 @@ def _retrained(
     positions: NDArray[np.int64],
     model_options: ModelOptions,
     training: TrainingOptions,
-    sigma_px: float,
-    number: int,
-    folder: Path,
+    noise: Array,
+    path: Path,
     mark: str,
-) -> tuple[Array, Array]:
-    """Noise (n, 2) and predictions (n, 2) of one retraining, px."""
-    path = folder / f"retraining_{number}.npz"
+) -> Array:
+    """Predictions (n, 2) px after a training on labels with noise (n, 2) px on top; kept in a file."""
+    mark = digest([mark, noise.round(6).tolist()])
     if path.is_file():
         with np.load(path) as saved:
             if str(saved["mark"]) == mark:
-                return saved["noise"], saved["predictions"]
-    noise = np.random.default_rng((training.seed, 1_000_007, number)).normal(0, sigma_px, (len(positions), 2))
-    place = folder / f"{_UNDER_WAY}{mark[:12]}-{number}"
+                kept: Array = saved["predictions"]
+                return kept
+    place = path.with_name(f"{_UNDER_WAY}{mark[:12]}")
     options = replace(training, rounds=1, familiarity_tiles=0)
     Fit(_noisier(store, positions, noise, place / "labels.zarr"), model_options, options, place).run()
     predictions = _predict(store, positions, place / MODEL)
     with whole_path(path) as partial, partial.open("wb") as stream:
         np.savez(stream, mark=mark, noise=noise, predictions=predictions)
     remove(place)
-    return noise, predictions
+    return predictions
 
 
 def _noisier(store: TileStore, positions: NDArray[np.int64], noise: Array, path: Path) -> TileStore:

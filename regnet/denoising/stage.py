@@ -100,7 +100,7 @@ def denoise_stage(
     if options.retrainings:
         known = options.noise_sigma_px if np.array_equal(labels, given) else None
         sigma = estimate_noise(found, labels, stored.values, noise.correlation) if known is None else known
-        seen = retrain(learned, positions, model_path, training, sigma, options.retrainings, folder)
+        seen = retrain(learned, positions, operator, model_path, training, sigma, options.retrainings, folder)
         found = closest_smoother(operator, seen.noise, seen.changes, kind)
     estimates = estimate(stored, labels, given, found, noise.correlation, options.noise_sigma_px, seen)
     tiles = _tile_table(rows, labels, given, stored, estimates, options)
@@ -262,8 +262,7 @@ def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int,
     if seen is not None:
         remarks.append(
             f"{len(seen.noise)} retraining(s) on labels with more noise changed the predictions by {seen.share():.3f} "
-            f"times as much, to which the smoother's factors are scaled; so few draws tell that to about "
-            f"{seen.uncertainty(estimates.found):.0%}."
+            "times as much, to which the smoother's factors are scaled."
         )
     elif estimates.found.strength >= STRONGEST:
         remarks.append(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from regnet.denoising import retraining as module
-from regnet.denoising.operators import DenseKernel
-from regnet.denoising.retraining import Seen, retrain
+from regnet.denoising.operators import DenseKernel, FeatureKernel
+from regnet.denoising.retraining import Seen, even_noise, retrain
 from regnet.denoising.smoother import closest_smoother, smoother
 from regnet.errors import ConfigError, InputError
 from regnet.models import ModelOptions
@@ -40,17 +40,19 @@ def test_factors_foretell_as_much_as_was_seen_and_stay_below_one():
     assert Seen(noise, 50 * noise).factor(found).max() == 1
 
 
-def test_how_uncertain_the_share_is():
-    """Of labels that are all averaged alike, a draw shows two numbers; the share of draws differs by as much."""
+def test_a_single_draw_of_even_noise_tells_what_is_left_of_noise_in_the_mean():
+    """Even if a smoother passes two numbers alone; the draws are white all the same."""
     n = 30
-    alike = np.einsum("ij,ab->iajb", np.ones((n, n)), np.eye(2))
-    found = smoother(DenseKernel(alike), 1e-9)
-    draws = RNG.normal(size=(4000, n, 2))
-    shares = [Seen(drawn[None], found.apply(drawn)[None]).share() for drawn in draws]
-    stated = Seen(draws[:1], draws[:1]).uncertainty(found)
-    assert stated == pytest.approx(0.5)
-    assert np.std(shares) / np.sqrt(np.mean(np.square(shares))) == pytest.approx(stated, rel=0.1)
-    assert Seen(draws[:4], draws[:4]).uncertainty(found) == pytest.approx(0.25)
+    alike = DenseKernel(np.einsum("ij,ab->iajb", np.ones((n, n)), np.eye(2)))
+    few = FeatureKernel(RNG.normal(size=(n, 2, 3)))
+    for known in (alike, few):
+        found = smoother(known, 0.1)
+        for seed in range(5):
+            noise = even_noise(known, 2.0, np.random.default_rng(seed))
+            share = Seen(noise[None], found.apply(noise)[None]).share() * np.sqrt((noise**2).mean()) / 2
+            assert share == pytest.approx(np.sqrt((found.factor() ** 2).mean()), rel=1e-9)
+    draws = np.stack([even_noise(alike, 1.0, np.random.default_rng(seed)).ravel() for seed in range(4000)])
+    np.testing.assert_allclose(np.cov(draws.T), np.eye(2 * n), atol=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +62,31 @@ def trained(mini_store, tmp_path_factory):
     return store, folder / MODEL
 
 
-def test_all_that_differs_is_the_noise(trained, tmp_path, monkeypatch):
+def retrained(trained, sigma_px, count, folder, tiles=None):
     store, model = trained
-    tiles = store.tiles("train")
-    seen = retrain(store, tiles, model, TRAINING, 2.0, 2, tmp_path)
+    tiles = store.tiles("train") if tiles is None else tiles
+    known = DenseKernel(np.eye(2 * len(tiles)).reshape(len(tiles), 2, len(tiles), 2))
+    return retrain(store, tiles, known, model, TRAINING, sigma_px, count, folder)
+
+
+def test_all_that_differs_is_the_noise(trained, tmp_path, monkeypatch):
+    tiles = trained[0].tiles("train")
+    seen = retrained(trained, 2.0, 2, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["retraining_0.npz", "retraining_1.npz"]
     assert seen.noise.shape == seen.changes.shape == (2, len(tiles), 2)
     assert seen.noise.std() == pytest.approx(2.0, rel=0.3)
     assert np.abs(seen.changes).max() > 1e-4
-    still = retrain(store, tiles, model, TRAINING, 1e-12, 1, tmp_path / "still")
+    still = retrained(trained, 1e-12, 1, tmp_path / "still")
     assert np.abs(still.changes).max() < 1e-5
     # Those that are there are not trained again, unless they are of something else.
     monkeypatch.setattr(module.Fit, "run", lambda _: pytest.fail("trained"))
-    np.testing.assert_array_equal(retrain(store, tiles, model, TRAINING, 2.0, 2, tmp_path).changes, seen.changes)
+    np.testing.assert_array_equal(retrained(trained, 2.0, 2, tmp_path).changes, seen.changes)
     with pytest.raises(pytest.fail.Exception):
-        retrain(store, tiles, model, TRAINING, 1.0, 1, tmp_path)
+        retrained(trained, 1.0, 1, tmp_path)
 
 
 def test_a_killed_retraining_goes_on(trained, tmp_path, monkeypatch):
-    store, model = trained
-    whole = retrain(store, store.tiles("train"), model, TRAINING, 2.0, 1, tmp_path / "whole")
+    whole = retrained(trained, 2.0, 1, tmp_path / "whole")
     epoch = Fit._epoch
 
     def killed(self, number):
@@ -89,15 +96,14 @@ def test_a_killed_retraining_goes_on(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Fit, "_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        retrain(store, store.tiles("train"), model, TRAINING, 2.0, 1, tmp_path / "killed")
+        retrained(trained, 2.0, 1, tmp_path / "killed")
     monkeypatch.setattr(Fit, "_epoch", lambda self, number: epoch(self, number) if number else pytest.fail("again"))
-    again = retrain(store, store.tiles("train"), model, TRAINING, 2.0, 1, tmp_path / "killed")
+    again = retrained(trained, 2.0, 1, tmp_path / "killed")
     np.testing.assert_allclose(again.changes, whole.changes, atol=1e-6)
 
 
 def test_what_cannot_be_told_is_refused(trained, tmp_path):
-    store, model = trained
     with pytest.raises(ConfigError, match=r"similarity\.max_tiles="):
-        retrain(store, store.tiles("train")[1:], model, TRAINING, 1.0, 1, tmp_path)
+        retrained(trained, 1.0, 1, tmp_path, trained[0].tiles("train")[1:])
     with pytest.raises(InputError, match="noise_sigma_px"):
-        retrain(store, store.tiles("train"), model, TRAINING, float("nan"), 1, tmp_path)
+        retrained(trained, float("nan"), 1, tmp_path)
