@@ -120,7 +120,7 @@ def believe(
 
     The error of a match is weighed against what would be left as it is: all that was found beyond the similarity, and
     that the similarity itself is off by most places, if there is one that is believed. What the whole pair may be off
-    by in common, `shared_px`, is there whatever is taken of the match.
+    by in common, `shared_px`, is there whatever is taken of the match: it is part of the error, and no reason to abstain.
     """
     error, valid, residual = strip.quality[ERROR], strip.quality[VALID] > 0.5, strip.quality[RESIDUAL]
     doubt, misalignment = strip.quality[DOUBT], strip.quality[MISALIGNMENT]
@@ -134,7 +134,6 @@ def believe(
     bearable = np.maximum(3 * error, strip.quality[MISALIGNMENT])
     # Of a displacement that is taken in part the rest is an error too.
     stated = np.hypot(share * error, (1 - share) * np.hypot(*strip.displacement))
-    stated = np.hypot(stated, np.float32(shared_px))
     reasons = [
         (~valid, NO_DATA),
         (np.maximum(error, doubt) >= max_error_px, UNSURE),
@@ -152,9 +151,8 @@ def believe(
         alone = compose(Strip(strip.row, np.zeros_like(found), strip.quality), overall.matrix)
         # What is found there beside chance is what the similarity alone is off by.
         left = np.hypot(alone_px, np.sqrt(np.maximum(misalignment**2 - doubt**2, 0)))
-        left = np.hypot(left, np.float32(shared_px))
         worth = ~matched & (left <= np.maximum(max_error_px, CLEARLY_BELOW * np.hypot(*alone)))
         displacement = np.where(worth, alone, displacement)
         error[worth] = left[worth]
         status[worth & valid] = OVERALL
-    return Beliefs(displacement, error, status)
+    return Beliefs(displacement, np.hypot(error, np.float32(shared_px)), status)

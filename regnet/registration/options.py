@@ -78,7 +78,8 @@ class RegisterOptions:
     )
     max_error_px: float = option(
         4.0,
-        "greatest expected error at which a place counts as registered; towards it displacements fade out",
+        "greatest expected error, beside what the whole pair may be off by in common, at which a place counts as "
+        "registered; towards it displacements fade out",
         unit="px",
         low=0.05,
         high=100,
