@@ -120,7 +120,7 @@ def believe(
 
     The error of a match is weighed against what would be left as it is: all that was found beyond the similarity, and
     that the similarity itself is off by most places, if there is one that is believed. What the whole pair may be off
-    by in common, `shared_px`, is there whatever is taken of the match: it is part of the error, and no reason to abstain.
+    by in common, `shared_px`, is there whatever is taken of the match: part of the error, but no reason to abstain.
     """
     error, valid, residual = strip.quality[ERROR], strip.quality[VALID] > 0.5, strip.quality[RESIDUAL]
     doubt, misalignment = strip.quality[DOUBT], strip.quality[MISALIGNMENT]
