@@ -7,7 +7,6 @@ import numpy as np
 
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.common_shift import CommonShift
-from regnet.registration.matching import MEDIAN_OF_RMS
 from regnet.registration.ties import MATCHED, OVERALL, STATUSES, UNCLEAR
 
 SURE_PX, MOST = 1.0, 0.5
@@ -18,7 +17,7 @@ def in_place_px(ties: gpd.GeoDataFrame, common: CommonShift) -> float | None:
     """How far ground that was left as it is can be off, at most.
 
     Places tell it that were matched and found off by no more than such a match may be wrong by. A shift of the whole
-    pair that is not believed counts as found, and what images like these seem off in place as an error.
+    pair that is not believed counts as found; the errors hold what it leaves open.
 
     Args:
         ties: tie points with what was found there, before abstention.
@@ -30,7 +29,7 @@ def in_place_px(ties: gpd.GeoDataFrame, common: CommonShift) -> float | None:
     left = ties[~ties["status"].isin([STATUSES[code] for code in (MATCHED, OVERALL)]) & ties["dx_px"].notna()]
     dx, dy = ((1 - common.taken) * shift for shift in common.found_px)
     found = np.hypot(left["dx_px"] + dx, left["dy_px"] + dy)
-    error = np.hypot(left["expected_error_px"], MEDIAN_OF_RMS * common.doubt_px)
+    error = left["expected_error_px"]
     sure = (left["status"] == STATUSES[UNCLEAR]) & (error < SURE_PX) & (found <= BOUND_90 * error)
     if sure.sum() <= MOST * len(left):
         return None

@@ -10,6 +10,7 @@ import shapely
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.common_shift import NO_SHIFT, CommonShift
 from regnet.registration.in_place import in_place_px, outcome
+from regnet.registration.matching import MEDIAN_OF_RMS
 from tests.registration.conftest import texture, write_raster
 
 
@@ -40,9 +41,12 @@ def test_what_was_found_longer_than_it_may_be_wrong_by_is_not_in_place():
 
 def test_a_shift_of_the_whole_pair_in_doubt_counts():
     """The matches are told beside it: 2 px that are hardly believed, where images are found 0.9 px off in place."""
-    bound = in_place_px(ties(SURE), CommonShift((0.0, 2.0), 0.9))
-    assert bound > np.hypot(BOUND_PX, 1.5)
-    assert in_place_px(ties(SURE), CommonShift((0.0, 0.0), 2.0)) is None
+    bounds = []
+    for common in (CommonShift((0.0, 2.0), 0.9), CommonShift((0.0, 0.0), 2.0)):
+        stated = np.hypot(0.5, MEDIAN_OF_RMS * common.left_px)
+        bounds.append(in_place_px(ties(("no clear gain", 0.3, -0.4, stated)), common))
+    assert bounds[0] > np.hypot(BOUND_PX, 1.5)
+    assert bounds[1] is None
 
 
 @pytest.mark.parametrize(
