@@ -21,12 +21,13 @@ import yaml
 
 from regnet.config import RunConfig
 from regnet.denoising.stage import denoise_stage
-from regnet.errors import StoreError
+from regnet.errors import ConfigError, StoreError
 from regnet.evaluation.methods import weights_digest
 from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import (
     STAMP,
+    digest,
     input_marks,
     is_stamped,
     read_json,
@@ -104,6 +105,13 @@ def _similarity(config: RunConfig, run: Path) -> None:
 
 
 def _denoise(config: RunConfig, run: Path) -> None:
+    if config.denoise.retrainings:
+        made = read_json(run / "train" / STAMP)["settings"]["settings"]
+        if digest(made) != digest(_train_settings(config)):
+            raise ConfigError(
+                f"denoise.retrainings={config.denoise.retrainings}: the model was trained with other settings than "
+                f"these; give those, or run `regnet train output_dir={run}` first"
+            )
     store = TileStore.open(run / "prepare")
     denoise_stage(store, _model(run), run / "similarity", config.denoise, config.training, run / "denoise")
 

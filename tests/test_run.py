@@ -12,7 +12,7 @@ import pytest
 from regnet import run
 from regnet.config import RunConfig
 from regnet.denoising.options import DenoiseOptions
-from regnet.errors import InputError, StoreError
+from regnet.errors import ConfigError, InputError, StoreError
 from regnet.evaluation.options import EvaluateOptions
 from regnet.files import STAMP, read_json, write_json
 from regnet.tiles.options import PairOptions, PrepareOptions
@@ -220,6 +220,16 @@ def test_methods_that_need_no_training_are_evaluated_without_one(config: RunConf
     assert run.run_stages(alone, ["evaluate"]) == []
     with pytest.raises(StoreError, match="train: missing or not whole"):
         run.run_stages(config, ["evaluate"])
+
+
+def test_retrainings_are_as_the_training_was(config: RunConfig) -> None:
+    original, folder = run._denoise, Path(config.output_dir)
+    run.run_stages(config, ALL)
+    again = replace(config, denoise=DenoiseOptions(retrainings=1))
+    with pytest.raises(ConfigError, match=r"denoise\.retrainings=1: the model was trained with other settings"):
+        original(replace(again, training=TrainingOptions(epochs=3)), folder)
+    with pytest.raises(StoreError, match="no tile store"):  # which is looked for next
+        original(again, folder)
 
 
 def test_a_study_runs_with_what_it_needs_and_nothing_else(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
