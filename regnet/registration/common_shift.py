@@ -62,8 +62,8 @@ class CommonShift:
         return math.hypot((1 - self.taken) * math.hypot(*self.found_px) / 2, self.doubt_px / math.sqrt(2))
 
     def notes(self) -> list[str]:
-        """What the user should know of it, if not all that was found is taken."""
-        if self.taken == 1 or not self.left_px:
+        """What the user should know of it, if a shift worth speaking of was found and not taken."""
+        if (1 - self.taken) * math.hypot(*self.found_px) < SURE_PX:
             return []
         dx, dy = self.found_px
         return [
