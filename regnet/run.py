@@ -27,7 +27,6 @@ from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import (
     STAMP,
-    digest,
     input_marks,
     is_stamped,
     read_json,
@@ -105,13 +104,11 @@ def _similarity(config: RunConfig, run: Path) -> None:
 
 
 def _denoise(config: RunConfig, run: Path) -> None:
-    if config.denoise.retrainings:
-        made = read_json(run / "train" / STAMP)["settings"]["settings"]
-        if digest(made) != digest(_train_settings(config)):
-            raise ConfigError(
-                f"denoise.retrainings={config.denoise.retrainings}: the model was trained with other settings than "
-                f"these; give those, or run `regnet train output_dir={run}` first"
-            )
+    if config.denoise.retrainings and not is_stamped(run / "train", _stamp(STAGES["train"], config, run)):
+        raise ConfigError(
+            f"denoise.retrainings={config.denoise.retrainings}: the model was trained with other settings than these; "
+            f"give those, or run `regnet train output_dir={run}` first"
+        )
     store = TileStore.open(run / "prepare")
     denoise_stage(store, _model(run), run / "similarity", config.denoise, config.training, run / "denoise")
 

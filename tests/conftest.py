@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from regnet.config import default_cache, default_data_root
 from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
 from regnet.tiles.prepare import prepare
 from regnet.tiles.store import TileStore
+from regnet.training.fit import Fit
 
 Regnet = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -145,6 +147,22 @@ def mini_run(
     """A whole miniature run: its folder, and what the command printed."""
     folder = tmp_path_factory.mktemp("run")
     return folder / "mini", regnet("run", *mini_settings, "output_dir=mini", folder=folder)
+
+
+@contextmanager
+def killed_in_epoch(number: int) -> Iterator[None]:
+    """Within it a training goes on until this epoch begins, and is interrupted there."""
+    whole = Fit._epoch
+
+    def killed(self: Fit, epoch: int) -> dict[str, Any]:
+        if epoch == number:
+            raise KeyboardInterrupt
+        return whole(self, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def missing_data(reason: str) -> None:

@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-import zarr
 from numpy.typing import NDArray
 
 from regnet.denoising.operators import Array, Operator
 from regnet.denoising.smoother import Smoother
 from regnet.errors import ConfigError, InputError
 from regnet.files import digest, file_digest, remove, whole_path
-from regnet.models import ModelOptions, centre_offset, load_checkpoint
-from regnet.similarity.tiles import batches
+from regnet.models import ModelOptions, load_checkpoint
+from regnet.similarity.stage import predict
 from regnet.tiles.store import TileStore
 from regnet.training.fit import MODEL, Fit
 from regnet.training.options import TrainingOptions
@@ -75,6 +73,7 @@ def even_noise(kernel: Operator, sigma_px: float, generator: np.random.Generator
 def retrain(
     store: TileStore,
     positions: NDArray[np.int64],
+    predictions: Array,
     kernel: Operator,
     model_path: Path,
     training: TrainingOptions,
@@ -89,6 +88,7 @@ def retrain(
     Args:
         store: the tiles with the labels that the model learned from.
         positions: all of its training tiles.
+        predictions: (n, 2) px, the model's at their centres.
         kernel: K among them.
         model_path: the model.
         training: what it was trained with.
@@ -111,9 +111,7 @@ def retrain(
             f"denoise.retrainings={count}: the size of the labels' noise cannot be told; set denoise.noise_sigma_px"
         )
     model_options = load_checkpoint(model_path).options
-    made = [file_digest(model_path), asdict(model_options), asdict(training), store.manifest, sigma_px]
-    mark = digest([*made, positions.tolist()])
-    base = _predict(store, positions, model_path)
+    mark = digest([file_digest(model_path), asdict(training), store.manifest])
     generators = [np.random.default_rng((training.seed, 1_000_007, number)) for number in range(count)]
     draws = [even_noise(kernel, sigma_px, generator) for generator in generators]
     seen = [
@@ -122,7 +120,7 @@ def retrain(
     ]
     for left in folder.glob(f"{_UNDER_WAY}*"):
         remove(left)
-    return Seen(np.stack(draws), np.stack(seen) - base)
+    return Seen(np.stack(draws), np.stack(seen) - predictions)
 
 
 def _retrained(
@@ -144,7 +142,7 @@ def _retrained(
     place = path.with_name(f"{_UNDER_WAY}{mark[:12]}")
     options = replace(training, rounds=1, familiarity_tiles=0)
     Fit(_noisier(store, positions, noise, place / "labels.zarr"), model_options, options, place).run()
-    predictions = _predict(store, positions, place / MODEL)
+    predictions = predict(store, load_checkpoint(place / MODEL), positions, _BATCH).astype(np.float64)
     with whole_path(path) as partial, partial.open("wb") as stream:
         np.savez(stream, mark=mark, noise=noise, predictions=predictions)
     remove(place)
@@ -153,19 +151,8 @@ def _retrained(
 
 def _noisier(store: TileStore, positions: NDArray[np.int64], noise: Array, path: Path) -> TileStore:
     """The tiles with a constant (n, 2) px added to the labels at some positions."""
-    shape = (len(store), 2, store.tile_px, store.tile_px)
     with whole_path(path) as partial:
-        labels = zarr.create_array(partial, shape=shape, chunks=(1, *shape[1:]), dtype=np.float32)
-        added = dict(zip(positions.tolist(), noise.astype(np.float32), strict=True))
-        for position in range(len(store)):
-            own = store.tile(position).label_offset
-            labels[position] = own + added.get(position, np.zeros(2, np.float32))[:, None, None]
+        labels = store.copy_labels(partial)
+        for position, added in zip(positions.tolist(), noise.astype(np.float32), strict=True):
+            labels[position] = labels[position] + added[:, None, None]
     return store.with_labels(path)
-
-
-@torch.no_grad()
-def _predict(store: TileStore, positions: NDArray[np.int64], model_path: Path) -> Array:
-    """Displacement (n, 2) px that a model predicts at the tiles' centres."""
-    model = load_checkpoint(model_path).eval()
-    parts = [centre_offset(model, *images).double().numpy() for _, images in batches(store, positions, _BATCH)]
-    return np.concatenate(parts)

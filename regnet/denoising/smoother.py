@@ -7,6 +7,7 @@ With ridge lambda (weight decay, early stopping) `S = K (K + lambda I)^-1`; afte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,8 +193,7 @@ def choose_smoother(
     y, seen = labels.reshape(-1), predictions.reshape(-1)
     z, w = vectors.T @ y, vectors.T @ seen
     outside = float(y @ y - z @ z)
-    scores = [_score(rule, kind, values, z, w, max(outside, 0.0), y.size, strength) for strength in _STEPS]
-    return smoother(kernel, float(_STEPS[int(np.argmin(scores))]), kind)
+    return _best(kernel, kind, lambda strength: _score(rule, kind, values, z, w, max(outside, 0.0), y.size, strength))
 
 
 def closest_smoother(kernel: Operator, noise: Array, changes: Array, kind: str = "ridge") -> Smoother:
@@ -210,7 +210,12 @@ def closest_smoother(kernel: Operator, noise: Array, changes: Array, kind: str =
     """
     values, vectors = kernel.spectrum
     z, w = (drawn.reshape(len(drawn), -1) @ vectors for drawn in (noise, changes))
-    scores = [float(((_shares(values, strength, kind) * z - w) ** 2).sum()) for strength in _STEPS]
+    return _best(kernel, kind, lambda strength: float(((_shares(values, strength, kind) * z - w) ** 2).sum()))
+
+
+def _best(kernel: Operator, kind: str, score: Callable[[float], float]) -> Smoother:
+    """S for the strength of least score."""
+    scores = [score(strength) for strength in _STEPS]
     return smoother(kernel, float(_STEPS[int(np.argmin(scores))]), kind)
 
 

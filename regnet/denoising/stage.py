@@ -95,12 +95,14 @@ def denoise_stage(
     folder.mkdir(parents=True, exist_ok=True)
     operator = _operator(store, positions, model_path, stored, options, folder)
     kind = "ridge" if options.smoothing == "mean" else options.smoothing
-    found, seen = choose_smoother(operator, labels, stored.values.astype(np.float64), kind, options.choose), None
+    predictions = stored.values.astype(np.float64)
+    found, seen = choose_smoother(operator, labels, predictions, kind, options.choose), None
     noise = label_noise(store, rows, options)
     if options.retrainings:
-        known = options.noise_sigma_px if np.array_equal(labels, given) else None
-        sigma = estimate_noise(found, labels, stored.values, noise.correlation) if known is None else known
-        seen = retrain(learned, positions, operator, model_path, training, sigma, options.retrainings, folder)
+        sigma, _ = _noise_size(found, labels, given, predictions, noise.correlation, options.noise_sigma_px)
+        seen = retrain(
+            learned, positions, predictions, operator, model_path, training, sigma, options.retrainings, folder
+        )
         found = closest_smoother(operator, seen.noise, seen.changes, kind)
     estimates = estimate(stored, labels, given, found, noise.correlation, options.noise_sigma_px, seen)
     tiles = _tile_table(rows, labels, given, stored, estimates, options)
@@ -149,10 +151,7 @@ def estimate(
     """
     kernel = operator_of(stored)
     predictions = stored.values.astype(np.float64)
-    sigma, source = noise_sigma_px, "given"
-    if sigma is None or not np.array_equal(labels, given):
-        sigma = estimate_noise(found, labels, predictions, correlation)
-        source = "estimated from the residuals"
+    sigma, source = _noise_size(found, labels, given, predictions, correlation, noise_sigma_px)
     return Estimates(
         factor=denoising_factor(kernel, correlation),
         shift=neighbour_shift(kernel, predictions),
@@ -164,6 +163,20 @@ def estimate(
         sigma=sigma,
         sigma_source=source,
     )
+
+
+def _noise_size(
+    found: Smoother,
+    labels: Array,
+    given: Array,
+    predictions: Array,
+    correlation: Array | None,
+    noise_sigma_px: float | None,
+) -> tuple[float, str]:
+    """Size of the noise of what the network learned from, px, and who says so; arguments as for `estimate`."""
+    if noise_sigma_px is None or not np.array_equal(labels, given):
+        return estimate_noise(found, labels, predictions, correlation), "estimated from the residuals"
+    return noise_sigma_px, "given"
 
 
 def _operator(

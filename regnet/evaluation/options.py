@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from regnet.baselines.options import BaselineOptions, NetworkOptions
 from regnet.options import option
 from regnet.registration.options import WindowOptions
+from regnet.tiles.options import PARTS
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,7 @@ class EvaluateOptions:
     families: list[FamilyOptions] = option(
         [FamilyOptions("smooth", 8.0, 80.0), FamilyOptions("rough", 8.0, 20.0)], "families of random displacements"
     )
-    parts: list[str] = option(
-        ["test", "shifted"], "parts of the ground to evaluate on", choices=("train", "validation", "test", "shifted")
-    )
+    parts: list[str] = option(["test", "shifted"], "parts of the ground to evaluate on", choices=PARTS)
     methods: list[str] = option(
         ["none", "labels", "model", "matcher_mind", "perceptual", "classical.phase"],
         "rows of the table: none (before registration), labels (the training labels themselves), model, matcher_mind "

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from regnet.options import option
-
-_PARTS = ("train", "validation", "test", "shifted")
+from regnet.tiles.options import PARTS
 
 
 @dataclass(frozen=True)
 class SimilarityOptions:
     """Which tiles are compared, by what readout, and how."""
 
-    parts: list[str] = option(["train"], "parts of the split that make the reference set", choices=_PARTS)
+    parts: list[str] = option(["train"], "parts of the split that make the reference set", choices=PARTS)
     query_parts: list[str] = option(
         ["validation", "test", "shifted"],
         "parts that are compared to the reference set, of which none is one",
-        choices=_PARTS,
+        choices=PARTS,
     )
     max_tiles: int = option(400, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)
     max_query_tiles: int = option(100, "most query tiles of each part", unit="tiles", low=0)

@@ -179,11 +179,19 @@ class TileStore:
     def with_labels(self, path: Path) -> TileStore:
         """The same tiles with other labels: a Zarr array of `label_offset` (tiles, 2, S, S) px, in the index's order.
 
-        The index keeps the labels that `prepare` wrote.
+        The index keeps the labels that `prepare` wrote; `copy_labels` makes such an array.
         """
         other = copy(self)
         other._labels = zarr.open_array(path, mode="r")
         return other
+
+    def copy_labels(self, path: Path) -> zarr.Array:
+        """Copy the labels of all tiles into a new Zarr array, to be changed."""
+        shape = self._labels.shape
+        labels = zarr.create_array(path, shape=shape, chunks=(1, *shape[1:]), dtype=np.float32)
+        for position in range(len(self)):
+            labels[position] = self._labels[position]
+        return labels
 
     def centre_labels(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """Labels of some tiles at their pixel [S // 2, S // 2], (n, 2) px."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import zarr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -178,16 +177,12 @@ def correct(
     generator = np.random.default_rng((options.seed, 1_000_004))
     errors: dict[str, list[Vectors]] = {"labels": [], "corrected": []}
     trusted, moved = 0, 0.0
-    learned_from = set(store.tiles("train").tolist())
+    learned_from = store.tiles("train").tolist()
     every = -(-len(learned_from) * store.tile_px**2 // MOST_PIXELS)
     with whole_path(path) as partial:
-        shape = (len(store), 2, store.tile_px, store.tile_px)
-        labels = zarr.create_array(partial, shape=shape, chunks=(1, *shape[1:]), dtype=np.float32)
-        for position in tqdm(range(len(store)), desc="correct labels", unit="tile"):
+        labels = store.copy_labels(partial)
+        for position in tqdm(learned_from, desc="correct labels", unit="tile"):
             tile = store.tile(position)
-            labels[position] = tile.label_offset
-            if position not in learned_from:
-                continue
             known = generator.uniform(-options.shift_px, options.shift_px, (SHIFTS, 2)).astype(np.float32)
             predicted = under_shifts(tile, model, torch.from_numpy(known))
             predicted -= torch.tensor(shifts.get(tile.pair, (0.0, 0.0)))[:, None, None]

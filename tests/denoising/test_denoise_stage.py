@@ -286,7 +286,7 @@ def test_labels_are_those_of_the_last_round_and_doubtful_those_that_were_given(s
 
 
 def test_retrainings_set_the_factors_right(store, similarity, monkeypatch):
-    def seen(learned, positions, kernel, model, training, sigma_px, count, folder):
+    def seen(learned, positions, predictions, kernel, model, training, sigma_px, count, folder):
         assert (sigma_px, count, folder) == (SIGMA, 3, similarity.parent / "denoise")
         noise = np.random.default_rng(0).normal(0, sigma_px, (count, len(positions), 2))
         return Seen(noise, 0.03 * noise)

@@ -8,9 +8,11 @@ from regnet.denoising.operators import DenseKernel, FeatureKernel
 from regnet.denoising.retraining import Seen, even_noise, retrain
 from regnet.denoising.smoother import closest_smoother, smoother
 from regnet.errors import ConfigError, InputError
-from regnet.models import ModelOptions
+from regnet.models import ModelOptions, load_checkpoint
+from regnet.similarity.stage import predict
 from regnet.training.fit import MODEL, Fit
 from regnet.training.options import TrainingOptions
+from tests.conftest import killed_in_epoch
 
 RNG = np.random.default_rng(0)
 TRAINING = TrainingOptions(epochs=2, steps=2, batch=2, peak_px=3.0, familiarity_tiles=0)
@@ -66,7 +68,8 @@ def retrained(trained, sigma_px, count, folder, tiles=None):
     store, model = trained
     tiles = store.tiles("train") if tiles is None else tiles
     known = DenseKernel(np.eye(2 * len(tiles)).reshape(len(tiles), 2, len(tiles), 2))
-    return retrain(store, tiles, known, model, TRAINING, sigma_px, count, folder)
+    predictions = predict(store, load_checkpoint(model), tiles, 16)
+    return retrain(store, tiles, predictions, known, model, TRAINING, sigma_px, count, folder)
 
 
 def test_all_that_differs_is_the_noise(trained, tmp_path, monkeypatch):
@@ -88,14 +91,7 @@ def test_all_that_differs_is_the_noise(trained, tmp_path, monkeypatch):
 def test_a_killed_retraining_goes_on(trained, tmp_path, monkeypatch):
     whole = retrained(trained, 2.0, 1, tmp_path / "whole")
     epoch = Fit._epoch
-
-    def killed(self, number):
-        if number == 1:
-            raise KeyboardInterrupt
-        return epoch(self, number)
-
-    monkeypatch.setattr(Fit, "_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_in_epoch(1):
         retrained(trained, 2.0, 1, tmp_path / "killed")
     monkeypatch.setattr(Fit, "_epoch", lambda self, number: epoch(self, number) if number else pytest.fail("again"))
     again = retrained(trained, 2.0, 1, tmp_path / "killed")

@@ -20,6 +20,7 @@ from regnet.registration.windows import PatchReader
 from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 from regnet.training.fit import MODEL, STATE, Fit
+from tests.conftest import killed_in_epoch
 from tests.registration.conftest import TRUE, write_raster
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
@@ -104,14 +105,7 @@ def test_a_killed_training_goes_on_to_the_same_model(tmp_path, pair, start, monk
     options = AdaptOptions(steps=6)
     whole, told = adapt(start, pair, options, 1800, tmp_path / "whole")
     epoch = Fit._epoch
-
-    def killed(self, number):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(self, number)
-
-    monkeypatch.setattr(Fit, "_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_in_epoch(2):
         adapt(start, pair, options, 1800, tmp_path / "killed")
     assert (tmp_path / "killed" / STATE).is_file()
     begun = []

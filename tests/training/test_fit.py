@@ -19,6 +19,7 @@ from regnet.training.fit import Fit
 from regnet.training.options import TrainingOptions
 from regnet.training.trail import Trail
 from regnet.training.validation import validation_epe
+from tests.conftest import killed_in_epoch
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0, familiarity_tiles=4)
@@ -63,18 +64,9 @@ def test_it_remembers_tiles_as_they_were_drawn_for_the_model_that_is_kept(store,
     assert known.digest == model_digest(load_checkpoint(whole / "model.safetensors"))
 
 
-def test_a_killed_run_goes_on_to_the_same_model(store, whole, tmp_path, monkeypatch):
-    whole_epoch = Fit._epoch
-
-    def killed(self, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return whole_epoch(self, epoch)
-
-    monkeypatch.setattr(Fit, "_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_killed_run_goes_on_to_the_same_model(store, whole, tmp_path):
+    with killed_in_epoch(2):
         train(store, SMALL, BRIEF, tmp_path / "killed")
-    monkeypatch.setattr(Fit, "_epoch", whole_epoch)
     assert (tmp_path / "killed" / fit.STATE).is_file()
     train(store, SMALL, BRIEF, tmp_path / "killed")
 
