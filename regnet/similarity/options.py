@@ -15,7 +15,7 @@ class SimilarityOptions:
     parts: list[str] = option(["train"], "parts of the split that make the reference set", choices=PARTS)
     query_parts: list[str] = option(
         ["validation", "test", "shifted"],
-        "parts that are compared to the reference set, of which none is one",
+        "parts that are compared to the reference set; those that make it are left out",
         choices=PARTS,
     )
     max_tiles: int = option(400, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)

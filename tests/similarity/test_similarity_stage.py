@@ -286,13 +286,20 @@ def test_what_is_no_pattern_of_checkpoints_is_refused(trained):
 
 
 def test_a_tile_is_compared_once(scene, trained, tmp_path):
-    for named in ({"query_parts": ["test", "train"]}, {"parts": ["train", "train"]}):
-        with pytest.raises(ConfigError, match=r"similarity\.parts=train.* name train twice, .* name each part once"):
-            similarity_stage(scene, trained, replace(OPTIONS, **named), tmp_path)
     for key in ("parts", "query_parts"):
+        with pytest.raises(ConfigError, match=rf"similarity\.{key}=test,test names test twice, .* name each part once"):
+            similarity_stage(scene, trained, replace(OPTIONS, **{key: ["test", "test"]}), tmp_path)
         with pytest.raises(ConfigError, match=f"{key}='tests' is not known; choose one of train, validation, test, sh"):
             check_options(replace(OPTIONS, **{key: ["tests"]}))
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_the_reference_set_are_no_queries(scene, trained, tmp_path):
+    similarity_stage(scene, trained, replace(OPTIONS, parts=["train", "test"]), tmp_path)
+    table = neighbours(tmp_path)
+    assert set(table.loc[table["reference"], "part"]) == {"train", "test"}
+    assert set(table.loc[~table["reference"], "part"]) == {"validation", "shifted"}
+    assert table["tile_id"].is_unique
 
 
 def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkeypatch):
