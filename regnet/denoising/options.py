@@ -28,8 +28,9 @@ class DenoiseOptions:
     )
     smoothing: str = option(
         "mean",
-        "the linearised smoother: ridge with the mean of the kernels along the training, in Adam's metric, or ridge or "
-        "gradient flow with the kernel of the similarity stage",
+        "the linearised smoother: ridge with the mean of the kernels along the training, in the metric of Adam's own "
+        "steps (D = 1 / sqrt(v), not bounded as similarity.metric=adam is), or ridge or gradient flow with the kernel "
+        "of the similarity stage",
         choices=["mean", "ridge", "flow"],
     )
     choose: str = option(

@@ -15,7 +15,7 @@ from regnet.files import read_json
 from regnet.models import centre_offset, load_checkpoint, save_checkpoint
 from regnet.options import check_options
 from regnet.similarity import backends, tiles
-from regnet.similarity.checkpoints import load_along, load_checkpoints, optimiser_scale
+from regnet.similarity.checkpoints import bounded_adam_scale, load_along, load_checkpoints
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.result import load_kernel
@@ -117,7 +117,7 @@ def test_the_mean_over_checkpoints(scene, trained, tmp_path, backend):
 def test_the_optimisers_metric_is_bounded_and_leaves_out_what_never_moved():
     model = torch.nn.Linear(3, 1)
     engine = Jacobians(model, lambda net, x: net(x))
-    scale = optimiser_scale(engine, {"weight": torch.tensor([[1.0, 4.0, 1e-30]])})
+    scale = bounded_adam_scale(engine, {"weight": torch.tensor([[1.0, 4.0, 1e-30]])})
     np.testing.assert_allclose(scale.square().numpy(), [1, 0.5, 100, 0], rtol=1e-6)
 
 
