@@ -27,7 +27,7 @@ from regnet.denoising.noise import LabelNoise, label_noise
 from regnet.denoising.operators import Array, Operator, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_audit, draw_factors
-from regnet.denoising.retraining import Seen, retrain
+from regnet.denoising.retraining import Seen, retrain_model
 from regnet.denoising.smoother import STRONGEST, Smoother, choose_smoother, closest_smoother, estimate_noise
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
@@ -100,7 +100,7 @@ def denoise_stage(
     noise = label_noise(store, rows, options)
     if options.retrainings:
         sigma, _ = _noise_size(found, labels, given, predictions, noise.correlation, options.noise_sigma_px)
-        seen = retrain(
+        seen = retrain_model(
             learned, positions, predictions, operator, model_path, training, sigma, options.retrainings, folder
         )
         found = closest_smoother(operator, seen.noise, seen.changes, kind)

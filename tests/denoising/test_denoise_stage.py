@@ -294,7 +294,7 @@ def test_retrainings_set_the_factors_right(store, similarity, monkeypatch):
         noise = np.random.default_rng(0).normal(0, sigma_px, (count, len(positions), 2))
         return Seen(noise, 0.03 * noise)
 
-    monkeypatch.setattr("regnet.denoising.stage.retrain", seen)
+    monkeypatch.setattr("regnet.denoising.stage.retrain_model", seen)
     folder = run(store, similarity, replace(PLAIN, retrainings=3, noise_sigma_px=SIGMA))
     tiles = gpd.read_parquet(folder / "tiles.parquet")
     assert (tiles["smoother_factor"] ** 2).mean() ** 0.5 == pytest.approx(0.03)

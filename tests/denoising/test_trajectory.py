@@ -16,7 +16,14 @@ from regnet.denoising.estimators import CONSTANT, PAPER, TRAINING, all_estimates
 from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, retrain, retraining_trail, train_replicas
+from regnet.denoising.replicas import (
+    ShiftedTiles,
+    fit_readout,
+    predict,
+    retrain_replica,
+    retraining_trail,
+    train_replicas,
+)
 from regnet.denoising.smoother import DenseSmoother, choose_smoother, leave_one_out, leave_one_out_covariance, smoother
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.denoising.validation import attainable_spearman, spearman, true_factor
@@ -202,13 +209,13 @@ def test_replicas_resume_and_differ_by_their_noise_alone(tmp_path, monkeypatch):
 def test_retrainings_are_on_the_labels_with_more_noise(tmp_path, monkeypatch):
     tiles, options = shifted(), replace(OPTIONS, epochs=1, batch=6, retrainings=2)
     replicas = train_replicas(tiles, SMALL, options, tmp_path / "replicas")
-    first = retrain(tiles, replicas, SMALL, options, tmp_path / "replicas")
+    first = retrain_replica(tiles, replicas, SMALL, options, tmp_path / "replicas")
     assert abs(np.corrcoef(first.noise[0].ravel(), first.noise[1].ravel())[0, 1]) < 0.7
     assert first.noise.std() == pytest.approx(options.noise_sigma_px, rel=0.4)
     trained = []
     monkeypatch.setattr(replicas_module, "fit_readout", lambda *parts: trained.append(parts))
     train_replicas(tiles, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
-    again = retrain(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
+    again = retrain_replica(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
     assert len(trained) == 1
     labels = tiles.offset.numpy() + replicas.noise[0]
     np.testing.assert_allclose(trained[0][2], labels + again.noise[2], atol=1e-6)
