@@ -41,7 +41,7 @@ class DenoiseOptions:
     retrainings: int = option(
         0,
         "trainings on the labels with noise drawn once more on top, which show how much of it is left; each takes as "
-        "long as train",
+        "long as train does on the processor, which it uses whatever fabric.accelerator says",
         low=0,
         high=64,
     )
