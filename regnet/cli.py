@@ -1,12 +1,14 @@
 """`regnet <command> key=value ...`: one thin Hydra app a command.
 
-Exit codes: 0 done; 1 a defect of regnet; 2 bad input or configuration, in one line; 3 nothing was registered.
+Exit codes: 0 done; 1 a defect of regnet; 2 bad input or configuration, in one line; 3 nothing was registered; 128 and
+the signal's number if SIGINT or SIGTERM ended it.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -51,7 +53,8 @@ from regnet.registration.outcomes import (
 )
 from regnet.usage import command_help, overview
 
-DONE, DEFECT, BAD_INPUT, ABSTAINED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, DEFECT, BAD_INPUT, ABSTAINED = 0, 1, 2, 3
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 # Keys that choose a file of `conf/`.
 GROUPS = ("experiment", "model")
@@ -92,6 +95,10 @@ class JobError(Exception):
         self.code = code
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as `kill` and schedulers send it: a command ends as it does by SIGINT."""
+
+
 def main() -> int:
     """Entry point of the console script; returns the exit code."""
     # Without it Hydra prints its own many lines about an error and exits with 1.
@@ -105,11 +112,20 @@ def main() -> int:
         print(f"regnet {version('regnet')}")
         return DONE
     schema = COMMANDS[name].schema if name in COMMANDS else RunConfig
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _guarded(lambda: _command(name, rest), schema)
-    except KeyboardInterrupt:
-        print("regnet: interrupted; the same command goes on from what is whole", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        how, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
+        print(f"regnet: {how}; the same command goes on from what is whole", file=sys.stderr)
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends it at once
+    raise Terminated
 
 
 def _command(name: str, arguments: list[str]) -> int:

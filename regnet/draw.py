@@ -24,6 +24,8 @@ from regnet.tiles.store import Scene
 BLUE, SKY, ORANGE, VERMILION, GREEN, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
 PART_COLOURS = {"train": BLUE, "validation": SKY, "test": ORANGE, "shifted": PURPLE}
 ERROR_COLOURS = mpl.colormaps["cividis"].with_extremes(bad="#d9d9d9")
+VOID = 0.85
+"""Grey of what has no data."""
 MOST_RATIO = 3.0
 """Taller figures would cost gigabytes to draw."""
 STYLE: Any = {
@@ -71,12 +73,24 @@ def display(image: NDArray[np.float32], valid: NDArray[np.bool_], channels: Sequ
     else:
         picked = image[:3] if len(image) >= 3 else image.mean(0, keepdims=True)
     picked = np.broadcast_to(picked, (3, *picked.shape[1:])) if len(picked) != 3 else picked
-    shown = np.full((3, *valid.shape), 0.85, np.float32)
+    shown = np.full((3, *valid.shape), VOID, np.float32)
     for band, values in zip(shown, picked, strict=True):
         if valid.any():
             low, high = np.percentile(values[valid], (1, 99))
             band[valid] = np.clip((values[valid] - low) / max(high - low, 1e-6), 0, 1) ** 0.8
     return np.moveaxis(shown, 0, -1)
+
+
+def evened(image: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Turn normalised channels (C, H, W) into greys (H, W) from 0 to 1, each shade as frequent as the others.
+
+    So images of two modalities are about as bright as each other, and neither speckle nor a few bright roofs take the
+    contrast from the rest. Elsewhere than `valid` (H, W) the result is light grey.
+    """
+    grey = image.mean(0)
+    known = np.sort(grey[valid])
+    rank = np.searchsorted(known, grey, "left") + np.searchsorted(known, grey, "right")
+    return np.where(valid, rank / max(2 * known.size, 1), VOID).astype(np.float32)
 
 
 def thumbnail(scene: Scene, longest_px: int) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:

@@ -42,7 +42,7 @@ from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
 from regnet.similarity.stage import similarity_stage
 from regnet.similarity.toy import run_paper_toy
-from regnet.tiles.prepare import prepare
+from regnet.tiles.prepare import check_parts, prepare
 from regnet.tiles.store import VERSION, TileStore
 from regnet.training.enforced import run_enforced_similarity
 from regnet.training.rounds import train_rounds
@@ -69,6 +69,7 @@ class Stage:
         study: belongs to no run but one whose `study` names it.
         spared: stages of `needs` that it can do without under these settings.
         swaps: replaces its folder as a whole at its end, so that the old one stays whole if it fails.
+        fits: trains on the tiles of the part train, and stops by the error on those of the part validation.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Stage:
     study: bool = False
     spared: Callable[[RunConfig], Sequence[str]] = lambda _: ()
     swaps: bool = False
+    fits: bool = False
 
 
 def _model(run: Path) -> Path:
@@ -190,7 +192,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("prepare", "prepare", (), (), _prepare_settings, _prepare, inputs=_pair_files, swaps=True),
-        Stage("train", "train", ("prepare",), (), _train_settings, _train, shared=True, swaps=True),
+        Stage("train", "train", ("prepare",), (), _train_settings, _train, shared=True, swaps=True, fits=True),
         Stage(
             "similarity",
             "similarity",
@@ -249,6 +251,7 @@ STAGES = {
             _paper_enforced_similarity,
             study=True,
             swaps=True,
+            fits=True,
         ),
     )
 }
@@ -266,11 +269,14 @@ def run_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[st
         Names of the stages that ran.
 
     Raises:
+        ConfigError: the split leaves no part that one of the stages trains on.
         StoreError: a stage that another needs has not run in this folder.
     """
     run, ranks = Path(config.output_dir), launch(config.fabric)
     ran = []
     chosen = _whole_run(config.study) if names is None else names
+    if "prepare" in chosen and any(STAGES[name].fits for name in chosen):
+        check_parts(config.prepare, ("train", "validation"))
     for stage in (stage for name, stage in STAGES.items() if name in chosen):
         new = _run_stage(stage, config, run, ranks)
         if new:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +47,19 @@ MINI_SETTINGS = (
     "report.queries=2",
     "report.nearest=3",
 )
+
+
+@contextmanager
+def full_disk(most_bytes: int) -> Iterator[None]:
+    """The kernel itself refuses: no file that this process writes may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def run_process(*command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

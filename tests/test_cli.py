@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import rasterio
 
 import regnet.models
 import regnet.similarity
+from regnet.files import whole_path
 
 MiniRun = tuple[Path, "CompletedProcess[str]"]
 Command = Callable[..., "CompletedProcess[str]"]
@@ -161,14 +163,25 @@ def test_runs_that_cannot_be_put_together_are_told_by_the_exit_code(
     assert "holds no whole run of noise_sweep" in result.stderr
 
 
-def test_an_interrupted_command_says_so(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_command_that_a_signal_ends_cleans_up_and_says_so(
+    here: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, how: str
+) -> None:
     def stopped(*_: Any) -> None:
-        raise KeyboardInterrupt
+        with whole_path(Path("half")) as partial:
+            partial.write_text("half")
+            os.kill(os.getpid(), number)
+            pytest.fail("it went on")
 
+    before = signal.getsignal(number)
     monkeypatch.setattr("regnet.run.run_stages", stopped)
     result = here("train", "output_dir=o")
-    assert result.returncode == 130
-    assert "goes on from what is whole" in result.stderr
+    assert result.returncode == code
+    assert result.stderr.splitlines() == [f"regnet: {how}; the same command goes on from what is whole"]
+    assert os.listdir() == []
+    assert signal.getsignal(number) == before
 
 
 def test_a_whole_run_leaves_what_it_promises(mini_run: MiniRun) -> None:

@@ -15,7 +15,7 @@ from regnet.denoising.options import DenoiseOptions
 from regnet.errors import ConfigError, InputError, StoreError
 from regnet.evaluation.options import EvaluateOptions
 from regnet.files import STAMP, read_json, write_json
-from regnet.tiles.options import PairOptions, PrepareOptions
+from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
 from regnet.training.options import TrainingOptions
 from tests.conftest import write_raster
 
@@ -63,6 +63,36 @@ def test_stages_run_in_order_and_then_are_skipped(config: RunConfig, capsys: pyt
     assert run.run_stages(config, ALL) == ALL
     assert run.run_stages(config, ALL) == []
     assert capsys.readouterr().out.count("skipped") == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("split", "parts", "message"),
+    [
+        (
+            SplitOptions(validation_share=0),
+            [None],
+            r"split\.validation_share=0: training needs .* larger share",
+        ),
+        (SplitOptions(rule="pairs"), ["train", "test"], "prepare.pairs: no pair is of the part validation"),
+        (SplitOptions(), ["validation", "test"], "prepare.pairs: no pair is of the part train,"),
+    ],
+)
+def test_a_split_without_a_part_to_train_on_is_refused_before_anything_is_done(
+    split: SplitOptions, parts: list[str | None], message: str, config: RunConfig
+) -> None:
+    pairs = [replace(config.prepare.pairs[0], part=part) for part in parts]
+    without = replace(config, prepare=replace(config.prepare, pairs=pairs, split=split))
+    for study in ("none", "noise_sweep", "paper_enforced_similarity"):
+        with pytest.raises(ConfigError, match=message):
+            run.run_stages(replace(without, study=study))
+    assert not Path(config.output_dir).exists()
+    assert run.run_stages(without, ["prepare"]) == ["prepare"]
+
+
+def test_parts_that_pairs_or_the_split_bring_are_enough(config: RunConfig) -> None:
+    pairs = [replace(config.prepare.pairs[0], part=part) for part in ("validation", None)]
+    brought = replace(config.prepare, pairs=pairs, split=SplitOptions(validation_share=0))
+    assert run.run_stages(replace(config, prepare=brought), ["prepare", "train"]) == ["prepare", "train"]
 
 
 @pytest.mark.parametrize(

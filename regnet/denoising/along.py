@@ -28,7 +28,7 @@ class Along:
     """n tiles seen by the c checkpoints of a training.
 
     Attributes:
-        adam: c kernels (n d, n d) in Adam's metric.
+        adam: c kernels (n d, n d) in the metric of Adam's steps.
         plain: c kernels (n d, n d), J J^T, where asked for.
         values: c readouts (n, d), px.
         rates: c - 1 sums of learning rates between checkpoints.
@@ -66,7 +66,7 @@ def kernels_along(
     for place, point in enumerate(tqdm(points, desc="kernels", unit="checkpoint")):
         engine = Jacobians(models.load_checkpoint(trail.path(point.name)), parameters=parameters)
         # at the start there are no moments yet, and those of the first stretch hold
-        root = adam_metric(engine, trail, points[min(max(place, 1), len(points) - 1)]).sqrt()
+        root = adam_step_metric(engine, trail, points[min(max(place, 1), len(points) - 1)]).sqrt()
         with scratch_folder(folder) as scratch:
             rows, values = _jacobians_on_disk(engine, batches(), scratch / "jacobians")
             found.adam.append(_gram(_scaled(rows, root), memory_mb))
@@ -114,8 +114,14 @@ def _gram(rows: Rows, memory_mb: float) -> NDArray[np.float32]:
     return matrix
 
 
-def adam_metric(engine: Jacobians, trail: Trail, point: Waypoint) -> Tensor:
-    """D = 1 / (sqrt(v) + eps), bias corrected, (p,) in the engine's order; 0 for parameters that Adam never moved."""
+def adam_step_metric(engine: Jacobians, trail: Trail, point: Waypoint) -> Tensor:
+    """What Adam's step is of a gradient: D = 1 / (sqrt(v) + eps), bias corrected, (p,) in the engine's order.
+
+    In absolute units and without a bound: times the learning rates it says how far the steps went. Similarities take
+    D up to a factor, and bounded: `regnet.similarity.checkpoints.bounded_adam_scale`.
+
+    Parameters that Adam never moved get 0.
+    """
     moments, named = trail.moments(point.name), dict(engine.model.named_parameters())
     correction = 1 - BETA**point.step
     parts = [

@@ -33,7 +33,8 @@ class Contestant:
         similarity: whose weights they are.
         kind: of the similarity: gradient, perceptual, pixels, features; or control.
         own: whether a tile's own label counts.
-        weights: (n, d, n, d); row i says how prediction i is made of the labels.
+        weights: (n, d, n, d), or (n, n) that count alike for every output; row i says how prediction i is made of the
+            labels.
     """
 
     name: str
@@ -90,9 +91,9 @@ class Contest:
         }
 
 
-def own_label(n: int, outputs: int = 2) -> Contestant:
+def own_label(n: int) -> Contestant:
     """A tile's own label alone: what weights with own label have to beat before they say anything of neighbours."""
-    return Contestant(OWN_LABEL, OWN_LABEL, "control", True, _spread(np.eye(n), outputs))
+    return Contestant(OWN_LABEL, OWN_LABEL, "control", True, np.eye(n))
 
 
 def by_weights(name: str, kind: str, weights: Array) -> list[Contestant]:
@@ -100,15 +101,14 @@ def by_weights(name: str, kind: str, weights: Array) -> list[Contestant]:
     return _both_ways(name, name, kind, weights, _without_own(weights))
 
 
-def by_kernel(name: str, kind: str, similarities: Array, power: float = 1, outputs: int = 2) -> list[Contestant]:
+def by_kernel(name: str, kind: str, similarities: Array, power: float = 1) -> list[Contestant]:
     """Labels averaged by a power of the similarity, (n, n), negative ones counting for nothing."""
     positive = np.maximum(similarities, 0) ** power
     others = positive * ~np.eye(len(positive), dtype=bool)
-    weights = [_spread(_rows_to_one(values), outputs) for values in (positive, others)]
-    return _both_ways(f"{name}, power {power:g}", name, kind, *weights)
+    return _both_ways(f"{name}, power {power:g}", name, kind, _rows_to_one(positive), _rows_to_one(others))
 
 
-def by_nearest(name: str, kind: str, similarities: Array, k: int, outputs: int = 2) -> list[Contestant]:
+def by_nearest(name: str, kind: str, similarities: Array, k: int) -> list[Contestant]:
     """Labels of the k most similar tiles averaged: the tile itself among them, and k others; none if it is alone."""
     own = similarities.astype(np.float64).copy()
     lists = []
@@ -117,23 +117,22 @@ def by_nearest(name: str, kind: str, similarities: Array, k: int, outputs: int =
         chosen = largest(own, min(k, len(own) - 1))
         weights = np.zeros_like(own)
         np.put_along_axis(weights, chosen, 1 / max(chosen.shape[1], 1), axis=1)
-        lists.append(_spread(weights, outputs))
+        lists.append(weights)
     return _both_ways(f"{name}, {k} nearest", name, kind, *lists)
 
 
-def contestants_by(name: str, kind: str, similarities: Array, outputs: int = 2) -> Iterator[Contestant]:
+def contestants_by(name: str, kind: str, similarities: Array) -> Iterator[Contestant]:
     """All that is made of one similarity: kernel weights at several sharpnesses, and lists of nearest tiles.
 
     Args:
         name: of the similarity.
         kind: of the similarity.
         similarities: (n, n), at most 1; `POWERS` of the positive ones are tried, which for a Gaussian are widths.
-        outputs: d.
     """
     for power in POWERS:
-        yield from by_kernel(name, kind, similarities, power, outputs)
+        yield from by_kernel(name, kind, similarities, power)
     for k in COUNTS:
-        yield from by_nearest(name, kind, similarities, k, outputs)
+        yield from by_nearest(name, kind, similarities, k)
 
 
 def hold_contest(
@@ -214,15 +213,17 @@ def mean_apart(apart: Array) -> float:
 
 
 def _apply(weights: Array, values: Array) -> Array:
-    """Average (R, n, d) values by (n, d, n, d) weights."""
-    n, d = weights.shape[:2]
+    """Average (R, n, d) values by a contestant's weights."""
+    n, d = values.shape[1:]
+    if weights.ndim == 2:
+        return np.asarray(weights @ values)
     result: Array = (values.reshape(len(values), n * d) @ weights.reshape(n * d, n * d).T).reshape(-1, n, d)
     return result
 
 
 def _apart_of_neighbours(weights: Array, apart: Array) -> float:
     """Mean distance of a tile's output to the others', each counting by the size of its weight; own tiles left out."""
-    size = np.sqrt(np.square(weights).sum((1, 3)))
+    size = np.abs(weights) if weights.ndim == 2 else np.sqrt(np.square(weights).sum((1, 3)))
     np.fill_diagonal(size, 0)
     return float((_rows_to_one(size) * apart).sum(1).mean())
 
@@ -231,12 +232,6 @@ def _rows_to_one(values: Array) -> Array:
     """Rows divided by their sum; a tile that is like no other keeps a row of zeros."""
     total = values.sum(1, keepdims=True)
     result: Array = np.where(total > 0, values / np.where(total > 0, total, 1), 0)
-    return result
-
-
-def _spread(weights: Array, outputs: int) -> Array:
-    """Weights (n, n) that count alike for every output: (n, d, n, d)."""
-    result: Array = np.einsum("ij,ab->iajb", weights, np.eye(outputs))
     return result
 
 

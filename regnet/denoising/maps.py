@@ -28,7 +28,7 @@ MEANS = (
     *(f"{kind}_{axis}_px" for kind in ("label", "predicted") for axis in ("dx", "dy")),
 )
 """Columns of tiles that are averaged by region."""
-TAKEN = {"geometry", "region", "cell", "pair", "tiles", *MEANS, "effective_parameters", "doubtful_share"}
+TAKEN = {"geometry", "region", "cell", "pairs", "tiles", *MEANS, "effective_parameters", "doubtful_share"}
 """Names that the users' own attributes of regions cannot have."""
 
 
@@ -41,15 +41,15 @@ def summarise_regions(tiles: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, column
         column: the regions' name.
 
     Returns:
-        regions that hold tiles (column `region`) with their own attributes, the pairs of their tiles (`pair`: p or
-        p, q), the number of these, the mean of every quantity, of the noise left and of the length of the leave-one-out
-        residual, the effective parameters that their labels take, the share of doubtful labels, and the mean label and
-        prediction: where these two differ, a shift did not average out.
+        regions that hold tiles (column `region`) with their own attributes, the pairs of their tiles (`pairs`, a
+        list of names), the number of these, the mean of every quantity, of the noise left and of the length of the
+        leave-one-out residual, the effective parameters that their labels take, the share of doubtful labels, and the
+        mean label and prediction: where these two differ, a shift did not average out.
     """
     tiles = tiles.assign(loo_residual_px=np.hypot(tiles["loo_residual_dx_px"], tiles["loo_residual_dy_px"]))
     grouped = tiles.groupby(column)
     table = pd.DataFrame(grouped[list(MEANS)].mean())
-    table.insert(0, "pair", grouped["pair"].agg(lambda pairs: ", ".join(sorted(set(pairs)))))
+    table.insert(0, "pairs", grouped["pair"].agg(lambda pairs: sorted(set(pairs))))
     table.insert(1, "tiles", grouped.size())
     table["effective_parameters"] = 2 * grouped["own_weight"].sum()
     table["doubtful_share"] = grouped["doubtful"].mean()

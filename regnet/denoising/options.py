@@ -28,8 +28,9 @@ class DenoiseOptions:
     )
     smoothing: str = option(
         "mean",
-        "the linearised smoother: ridge with the mean of the kernels along the training, in Adam's metric, or ridge or "
-        "gradient flow with the kernel of the similarity stage",
+        "the linearised smoother: ridge with the mean of the kernels along the training, in the metric of Adam's own "
+        "steps (D = 1 / sqrt(v), not bounded as similarity.metric=adam is), or ridge or gradient flow with the kernel "
+        "of the similarity stage",
         choices=["mean", "ridge", "flow"],
     )
     choose: str = option(
@@ -40,7 +41,7 @@ class DenoiseOptions:
     retrainings: int = option(
         0,
         "trainings on the labels with noise drawn once more on top, which show how much of it is left; each takes as "
-        "long as train",
+        "long as train does on the processor, which it uses whatever fabric.accelerator says",
         low=0,
         high=64,
     )

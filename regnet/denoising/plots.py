@@ -112,7 +112,7 @@ def _paint_regions(
 ) -> None:
     """Paint the regions that hold tiles of the pair, in pixels of its scene."""
     scene = store.scene(ground.pair)
-    own = regions[[ground.pair in pairs.split(", ") for pairs in regions["pair"]]].to_crs(scene.crs)
+    own = regions[[ground.pair in pairs for pairs in regions["pairs"]]].to_crs(scene.crs)
     to_px = ~scene.transform
     outlines = own.geometry.affine_transform([to_px.a, to_px.b, to_px.d, to_px.e, to_px.c, to_px.f])
     outlines.plot(ax=axes, color=shades.to_rgba(own["smoother_factor"]), alpha=0.8, edgecolor="white", linewidth=0.5)

@@ -119,7 +119,7 @@ def train_replicas(
     return Replicas(np.stack(predictions), noise, Trail(folder / TRAIL))
 
 
-def retrain(
+def retrain_replica(
     tiles: ShiftedTiles,
     replicas: Replicas,
     model_options: ModelOptions,

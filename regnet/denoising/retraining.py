@@ -70,7 +70,7 @@ def even_noise(kernel: Operator, sigma_px: float, generator: np.random.Generator
     return even.reshape(kernel.n, kernel.d)
 
 
-def retrain(
+def retrain_model(
     store: TileStore,
     positions: NDArray[np.int64],
     predictions: Array,

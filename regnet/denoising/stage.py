@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regnet.denoising.along import kernels_along, mean_kernel
-from regnet.denoising.audit import Audit, audit
-from regnet.denoising.consistency import neighbour_shift, stationarity_residual
-from regnet.denoising.factor import denoising_factor, kernel_mean
 from regnet.denoising.maps import (
     QUANTITIES,
     cell_polygons,
@@ -27,8 +24,9 @@ from regnet.denoising.noise import LabelNoise, label_noise
 from regnet.denoising.operators import Array, Operator, operator_of
 from regnet.denoising.options import DenoiseOptions
 from regnet.denoising.plots import draw_audit, draw_factors
-from regnet.denoising.retraining import Seen, retrain
-from regnet.denoising.smoother import STRONGEST, Smoother, choose_smoother, closest_smoother, estimate_noise
+from regnet.denoising.retraining import Seen, retrain_model
+from regnet.denoising.smoother import STRONGEST, choose_smoother, closest_smoother
+from regnet.denoising.tilewise import TileEstimates, estimate_tiles, noise_size
 from regnet.files import whole_path, write_json
 from regnet.similarity.result import StoredKernel, load_kernel
 from regnet.similarity.tiles import batches
@@ -39,21 +37,6 @@ from regnet.training.rounds import trained_on
 from regnet.training.trail import Trail
 
 _BATCH = 16  # tiles differentiated at once
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What the estimators say of n tiles; arrays are (n,) or (n, 2) in px."""
-
-    factor: Array
-    shift: Array
-    residual: Array
-    mean_label: Array
-    found: Smoother
-    smoother_factor: Array
-    audit: Audit
-    sigma: float
-    sigma_source: str
 
 
 def denoise_stage(
@@ -99,12 +82,12 @@ def denoise_stage(
     found, seen = choose_smoother(operator, labels, predictions, kind, options.choose), None
     noise = label_noise(store, rows, options)
     if options.retrainings:
-        sigma, _ = _noise_size(found, labels, given, predictions, noise.correlation, options.noise_sigma_px)
-        seen = retrain(
+        sigma, _ = noise_size(found, labels, given, predictions, noise.correlation, options.noise_sigma_px)
+        seen = retrain_model(
             learned, positions, predictions, operator, model_path, training, sigma, options.retrainings, folder
         )
         found = closest_smoother(operator, seen.noise, seen.changes, kind)
-    estimates = estimate(stored, labels, given, found, noise.correlation, options.noise_sigma_px, seen)
+    estimates = estimate_tiles(stored, labels, given, found, noise.correlation, options.noise_sigma_px, seen)
     tiles = _tile_table(rows, labels, given, stored, estimates, options)
     regions, column = _regions(store, tiles, options)
     by_region = summarise_regions(tiles, regions, column)
@@ -127,56 +110,6 @@ def denoise_stage(
             "maps": maps,
         },
     )
-
-
-def estimate(
-    stored: StoredKernel,
-    labels: Array,
-    given: Array,
-    found: Smoother,
-    correlation: Array | None,
-    noise_sigma_px: float | None,
-    seen: Seen | None = None,
-) -> Estimates:
-    """Run every estimator.
-
-    Args:
-        stored: kernel of n tiles, and the readouts.
-        labels: (n, 2) px, what the network learned from.
-        given: (n, 2) px, the labels that are audited.
-        found: the smoother that the network is.
-        correlation: (n, n) of the noise between tiles, the identity if None.
-        noise_sigma_px: size of the noise of `given`; None: it is estimated, as it is where the labels were corrected.
-        seen: what retrainings showed, to which the smoother's factors are scaled.
-    """
-    kernel = operator_of(stored)
-    predictions = stored.values.astype(np.float64)
-    sigma, source = _noise_size(found, labels, given, predictions, correlation, noise_sigma_px)
-    return Estimates(
-        factor=denoising_factor(kernel, correlation),
-        shift=neighbour_shift(kernel, predictions),
-        residual=stationarity_residual(kernel, predictions, labels),
-        mean_label=kernel_mean(kernel, labels),
-        found=found,
-        smoother_factor=found.factor(correlation) if seen is None else seen.factor(found, correlation),
-        audit=audit(found, given, predictions, correlation),
-        sigma=sigma,
-        sigma_source=source,
-    )
-
-
-def _noise_size(
-    found: Smoother,
-    labels: Array,
-    given: Array,
-    predictions: Array,
-    correlation: Array | None,
-    noise_sigma_px: float | None,
-) -> tuple[float, str]:
-    """Size of the noise of what the network learned from, px, and who says so; arguments as for `estimate`."""
-    if noise_sigma_px is None or not np.array_equal(labels, given):
-        return estimate_noise(found, labels, predictions, correlation), "estimated from the residuals"
-    return noise_sigma_px, "given"
 
 
 def _operator(
@@ -209,7 +142,7 @@ def _tile_table(
     labels: Array,
     given: Array,
     stored: StoredKernel,
-    estimates: Estimates,
+    estimates: TileEstimates,
     options: DenoiseOptions,
 ) -> gpd.GeoDataFrame:
     found = estimates.audit
@@ -263,7 +196,7 @@ def _write_maps(store: TileStore, tiles: gpd.GeoDataFrame, folder: Path) -> list
     return names
 
 
-def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int, seen: Seen | None) -> list[str]:
+def _remarks(estimates: TileEstimates, tiles: gpd.GeoDataFrame, training_tiles: int, seen: Seen | None) -> list[str]:
     """What the figures do not say of themselves, in sentences."""
     remarks, compared = [], int((tiles["part"] == "train").sum())
     if compared < training_tiles:
@@ -286,7 +219,7 @@ def _remarks(estimates: Estimates, tiles: gpd.GeoDataFrame, training_tiles: int,
 
 
 def _summary(
-    estimates: Estimates, tiles: gpd.GeoDataFrame, noise: LabelNoise, options: DenoiseOptions
+    estimates: TileEstimates, tiles: gpd.GeoDataFrame, noise: LabelNoise, options: DenoiseOptions
 ) -> dict[str, Any]:
     """Sum up; `spearman`, `slope` and `noise_transfer` need replicas and are null here."""
     return {

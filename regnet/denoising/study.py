@@ -22,7 +22,7 @@ from regnet.denoising.options import DenoisingValidationOptions
 from regnet.denoising.replicas import (
     Replicas,
     ShiftedTiles,
-    retrain,
+    retrain_replica,
     retraining_trail,
     shifted_tiles,
     train_replicas,
@@ -87,7 +87,7 @@ def compare_estimators(
     tiles = shifted_tiles(store, options)
     regions = _regions(tiles, store.tile_px, options)
     replicas = train_replicas(tiles, model_options, options, folder / "replicas")
-    retrainings = retrain(tiles, replicas, model_options, options, folder / "replicas")
+    retrainings = retrain_replica(tiles, replicas, model_options, options, folder / "replicas")
     along = kernels_along(replicas.trail, tiles.batches, folder, plain=True)
     trails = [retraining_trail(folder / "replicas", place) for place in range(len(retrainings))]
     retrained = [

@@ -176,7 +176,7 @@ def write_features(frame: gpd.GeoDataFrame, path: Path) -> list[str]:
         path: of the file.
 
     Returns:
-        What became text, or was left out, since the format does not hold it; one sentence each.
+        What became text or coarser, or was left out, since the format does not hold it; one sentence each.
 
     Raises:
         OutputError: the file cannot be written, or the format does not hold such features.
@@ -261,7 +261,7 @@ def _write_parquet(frame: gpd.GeoDataFrame, path: Path) -> None:
 
 
 def _held(frame: gpd.GeoDataFrame, driver: str) -> tuple[gpd.GeoDataFrame, list[str]]:
-    """A frame whose columns are of types that GDAL writes to a format, and what became text or is left out for it."""
+    """A frame whose columns are of types that GDAL writes to a format; what became text, coarser or is left out."""
     frame, notes = frame.copy(), []
     for name in frame.columns.drop(frame.geometry.name):
         column = frame[name]
@@ -269,6 +269,8 @@ def _held(frame: gpd.GeoDataFrame, driver: str) -> tuple[gpd.GeoDataFrame, list[
         text = array.to_pylist() if isinstance(column, gpd.GeoSeries) else _text(array, driver)
         if text is None:
             frame[name] = _plain(array, column)
+            if _finer_than_milliseconds(array):
+                notes.append(f"{name} is cut to milliseconds, since {driver} does not hold finer times")
         else:
             frame[name] = pd.array(text, pd.ArrowDtype(pa.string()))
             # GeoJSON takes text that is JSON for what it says.
@@ -293,6 +295,14 @@ def _text(array: Any, driver: str) -> list[str | None] | None:
     if beyond or pa.types.is_duration(kind):
         return [None if value is None else str(value) for value in array.to_pylist()]
     return None
+
+
+def _finer_than_milliseconds(array: Any) -> bool:
+    """Whether any of the values is a point in time that milliseconds do not tell, which are all that GDAL writes."""
+    if not pa.types.is_timestamp(array.type):
+        return False
+    coarse = array.cast(pa.timestamp("ms", array.type.tz), safe=False).cast(array.type)
+    return bool(pa.compute.any(pa.compute.not_equal(coarse, array)).as_py())
 
 
 def _plain(array: Any, column: pd.Series) -> Any:

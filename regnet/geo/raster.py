@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -23,12 +22,13 @@ import rasterio
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from regnet.errors import InputError
+from regnet.geo.bands import Band, alpha_bands, band_numbers, own_bands
 from regnet.geo.grid import Box, Grid, apply, check_overlap, transform_points, whole_turns
 from regnet.geo.sources import amplitude_dtype, grid_of, open_raster, raster_sources
 
@@ -66,10 +66,10 @@ class GridRaster:
         self._stack = ExitStack()
         try:
             datasets = [self._stack.enter_context(open_raster(source)) for source in raster_sources(path)]
-            every = _own_bands(path, datasets)
-            self.numbers = band_numbers(path, [_band_name(*band) for band in every], bands)
+            every = own_bands(path, datasets)
+            self.numbers = band_numbers(path, [band.name for band in every], bands)
             self._bands = [every[number - 1] for number in self.numbers]
-            for dataset in {dataset.name: dataset for dataset, _ in self._bands}.values():
+            for dataset in {band.dataset.name: band.dataset for band in self._bands}.values():
                 check_overlap(grid_of(dataset).bounds, dataset.crs, grid, dataset.name)
         except BaseException:
             self._stack.close()
@@ -90,8 +90,8 @@ class GridRaster:
 
     @property
     def names(self) -> list[str]:
-        """A name for each band: its description, or file stem and number."""
-        return [_band_name(*band) for band in self._bands]
+        """A name for each band: its description, or file stem and number; and of a colour table its colour."""
+        return [band.name for band in self._bands]
 
     def read(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a box of the grid; it may reach beyond the grid and the raster.
@@ -104,66 +104,22 @@ class GridRaster:
             InputError: the file is damaged.
         """
         values = np.empty((self.count, box.height, box.width), np.float32)
-        for dataset in dict.fromkeys(dataset for dataset, _ in self._bands):
-            places = [place for place, (owner, _) in enumerate(self._bands) if owner is dataset]
-            values[places] = _read_warped(dataset, [self._bands[place][1] for place in places], self.grid, box)
+        for dataset in dict.fromkeys(band.dataset for band in self._bands):
+            places = [place for place, band in enumerate(self._bands) if band.dataset is dataset]
+            values[places] = _read_warped(dataset, [self._bands[place] for place in places], self.grid, box)
         valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).any(axis=0))
         values[:, ~valid] = 0
         return values, valid
 
 
-def band_numbers(path: str, names: Sequence[str], bands: Sequence[int | str]) -> list[int]:
-    """Numbers, counted from 1, of bands given by number or name.
-
-    Args:
-        path: of the raster, for messages.
-        names: of all its bands.
-        bands: those wanted; empty for all.
-
-    Raises:
-        InputError: there is no such band, or several have the name.
-    """
-    numbers = []
-    for band in bands:
-        same = [number for number, name in enumerate(names, 1) if name.casefold() == str(band).casefold()]
-        if len(same) > 1:
-            raise InputError(f"{path}: {len(same)} of its bands are called {band}; choose by number, counted from 1")
-        if not same and str(band).isdecimal() and 1 <= int(band) <= len(names):
-            same = [int(band)]
-        if not same:
-            raise InputError(f"{path}: has no band {band}; it has {len(names)}, counted from 1: {', '.join(names)}")
-        numbers += same
-    return numbers or list(range(1, len(names) + 1))
-
-
-def _own_bands(path: str, datasets: Sequence[DatasetReader]) -> list[tuple[DatasetReader, int]]:
-    """All bands of a stack but for alpha."""
-    every = [
-        (dataset, band) for dataset in datasets for band in sorted(set(dataset.indexes) - set(_alpha_bands(dataset)))
-    ]
-    if not every:
-        raise InputError(f"{path}: has no bands beside alpha")
-    return every
-
-
-def _band_name(dataset: DatasetReader, band: int) -> str:
-    description: str | None = dataset.descriptions[band - 1]
-    return description or (Path(dataset.name).stem + (f"_{band}" if dataset.count > 1 else ""))
-
-
-def _alpha_bands(dataset: DatasetReader) -> list[int]:
-    meanings = zip(dataset.indexes, dataset.colorinterp, strict=True)
-    return [band for band, meaning in meanings if meaning == ColorInterp.alpha]
-
-
-def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: Box) -> NDArray[np.float32]:
+def _read_warped(dataset: DatasetReader, bands: Sequence[Band], grid: Grid, box: Box) -> NDArray[np.float32]:
     """Read bands of one file on a box of the grid; NaN where invalid."""
     same = dataset.crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
     if same:
         return _read_source(dataset, bands, box)
     needed, ratio, finer = _source_box(dataset, grid, box)
-    # The mean of complex values is no amplitude: their phases are random.
-    whole = any(amplitude_dtype(dataset.dtypes[band - 1]) for band in bands)
+    # The mean of complex values is no amplitude: their phases are random. That of indices is no colour.
+    whole = any(band.shades is not None or amplitude_dtype(dataset.dtypes[band.number - 1]) for band in bands)
     step = 1 if whole else min(_reduction(finer), *dataset.shape)
     needed = needed.aligned(step)  # the same squares whatever the box
     if needed.height * needed.width * len(bands) > step**2 * MAX_SOURCE_VALUES and box.height * box.width > 1:
@@ -203,7 +159,7 @@ def _reduction(finer: float) -> int:
     return min(2 ** (1 + int(math.log2(beyond))), MOST_REDUCED) if beyond > 1 else 1
 
 
-def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: int = 1) -> NDArray[np.float32]:
+def _read_source(dataset: DatasetReader, bands: Sequence[Band], box: Box, step: int = 1) -> NDArray[np.float32]:
     """Read a box of a file's own pixels, or the means of squares of them; NaN where invalid or outside."""
     result = np.full((len(bands), box.height // step, box.width // step), np.nan, np.float32)
     inside = box.clipped(dataset.shape)
@@ -211,8 +167,11 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: i
     if height == 0 or width == 0:
         return result
     window = Window(inside.col, inside.row, width * step, height * step)
-    values, valid = read_bands(dataset, bands, window, (height, width))
+    values, valid = read_bands(dataset, [band.number for band in bands], window, (height, width))
     values = values.astype(np.float32, copy=False)
+    for band, found in zip(bands, values, strict=True):
+        if band.shades is not None:
+            found[:] = band.shades[np.clip(found, 0, len(band.shades) - 1).astype(np.intp)]
     values[~valid] = np.nan
     row, col = inside.row - box.row, inside.col - box.col
     result[:, row : row + height, col : col + width] = values
@@ -237,7 +196,7 @@ def read_bands(
         raw = dataset.read(list(bands), out_shape=(len(bands), *shape), **how)
         valid = dataset.read_masks(list(bands), out_shape=(len(bands), *shape), **how) > 0
         # GDAL knows alpha as a mask only where it follows one or three bands of whole numbers.
-        for alpha in _alpha_bands(dataset):
+        for alpha in alpha_bands(dataset):
             valid &= dataset.read(alpha, out_shape=shape, **how) > 0
     except RasterioError as error:
         raise InputError(

@@ -8,15 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from regnet.errors import ConfigError, InputError
-from regnet.files import whole_path
 from regnet.geo.vector import CHANNELS
 from regnet.models.matcher import Matcher
 from regnet.models.options import ModelOptions
 from regnet.models.unet import UNet
+from regnet.tensors import write_tensors
 
 FORMAT = "regnet-3"
 
@@ -51,9 +50,8 @@ def save_checkpoint(path: Path, model: Matcher | UNet, weights: dict[str, Tensor
         "options": json.dumps(asdict(model.options)),
         "channels": json.dumps([model.fixed_channels, model.moving_channels]),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in (weights or model.state_dict()).items()}
-    with whole_path(path) as partial:
-        partial.write_bytes(save(state, metadata))
+    state = weights or model.state_dict()
+    write_tensors(path, {key: value.detach().cpu() for key, value in state.items()}, metadata)
 
 
 def load_checkpoint(path: Path) -> Matcher | UNet:

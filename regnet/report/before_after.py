@@ -41,17 +41,17 @@ def before_after(folder: Path, before: PairReader, after: PairReader | None, vie
 def together(before: PairReader, after: PairReader, box: Box) -> list[NDArray[np.float32]]:
     """Both images of a window in one picture, before and after; what is the same in both has the same shade."""
     patches = [reader.read(box.row, box.col, box.height, box.width) for reader in (before, after)]
-    fixed = draw.display(patches[0].fixed, patches[0].fixed_valid)
+    fixed, fixed_valid = patches[0].fixed, patches[0].fixed_valid
     if before.polygons is not None:
-        return [draw.outlines(fixed, patch.moving[1]) for patch in patches]
+        return [draw.outlines(draw.display(fixed, fixed_valid), patch.moving[1]) for patch in patches]
     moving = np.concatenate([patch.moving for patch in patches], axis=1)
-    shown = draw.display(moving, np.concatenate([patch.moving_valid for patch in patches]))
+    shades = draw.evened(moving, np.concatenate([patch.moving_valid for patch in patches]))
     side = math.ceil(max(box.height, box.width) / SQUARES)
     rows, cols = np.ogrid[: box.height, : box.width]
-    even = ((rows // side + cols // side) % 2 == 0)[..., None]
+    even = (rows // side + cols // side) % 2 == 0
     # Grey on grey: the eye follows lines across the squares, not colours.
-    grey = fixed.mean(-1, keepdims=True)
-    return [np.where(even, grey, half.mean(-1, keepdims=True)).repeat(3, -1) for half in np.split(shown, 2)]
+    grey = draw.evened(fixed, fixed_valid)
+    return [np.where(even, grey, half)[..., None].repeat(3, -1) for half in np.split(shades, 2)]
 
 
 def largest(view: View) -> list[Box]:

@@ -20,7 +20,7 @@ from regnet.similarity.readouts import READOUTS
 from regnet.similarity.store import model_digest
 
 _START = "start"  # name of the checkpoint before the first step
-_BOUND = 100.0  # the optimiser's metric is at most this many times its median
+_BOUND = 100.0  # Adam's metric is at most this many times its median
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_along(model_path: Path, options: SimilarityOptions, device: torch.devic
 def _load(path: Path, name: str, options: SimilarityOptions, device: torch.device | None) -> Checkpoint:
     model = models.load_checkpoint(path).to(device)
     engine = Jacobians(model, READOUTS[options.readout], options.parameters)
-    scale = optimiser_scale(engine, _moments(path)) if options.metric == "adam" else None
+    scale = bounded_adam_scale(engine, _moments(path)) if options.metric == "adam" else None
     return Checkpoint(name, engine, model_digest(model), scale)
 
 
@@ -105,8 +105,13 @@ def _place(path: Path, folder: Path) -> str:
     return "_".join(part for part in path.relative_to(folder).with_suffix("").parts if part != "checkpoints")
 
 
-def optimiser_scale(engine: Jacobians, moments: dict[str, Tensor]) -> Tensor:
+def bounded_adam_scale(engine: Jacobians, moments: dict[str, Tensor]) -> Tensor:
     """Square root of Adam's metric `D = 1 / sqrt(v)`, bounded above, as a vector (p,) in the engine's order.
+
+    Similarities have no unit, so D matters up to a factor, and no correction for the start of v is made; the bound
+    keeps a few parameters that hardly ever had a gradient from deciding them. How far Adam's steps went is told by the
+    metric without a bound, `regnet.denoising.along.adam_step_metric`. Where the bound is not met the two are the same
+    but for that factor; in the first steps of a training it is met.
 
     Parameters without second moments, which the optimiser never moved, get 0.
     """

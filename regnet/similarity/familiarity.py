@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from regnet.errors import InputError
-from regnet.files import whole_path
 from regnet.models.base import device_of
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.kernel import whitened
 from regnet.similarity.linear import SoftCounter
 from regnet.similarity.readouts import centre_offset
 from regnet.similarity.store import model_digest
+from regnet.tensors import write_tensors
 
 FAMILIARITY = "familiarity.safetensors"
 """Its file, beside the model's."""
@@ -57,8 +56,7 @@ class Familiarity:
             OutputError: full disk or read-only folder.
         """
         settings = {"trained": str(self.trained), "side_px": str(self.side_px), "digest": self.digest}
-        with whole_path(path) as partial:
-            partial.write_bytes(save({"total": self.total.bfloat16(), "own": self.own}, settings))
+        write_tensors(path, {"total": self.total.bfloat16(), "own": self.own}, settings)
 
     @classmethod
     def load(cls, path: Path) -> Familiarity:

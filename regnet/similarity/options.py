@@ -15,7 +15,7 @@ class SimilarityOptions:
     parts: list[str] = option(["train"], "parts of the split that make the reference set", choices=PARTS)
     query_parts: list[str] = option(
         ["validation", "test", "shifted"],
-        "parts that are compared to the reference set, of which none is one",
+        "parts that are compared to the reference set; those that make it are left out",
         choices=PARTS,
     )
     max_tiles: int = option(400, "most reference tiles, drawn evenly over the regions", unit="tiles", low=1)
@@ -35,7 +35,11 @@ class SimilarityOptions:
         "networks to compare the same tiles by, for trajectory.png: glob patterns in the training's folder, such as "
         "checkpoints/*.safetensors or round_*/model.safetensors",
     )
-    metric: str = option("plain", "J J^T, or J D J^T with Adam's D = 1 / sqrt(v)", choices=["plain", "adam"])
+    metric: str = option(
+        "plain",
+        "J J^T, or J D J^T with Adam's D = 1 / sqrt(v), bounded at 100 times its median",
+        choices=["plain", "adam"],
+    )
     backend: str = option(
         "exact", "all pairs exactly, from sketches, or sums only", choices=["exact", "sketch", "linear"]
     )

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from regnet.errors import ConfigError, StoreError
-from regnet.files import whole_path
+from regnet.tensors import write_tensors
 
 _ENOUGH = 16  # landmarks from which on a quarter can be held out
 _RANK = 1e-14  # directions below this share of the largest eigenvalue are left out (its square root in float32)
@@ -61,8 +60,7 @@ class Sketcher:
             OutputError: full disk or read-only folder.
         """
         settings = {"k": str(self.k), "seed": str(self.seed), "shrinkage": repr(self.shrinkage)}
-        with whole_path(path) as partial:
-            partial.write_bytes(save({"basis": self.basis.cpu().contiguous()}, settings))
+        write_tensors(path, {"basis": self.basis.cpu()}, settings)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | None = None) -> Sketcher:

@@ -58,7 +58,8 @@ def similarity_stage(
     model = models.load_checkpoint(model_path)
     models.check_channels(model, len(store.fixed_channels), len(store.moving_channels))
     reference = pick_tiles(store, options.parts, options.max_tiles, options.seed)
-    queries = [pick_tiles(store, [part], options.max_query_tiles, options.seed) for part in options.query_parts]
+    others = [part for part in options.query_parts if part not in options.parts]
+    queries = [pick_tiles(store, [part], options.max_query_tiles, options.seed) for part in others]
     if len(reference) == 0:
         raise InputError(f"similarity.parts={','.join(options.parts)}: the store has no such tile; prepare more tiles")
     positions = np.concatenate([reference, *queries])
@@ -81,12 +82,12 @@ def similarity_stage(
 
 
 def _check_parts(options: SimilarityOptions) -> None:
-    named = [*options.parts, *options.query_parts]
-    if twice := sorted({part for part in named if named.count(part) > 1}):
-        raise ConfigError(
-            f"similarity.parts={','.join(options.parts)} and similarity.query_parts={','.join(options.query_parts)} "
-            f"name {' and '.join(twice)} twice, but a tile has one row; name each part once"
-        )
+    for key, named in (("parts", options.parts), ("query_parts", options.query_parts)):
+        if twice := sorted({part for part in named if named.count(part) > 1}):
+            raise ConfigError(
+                f"similarity.{key}={','.join(named)} names {' and '.join(twice)} twice, but a tile has one row; "
+                "name each part once"
+            )
 
 
 def predict(store: TileStore, model: torch.nn.Module, positions: NDArray[np.int64], batch: int) -> NDArray[np.float32]:

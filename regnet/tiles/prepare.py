@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,24 @@ def _attributes(reader: PairReader) -> dict[str, Any]:
         "polygons_repaired": reader.polygons.repaired if reader.polygons else 0,
         "polygons_dropped": reader.polygons.dropped if reader.polygons else 0,
     }
+
+
+def check_parts(options: PrepareOptions, needed: Sequence[str]) -> None:
+    """Refuse options that leave a part without any ground, before any is looked at.
+
+    Raises:
+        ConfigError: a part has a share of 0, or whole pairs are given to parts and none to this.
+    """
+    given = {pair.part for pair in options.pairs}
+    for part in needed:
+        if not options.pairs or part in given:
+            continue
+        if options.split.rule == "pairs" or None not in given:
+            raise ConfigError(f"prepare.pairs: no pair is of the part {part}, which training needs; give it one")
+        if part != "train" and getattr(options.split, f"{part}_share") == 0:
+            raise ConfigError(
+                f"prepare.split.{part}_share=0: training needs tiles of this part; give it a larger share"
+            )
 
 
 def _check(options: PrepareOptions) -> None:

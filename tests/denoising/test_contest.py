@@ -1,13 +1,25 @@
+import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
-from regnet.denoising.contest import POWERS, by_kernel, by_nearest, by_weights, contestants_by, hold_contest, own_label
+from regnet.denoising.contest import (
+    POWERS,
+    by_kernel,
+    by_nearest,
+    by_weights,
+    contestants_by,
+    hold_contest,
+    own_label,
+    tell_neighbours,
+)
 from regnet.denoising.contest_maps import write_contest_maps
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.smoother import smoother
@@ -90,21 +102,39 @@ def test_nearest_and_kernel_weights_are_means():
     np.fill_diagonal(similarities, 1)
     entered = [*by_kernel("kernel", "pixels", similarities), *by_nearest("list", "pixels", similarities, 3)]
     for one in entered:
-        weights = one.weights[:, 0, :, 0]
+        weights = one.weights
         np.testing.assert_allclose(weights.sum(1), 1)
-        np.testing.assert_array_equal(one.weights[:, 0, :, 1], 0)
         assert (np.diag(weights) > 0).all() == one.own
         if one.name.startswith("list"):
             assert (np.count_nonzero(weights, axis=1) == 3).all()
     others = np.argsort(-(similarities - 2 * np.eye(9)), axis=1)[:, :3]
-    listed = next(one for one in entered if one.name == "list, 3 nearest, without own").weights[:, 0, :, 0]
+    listed = next(one for one in entered if one.name == "list, 3 nearest, without own").weights
     assert all(set(np.flatnonzero(row)) == set(wanted) for row, wanted in zip(listed, others, strict=True))
+
+
+def test_weights_that_are_alike_for_every_output_do_as_the_same_written_out(world):
+    _, truth, noise, predictions, similarities, _ = world
+    alike = [*contestants_by("kC", "gradient", similarities), own_label(N)]
+    full = [replace(one, weights=np.einsum("ij,ab->iajb", one.weights, np.eye(D))) for one in alike]
+    one, other = (hold_contest(entered, predictions, noise, ["one"] * N, truth) for entered in (alike, full))
+    pd.testing.assert_frame_equal(one.table, other.table)
+    pd.testing.assert_frame_equal(one.tiles, other.tiles)
+
+
+def test_contestants_take_little_more_memory_than_the_similarity():
+    similarities = np.random.default_rng(2).uniform(0, 1, (400, 400))
+    tracemalloc.start()
+    for one in contestants_by("kC", "gradient", similarities):
+        tell_neighbours(one, similarities, None, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * similarities.nbytes
 
 
 def test_powers_of_a_similarity_take_part(contest):
     rows = contest.table[contest.table["similarity"] == "kC"]
     assert len(rows) == 2 * (len(POWERS) + 2)
-    wide, narrow = by_kernel("kC", "gradient", np.array([[1, 0.5], [0.5, 1]]), 2)[0].weights[:, 0, :, 0]
+    wide, narrow = by_kernel("kC", "gradient", np.array([[1, 0.5], [0.5, 1]]), 2)[0].weights
     np.testing.assert_allclose(wide, [0.8, 0.2])
     np.testing.assert_allclose(narrow, [0.2, 0.8])
 

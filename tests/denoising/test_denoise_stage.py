@@ -124,10 +124,12 @@ def test_regions_sum_up_their_tiles_and_plots_are_drawn(store, similarity):
 def test_regions_are_painted_on_the_map_of_their_pair(store, similarity, tmp_path):
     folder = run(store, similarity)
     tiles, regions = (gpd.read_parquet(folder / f"{name}.parquet") for name in ("tiles", "regions"))
-    assert (regions["pair"] == regions["region"].map(tiles.groupby("region")["pair"].first())).all()
+    own = tiles.groupby("region")["pair"].unique()
+    assert [set(pairs) for pairs in regions["pairs"]] == [set(own[region]) for region in regions["region"]]
     drawn = {}
     for changed in (None, *store.pairs):
-        other = regions.assign(smoother_factor=regions["smoother_factor"].where(regions["pair"] != changed, 1))
+        others = np.array([changed not in pairs for pairs in regions["pairs"]])
+        other = regions.assign(smoother_factor=regions["smoother_factor"].where(others, 1))
         draw_factors(tmp_path / "factor.png", store, tiles, other)
         drawn[changed] = (tmp_path / "factor.png").read_bytes()
     # Both pairs lie at one place; one of them is shown.
@@ -247,6 +249,7 @@ def test_the_users_own_regions(store, similarity, tmp_path):
     gpd.GeoDataFrame(geometry=halves, crs=tiles.crs).to_crs("EPSG:4326").to_file(path)
     regions = gpd.read_parquet(run(store, similarity, replace(PLAIN, regions=str(path))) / "regions.parquet")
     assert len(regions) == 2
+    assert [set(pairs) for pairs in regions["pairs"]] == [set(store.pairs)] * 2  # all lie at one place
     assert len(tiles) - 12 <= regions["tiles"].sum() <= len(tiles)  # a centre may lie on the line
     far = tmp_path / "far.gpkg"
     gpd.GeoDataFrame(geometry=halves.translate(1e5), crs=tiles.crs).to_file(far)
@@ -291,7 +294,7 @@ def test_retrainings_set_the_factors_right(store, similarity, monkeypatch):
         noise = np.random.default_rng(0).normal(0, sigma_px, (count, len(positions), 2))
         return Seen(noise, 0.03 * noise)
 
-    monkeypatch.setattr("regnet.denoising.stage.retrain", seen)
+    monkeypatch.setattr("regnet.denoising.stage.retrain_model", seen)
     folder = run(store, similarity, replace(PLAIN, retrainings=3, noise_sigma_px=SIGMA))
     tiles = gpd.read_parquet(folder / "tiles.parquet")
     assert (tiles["smoother_factor"] ** 2).mean() ** 0.5 == pytest.approx(0.03)

@@ -5,7 +5,7 @@ import pytest
 
 from regnet.denoising import retraining as module
 from regnet.denoising.operators import DenseKernel, FeatureKernel
-from regnet.denoising.retraining import Seen, even_noise, retrain
+from regnet.denoising.retraining import Seen, even_noise, retrain_model
 from regnet.denoising.smoother import closest_smoother, smoother
 from regnet.errors import ConfigError, InputError
 from regnet.models import ModelOptions, load_checkpoint
@@ -69,7 +69,7 @@ def retrained(trained, sigma_px, count, folder, tiles=None):
     tiles = store.tiles("train") if tiles is None else tiles
     known = DenseKernel(np.eye(2 * len(tiles)).reshape(len(tiles), 2, len(tiles), 2))
     predictions = predict(store, load_checkpoint(model), tiles, 16)
-    return retrain(store, tiles, predictions, known, model, TRAINING, sigma_px, count, folder)
+    return retrain_model(store, tiles, predictions, known, model, TRAINING, sigma_px, count, folder)
 
 
 def test_all_that_differs_is_the_noise(trained, tmp_path, monkeypatch):

@@ -10,18 +10,27 @@ import torch
 from scipy.linalg import expm
 
 from regnet.denoising import replicas as replicas_module
-from regnet.denoising.along import kernels_along, mean_kernel
+from regnet.denoising.along import adam_step_metric, kernels_along, mean_kernel
 from regnet.denoising.calibration import Retrainings
 from regnet.denoising.estimators import CONSTANT, PAPER, TRAINING, all_estimates, calibrated_name, kernels_of
 from regnet.denoising.factor import kernel_mean
 from regnet.denoising.operators import DenseKernel
 from regnet.denoising.options import DenoisingValidationOptions
-from regnet.denoising.replicas import ShiftedTiles, fit_readout, predict, retrain, retraining_trail, train_replicas
+from regnet.denoising.replicas import (
+    ShiftedTiles,
+    fit_readout,
+    predict,
+    retrain_replica,
+    retraining_trail,
+    train_replicas,
+)
 from regnet.denoising.smoother import DenseSmoother, choose_smoother, leave_one_out, leave_one_out_covariance, smoother
 from regnet.denoising.trajectory import choose_scale, follow, stretches
 from regnet.denoising.validation import attainable_spearman, spearman, true_factor
 from regnet.errors import InputError
 from regnet.models import ModelOptions, build_model
+from regnet.similarity.checkpoints import bounded_adam_scale
+from regnet.similarity.gradients import Jacobians
 from regnet.training.trail import START, Trail
 
 RNG = np.random.default_rng(0)
@@ -100,6 +109,33 @@ def test_a_whole_smoother_is_a_spectral_one():
         np.testing.assert_allclose(one, two, atol=1e-10)
 
 
+def test_the_two_metrics_of_adam_are_one_but_for_a_factor_and_a_bound(tmp_path):
+    """Beside torch's own step, which the one for denoising is in absolute units."""
+    torch.manual_seed(0)
+    model = build_model(SMALL, 1, 1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.full_like(parameter, 1e-6 if name.endswith("bias") else 1.0)
+    optimiser.step()
+    trail = Trail(tmp_path)
+    trail.keep("epoch_000", model, optimiser, 1, 1.0)
+    engine = Jacobians(model)
+    step, bounded = (
+        adam_step_metric(engine, trail, trail.points()[0]),
+        bounded_adam_scale(engine, trail.moments("epoch_000")) ** 2,
+    )
+    named = dict(model.named_parameters())
+    moved = torch.cat([(before[name] - named[name]).detach().flatten() for name in engine.names])
+    gradient = torch.cat([named[name].grad.flatten() for name in engine.names])
+    torch.testing.assert_close(step * gradient, moved, rtol=1e-3, atol=1e-5)
+    common = gradient == 1
+    assert 0 < common.sum() < len(common)
+    torch.testing.assert_close(bounded[common] / bounded[common][0], step[common] / step[common][0])
+    assert step[~common].max() > 1e5 * step[common][0]
+    assert bounded[~common].max() == pytest.approx(100 * bounded[common][0].item(), rel=1e-5)
+
+
 def test_a_small_training_follows_its_kernels(tmp_path):
     """Full batches, short: the change of the predictions is the one that the kernels and learning rates say."""
     tiles, trail = shifted(), Trail(tmp_path / "trail")
@@ -173,13 +209,13 @@ def test_replicas_resume_and_differ_by_their_noise_alone(tmp_path, monkeypatch):
 def test_retrainings_are_on_the_labels_with_more_noise(tmp_path, monkeypatch):
     tiles, options = shifted(), replace(OPTIONS, epochs=1, batch=6, retrainings=2)
     replicas = train_replicas(tiles, SMALL, options, tmp_path / "replicas")
-    first = retrain(tiles, replicas, SMALL, options, tmp_path / "replicas")
+    first = retrain_replica(tiles, replicas, SMALL, options, tmp_path / "replicas")
     assert abs(np.corrcoef(first.noise[0].ravel(), first.noise[1].ravel())[0, 1]) < 0.7
     assert first.noise.std() == pytest.approx(options.noise_sigma_px, rel=0.4)
     trained = []
     monkeypatch.setattr(replicas_module, "fit_readout", lambda *parts: trained.append(parts))
     train_replicas(tiles, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
-    again = retrain(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
+    again = retrain_replica(tiles, replicas, SMALL, replace(options, retrainings=3), tmp_path / "replicas")
     assert len(trained) == 1
     labels = tiles.offset.numpy() + replicas.noise[0]
     np.testing.assert_allclose(trained[0][2], labels + again.noise[2], atol=1e-6)

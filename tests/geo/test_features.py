@@ -57,6 +57,24 @@ def values(column):
 
 
 @pytest.mark.parametrize("suffix", DRIVERS)
+def test_times_that_are_cut_to_milliseconds_are_told(tmp_path, suffix):
+    fine, coarse = INSTANT.replace(microsecond=123456), INSTANT.replace(microsecond=123000)
+    kinds = {"fine": pa.timestamp("us", "UTC"), "exact": pa.timestamp("ns", "UTC"), "local": pa.timestamp("us")}
+    columns = {"fine": [fine, None, coarse], "exact": [coarse, None, coarse]}
+    columns["local"] = [value and value.replace(tzinfo=None) for value in columns["fine"]]
+    frame = frame_of({"n": [1, 2, 3]})
+    for name, column in columns.items():
+        frame[name] = pd.array(pa.array(column, kinds[name]), pd.ArrowDtype(kinds[name]))
+    path = tmp_path / f"times{suffix}"
+    notes = write_features(frame, path)
+    cut = [name for name in ("fine", "local") if DRIVERS[suffix]]
+    told = [f"{name} is cut to milliseconds, since {DRIVERS[suffix]} does not hold finer times" for name in cut]
+    assert notes == told
+    found = values(read_features(str(path))["fine"])
+    assert [value and pd.Timestamp(value).microsecond for value in found] == [123000 if cut else 123456, None, 123000]
+
+
+@pytest.mark.parametrize("suffix", DRIVERS)
 def test_attributes_come_back_as_they_were(tmp_path, suffix):
     """Whole numbers with gaps, truth, dates, instants, bytes and names beyond ASCII, where the format holds them."""
     path = tmp_path / f"a{suffix}"

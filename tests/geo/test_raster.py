@@ -140,6 +140,65 @@ def test_window_of_a_resampled_raster_is_a_window_of_the_whole(
     assert (part_valid == whole_valid[33:53, 41:91]).all()
 
 
+def indexed(path: str, image: np.ndarray, colours: dict[int, tuple[int, ...]], size: float = 10) -> str:
+    """A raster of indices with a colour table."""
+    place = {"crs": "EPSG:32633", "transform": from_origin(400_000, 4_000_000, size, size)}
+    shape = {"height": image.shape[0], "width": image.shape[1], "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", photometric="palette", **shape, **place) as target:
+        target.write(image.astype(np.uint8), 1)
+        target.write_colormap(1, colours)
+    return path
+
+
+def test_a_colour_table_is_seen_in_its_colours(tmp_path: Path, rng: np.random.Generator) -> None:
+    colours = {0: (10, 200, 30), 1: (250, 0, 90), 2: (40, 80, 120), 9: (1, 2, 3)}
+    image = rng.integers(0, 3, (100, 120))
+    path = indexed(str(tmp_path / "map.tif"), image, colours)
+    table = np.array([colours[index] for index in range(3)], np.float32)
+    own = raster_grid(path)
+    with GridRaster(path, own) as reader:
+        assert reader.names == ["map_red", "map_green", "map_blue"]
+        values, valid = reader.read(Box(5, 7, 40, 50))
+    np.testing.assert_array_equal(values, np.moveaxis(table[image[5:45, 7:57]], -1, 0))
+    assert valid.all()
+    with GridRaster(path, own.coarser(100)) as reader:  # means of ten by ten colours, not colours of mean indices
+        means, _ = reader.read(Box(0, 0, 10, 12))
+    np.testing.assert_allclose(means, np.moveaxis(table[image].reshape(10, 10, 12, 10, 3).mean((1, 3)), -1, 0), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("colours", "names"),
+    [
+        ({0: (9, 9, 9), 1: (200, 200, 200)}, ["map"]),
+        ({0: (0, 0, 0), 1: (200, 0, 0)}, ["map_red"]),
+        ({}, ["map"]),
+    ],
+)
+def test_of_a_colour_table_only_what_differs_is_seen(
+    tmp_path: Path, colours: dict[int, tuple[int, ...]], names: list[str]
+) -> None:
+    path = indexed(str(tmp_path / "map.tif"), np.eye(20), dict.fromkeys(range(256), (0, 0, 0)) | colours)
+    with GridRaster(path, raster_grid(path)) as reader:
+        assert reader.names == names
+        values, _ = reader.read(Box(0, 0, 20, 20))
+    seen = [colours.get(index, (index,))[0] for index in (0, 1)]
+    np.testing.assert_array_equal(values[0], np.where(np.eye(20) > 0, seen[1], seen[0]))
+
+
+def test_transparent_colours_are_no_values(tmp_path: Path) -> None:
+    image = np.arange(400).reshape(20, 20) % 3
+    path = indexed(str(tmp_path / "map.tif"), image, {0: (5, 6, 7), 1: (250, 9, 3), 2: (0, 40, 80)})
+    view = tmp_path / "map.vrt"  # which keeps opacity, as a TIFF does not
+    rasterio.shutil.copy(path, view, driver="VRT")
+    entry = '<Entry c1="5" c2="6" c3="7" c4="{}" />'
+    text = view.read_text()
+    assert entry.format(255) in text
+    view.write_text(text.replace(entry.format(255), entry.format(0)))
+    with GridRaster(str(view), raster_grid(path)) as reader:
+        _, valid = reader.read(Box(0, 0, 20, 20))
+    np.testing.assert_array_equal(valid, image > 0)
+
+
 def test_a_window_too_large_to_read_at_once_is_read_in_halves(
     raster_file: Write, grid: Grid, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

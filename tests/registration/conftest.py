@@ -36,26 +36,26 @@ def scene():
     return texture((360, 400))
 
 
-@pytest.fixture(scope="session")
-def shifted(tmp_path_factory, scene):
+def write_shifted(folder, scene, height, width):
     """Fixed, and moving that shows the same ground 6 columns to the left and 4 rows down of where fixed shows it.
 
     moving(x + (-6, 4)) = fixed(x): the true displacement is dx = -6, dy = +4 px.
     """
-    folder = tmp_path_factory.mktemp("pair")
-    fixed = scene[50:306, 50:338]
-    moving = scene[50 - 4 : 306 - 4, 50 + 6 : 338 + 6]
-    return write_raster(folder / "fixed.tif", fixed), write_raster(
-        folder / "moving.tif", (9000 - moving).astype("uint16")
-    )
+    fixed, moving = (scene[row : row + height, col : col + width] for row, col in ((50, 50), (50 - 4, 50 + 6)))
+    images = {"fixed": fixed, "moving": (9000 - moving).astype("uint16")}
+    return tuple(write_raster(folder / f"{name}.tif", image) for name, image in images.items())
+
+
+@pytest.fixture(scope="session")
+def shifted(tmp_path_factory, scene):
+    """Files of a shifted pair, 256 x 288 px."""
+    return write_shifted(tmp_path_factory.mktemp("pair"), scene, 256, 288)
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory, scene):
     """As `shifted`, in 128 x 128 px."""
-    folder = tmp_path_factory.mktemp("small")
-    fixed, moving = scene[50:178, 50:178], 9000 - scene[46:174, 56:184]
-    return write_raster(folder / "fixed.tif", fixed), write_raster(folder / "moving.tif", moving.astype("uint16"))
+    return write_shifted(tmp_path_factory.mktemp("small"), scene, 128, 128)
 
 
 TRUE = (-6.0, 4.0)

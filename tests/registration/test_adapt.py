@@ -21,7 +21,7 @@ from regnet.tiles.options import PairOptions
 from regnet.tiles.pair import PairReader
 from regnet.training.fit import MODEL, STATE, Fit
 from tests.conftest import killed_in_epoch
-from tests.registration.conftest import TRUE, write_raster
+from tests.registration.conftest import TRUE, write_raster, write_shifted
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 CHANNELS = (["fixed"], ["moving"])
@@ -30,9 +30,7 @@ CHANNELS = (["fixed"], ["moving"])
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, scene):
     """As `shifted`, in 160 x 160 px: four blocks with four tiles each."""
-    folder = tmp_path_factory.mktemp("small")
-    fixed, moving = scene[50:210, 50:210], 9000 - scene[46:206, 56:216]
-    return write_raster(folder / "fixed.tif", fixed), write_raster(folder / "moving.tif", moving.astype("uint16"))
+    return write_shifted(tmp_path_factory.mktemp("small"), scene, 160, 160)
 
 
 @pytest.fixture

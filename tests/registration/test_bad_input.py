@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from regnet.registration.options import RegisterOptions
 from regnet.registration.progress import Progress
 from regnet.registration.register import register
 from regnet.registration.windows import FAIR_PX, Mosaic, WindowOptions, bounded, side_by_side
+from tests.conftest import full_disk
 from tests.registration.conftest import CRS, ORIGIN, TRUE, texture, write_raster
 from tests.registration.test_windows import local_mean, reader
 
@@ -257,15 +257,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, shifted, quick, monkeypatch
 
 
 def test_a_file_that_grows_beyond_what_the_disk_takes(tmp_path, small, quick, here):
-    """The kernel itself refuses: no file of the process may grow beyond 50 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
+    with full_disk(50_000):
         done = here("register", f"fixed={small[0]}", f"moving={small[1]}", "output_dir=out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     assert done.returncode == 2, done.stderr
     assert "free some space" in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -86,6 +86,22 @@ def test_what_is_the_same_before_and_after_has_the_same_shade(tmp_path, scene):
     np.testing.assert_array_equal(shown[0][100:], shown[1][100:])
 
 
+def test_radar_and_optics_are_as_bright_and_as_rich_in_contrast(tmp_path, scene):
+    """Most of the optical image is dark beside a few bright roofs; the radar image is bright."""
+    rng = np.random.default_rng(0)
+    roofs = np.where(rng.random(scene.shape) < 0.02, 60000, scene // 16).astype("uint16")
+    speckle = (scene * rng.gamma(4, size=scene.shape)).astype("float32")
+    fixed, moving = write_raster(tmp_path / "fixed.tif", roofs), write_raster(tmp_path / "moving.tif", speckle)
+    with PairReader(PairOptions("pair", fixed, moving, moving_transform="log")) as reader:
+        shown, _ = together(reader, reader, Box(0, 0, 224, 224))
+    squares = shown[..., 0].reshape(4, 56, 4, 56)
+    turn = np.indices((4, 4)).sum(0) % 2
+    for image in (0, 1):
+        shades = np.moveaxis(squares, 2, 1)[turn == image]
+        assert 0.4 < shades.mean() < 0.6
+        assert np.ptp(np.percentile(shades, (25, 75))) > 0.4  # 0.5 if each shade is as frequent as the others
+
+
 def test_figures_show_where_there_are_data(tmp_path, scene):
     fixed = write_raster(tmp_path / "fixed.tif", scene)
     part = write_raster(tmp_path / "part.tif", scene[200:280, 100:180], (ORIGIN[0] + 1000, ORIGIN[1] - 2000))

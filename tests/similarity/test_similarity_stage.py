@@ -15,7 +15,7 @@ from regnet.files import read_json
 from regnet.models import centre_offset, load_checkpoint, save_checkpoint
 from regnet.options import check_options
 from regnet.similarity import backends, tiles
-from regnet.similarity.checkpoints import load_along, load_checkpoints, optimiser_scale
+from regnet.similarity.checkpoints import bounded_adam_scale, load_along, load_checkpoints
 from regnet.similarity.gradients import Jacobians
 from regnet.similarity.options import SimilarityOptions
 from regnet.similarity.result import load_kernel
@@ -117,7 +117,7 @@ def test_the_mean_over_checkpoints(scene, trained, tmp_path, backend):
 def test_the_optimisers_metric_is_bounded_and_leaves_out_what_never_moved():
     model = torch.nn.Linear(3, 1)
     engine = Jacobians(model, lambda net, x: net(x))
-    scale = optimiser_scale(engine, {"weight": torch.tensor([[1.0, 4.0, 1e-30]])})
+    scale = bounded_adam_scale(engine, {"weight": torch.tensor([[1.0, 4.0, 1e-30]])})
     np.testing.assert_allclose(scale.square().numpy(), [1, 0.5, 100, 0], rtol=1e-6)
 
 
@@ -286,13 +286,20 @@ def test_what_is_no_pattern_of_checkpoints_is_refused(trained):
 
 
 def test_a_tile_is_compared_once(scene, trained, tmp_path):
-    for named in ({"query_parts": ["test", "train"]}, {"parts": ["train", "train"]}):
-        with pytest.raises(ConfigError, match=r"similarity\.parts=train.* name train twice, .* name each part once"):
-            similarity_stage(scene, trained, replace(OPTIONS, **named), tmp_path)
     for key in ("parts", "query_parts"):
+        with pytest.raises(ConfigError, match=rf"similarity\.{key}=test,test names test twice, .* name each part once"):
+            similarity_stage(scene, trained, replace(OPTIONS, **{key: ["test", "test"]}), tmp_path)
         with pytest.raises(ConfigError, match=f"{key}='tests' is not known; choose one of train, validation, test, sh"):
             check_options(replace(OPTIONS, **{key: ["tests"]}))
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_the_reference_set_are_no_queries(scene, trained, tmp_path):
+    similarity_stage(scene, trained, replace(OPTIONS, parts=["train", "test"]), tmp_path)
+    table = neighbours(tmp_path)
+    assert set(table.loc[table["reference"], "part"]) == {"train", "test"}
+    assert set(table.loc[~table["reference"], "part"]) == {"validation", "shifted"}
+    assert table["tile_id"].is_unique
 
 
 def test_duplicates_and_dead_tiles_in_the_stage(scene, trained, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """What the stage keeps on disk: it goes on from there, alone with the same settings, and leaves nothing else behind."""
 
-import resource
-import signal
 import sys
 from dataclasses import replace
 from unittest.mock import Mock
@@ -20,6 +18,7 @@ from regnet.similarity.result import load_kernel
 from regnet.similarity.stage import similarity_stage
 from regnet.similarity.store import ShardStore, arrays_digest, model_digest
 from regnet.similarity.tiles import read_batch
+from tests.conftest import full_disk
 
 OPTIONS = SimilarityOptions(max_tiles=24, max_query_tiles=4, batch=12, nearest=3, precision="float64")
 
@@ -183,15 +182,8 @@ def test_digests_see_every_weight_and_shape():
 def test_a_full_disk_in_the_stage_leaves_what_was_whole(scene, trained, tmp_path, full):
     """With room for less than a shard (or a sketcher) the stage names the file, and goes on when there is room."""
     options = replace(OPTIONS, backend="exact" if full == "shard" else "sketch")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(OutputError, match=f"{full}.*: cannot be written"):
-            similarity_stage(scene, trained, options, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(20_000), pytest.raises(OutputError, match=f"{full}.*: cannot be written"):
+        similarity_stage(scene, trained, options, tmp_path)
     assert not list(tmp_path.rglob(".partial-*"))
     similarity_stage(scene, trained, options, tmp_path)
     assert len(neighbours(tmp_path)) > 24

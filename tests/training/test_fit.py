@@ -1,6 +1,4 @@
 import csv
-import resource
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from regnet.training.fit import Fit
 from regnet.training.options import TrainingOptions
 from regnet.training.trail import Trail
 from regnet.training.validation import validation_epe
-from tests.conftest import killed_in_epoch
+from tests.conftest import full_disk, killed_in_epoch
 
 SMALL = ModelOptions(descriptor="mind+learned", width=8, levels=2, descriptor_channels=4)
 BRIEF = TrainingOptions(epochs=3, steps=3, batch=2, checkpoints=2, peak_px=3.0, familiarity_tiles=4)
@@ -91,15 +89,8 @@ def test_a_damaged_state_is_not_taken_up(store, tmp_path):
 
 @pytest.mark.parametrize("most_bytes", [2_000, 12_000])
 def test_a_full_disk_is_told_from_a_defect(store, tmp_path, most_bytes):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
-    try:
-        with pytest.raises(OutputError, match="free some space"):
-            train(store, SMALL, BRIEF, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(most_bytes), pytest.raises(OutputError, match="free some space"):
+        train(store, SMALL, BRIEF, tmp_path)
     assert not list(tmp_path.rglob(".partial-*"))
 
 

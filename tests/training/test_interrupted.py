@@ -32,7 +32,7 @@ def test_a_refused_training_leaves_the_model_there_is(here, trained, mini_settin
     assert here("train", *mini_settings, "output_dir=mini").stdout.startswith("train: skipped")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_training_leaves_the_model_there_is_and_goes_on(here, trained, mini_settings, monkeypatch, how):
     before = contents(trained)
     command = ("train", *mini_settings, "training.epochs=4", "output_dir=mini")
@@ -51,9 +51,10 @@ def test_an_interrupted_training_leaves_the_model_there_is_and_goes_on(here, tra
         time.sleep(0.02)
     process.send_signal(how)
     told = process.communicate()[1]
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert told.splitlines()[-1] == "regnet: interrupted; the same command goes on from what is whole"
+    if how != signal.SIGKILL:
+        said = "interrupted" if how == signal.SIGINT else "terminated"
+        assert process.returncode == 128 + how
+        assert told.splitlines()[-1] == f"regnet: {said}; the same command goes on from what is whole"
     assert contents(trained) == before
     assert kept.exists()
     epoch, done = Fit._epoch, []
