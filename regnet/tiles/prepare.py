@@ -22,7 +22,7 @@ from regnet.geo.grid import Box
 from regnet.geo.sources import block_cache
 from regnet.options import check_options
 from regnet.tiles.chunks import Chunks
-from regnet.tiles.index import Block, Cell, cut, lattice, split_blocks, split_columns, tile_boxes
+from regnet.tiles.index import Block, Cell, check_apart, cut, lattice, split_blocks, split_columns, tile_boxes
 from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.tiles.pair import PairReader
@@ -60,12 +60,14 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
             noises[pair.name] = make_noise(options.noise, pair.name, scene.shape, outlines)
             truths[pair.name] = 0.0 if pair.truth == "identity" else math.nan
             blocks += split_scene(pair, scene, options)
+        rows = [{"block_id": b.block_id, "pair": b.pair, SPLIT: b.part, **asdict(b.box)} for b in blocks]
+        parts = _frame(rows, [block.box for block in blocks], scenes)
+        check_apart(parts)
         tiles = find_tiles(blocks, scenes, options)
         _write_labels(arrays, tiles, noises, truths, options.tile_px)
         places = [Box(tile["row"], tile["col"], options.tile_px, options.tile_px) for tile in tiles]
         _frame(tiles, places, scenes).to_parquet(partial / INDEX)
-        rows = [{"block_id": b.block_id, "pair": b.pair, SPLIT: b.part, **asdict(b.box)} for b in blocks]
-        _frame(rows, [block.box for block in blocks], scenes).to_parquet(partial / BLOCKS)
+        parts.to_parquet(partial / BLOCKS)
         write_json(partial / MANIFEST, _manifest(options, tiles, scenes, partial / ARRAYS))
 
 

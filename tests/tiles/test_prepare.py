@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import geopandas as gpd
@@ -293,3 +293,28 @@ def test_stores_that_are_not_whole_are_refused(store: TileStore) -> None:
     (folder / "manifest.json").write_text('{"version"')
     with pytest.raises(StoreError, match="damaged"):
         TileStore.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("split", "parts", "refused"),
+    [
+        (SplitOptions("pairs"), ("train", "test"), True),
+        (SplitOptions("pairs"), ("train", "train"), False),
+        (SplitOptions("columns", validation_share=0.1, test_share=0.3, gap_px=16), (None, None), False),
+    ],
+)
+def test_ground_of_two_pairs_belongs_to_one_part(
+    options: PrepareOptions, tmp_path: Path, split: SplitOptions, parts: tuple[str | None, ...], refused: bool
+) -> None:
+    """The same place at two times: what is tested on in one pair must not be trained on in the other."""
+    pairs = [replace(options.pairs[0], name=name, part=part) for name, part in zip("ab", parts, strict=True)]
+    options = replace(options, pairs=pairs, split=split, tile_px=32, min_structure=0)
+    if refused:
+        with pytest.raises(ConfigError, match="a and b show the same ground, train in one and test in the other"):
+            prepare(options, tmp_path / "p")
+        return
+    prepare(options, tmp_path / "p")
+    blocks = TileStore.open(tmp_path / "p").blocks
+    ground = {part: shapely.union_all(shapes.geometry.to_numpy()) for part, shapes in blocks.groupby("part")}
+    for one, two in combinations(ground.values(), 2):
+        assert one.intersection(two).area == 0
