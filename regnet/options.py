@@ -68,6 +68,17 @@ def check_options(options: Any, prefix: str = "") -> None:
             _check_value(value, key, spec.metadata)
 
 
+def check_names(names: Sequence[str], key: str) -> None:
+    """Check names that tell things apart, in tables and as parts of file names.
+
+    Raises:
+        ConfigError: two are the same, or one has other characters than letters, digits, - and _.
+    """
+    for name in names:
+        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"{key}: name {name!r} is not unique or not made of letters, digits, - and _")
+
+
 def _check_type(value: Any, key: str, hint: Any) -> None:
     """Refuse what is not of the kind that is wanted; Hydra does it, but not Python."""
     if value is None and NoneType in get_args(hint):

@@ -20,7 +20,7 @@ from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
 from regnet.geo.grid import Box
 from regnet.geo.sources import block_cache
-from regnet.options import check_options
+from regnet.options import check_names, check_options
 from regnet.tiles.chunks import Chunks
 from regnet.tiles.index import Block, Cell, check_apart, cut, lattice, split_blocks, split_columns, tile_boxes
 from regnet.tiles.labels import Noise, make_noise
@@ -251,10 +251,7 @@ def _check(options: PrepareOptions) -> None:
     check_options(options, "prepare.")
     if not options.pairs:
         raise ConfigError("prepare.pairs is empty; name at least one pair of fixed and moving")
-    names = [pair.name for pair in options.pairs]
-    for name in names:
-        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"prepare.pairs: name {name!r} is not unique or not made of letters, digits, - and _")
+    check_names([pair.name for pair in options.pairs], "prepare.pairs")
 
 
 def _same_channels(scene: Scene, others: list[Scene]) -> None:

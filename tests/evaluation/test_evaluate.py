@@ -248,6 +248,8 @@ def test_methods_never_see_other_parts(store):
 def test_unknown_methods_and_empty_parts_are_refused(store, tmp_path):
     with pytest.raises(ConfigError, match=r"classical\.fase"):
         evaluate_stage(store, None, EvaluateOptions(methods=["classical.fase"]), tmp_path)
+    with pytest.raises(ConfigError, match="methods is empty"):
+        evaluate_stage(store, None, EvaluateOptions(methods=[]), tmp_path)
     store.blocks.loc[:, "kept"] = store.blocks["part"]
     try:
         store.blocks["part"] = "train"
@@ -255,6 +257,30 @@ def test_unknown_methods_and_empty_parts_are_refused(store, tmp_path):
             evaluate_stage(store, None, EvaluateOptions(methods=["none"]), tmp_path)
     finally:
         store.blocks["part"] = store.blocks.pop("kept")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["smooth", "smooth"], "name 'smooth' is not unique"),
+        (["a/b"], "name 'a/b' is not unique or not made of letters"),
+        (["check_points"], "name 'check_points' is not unique"),
+        ([], "families is empty, and there are no evaluate.check_points"),
+    ],
+)
+def test_families_that_cannot_be_told_apart_are_refused(store, tmp_path, names, message):
+    """The second of two families of one name would be given the predictions of the first."""
+    families = [FamilyOptions(name, 6.0, sigma_px) for name, sigma_px in zip(names, (40.0, 80.0), strict=False)]
+    with pytest.raises(ConfigError, match=message):
+        evaluate_stage(store, None, EvaluateOptions(families=families, methods=["none"]), tmp_path)
+
+
+def test_labels_alone_are_told_of(store, tmp_path):
+    """They are off by the shift of 3 and -4 px, whatever the family."""
+    options = EvaluateOptions(families=[SMOOTH], methods=["labels"])
+    found = evaluate_stage(store, None, options, tmp_path)
+    assert found["evaluation"]["smooth"]["labels"]["epe_mean_px"] == pytest.approx(5)
+    assert gpd.read_parquet(tmp_path / "regions.parquet").empty
 
 
 def test_seconds_are_measured(store, tmp_path, monkeypatch):
