@@ -64,8 +64,8 @@ def evaluate_stage(
         `neighbours`.
 
     Raises:
-        ConfigError: a method does not exist, or something that neighbours are to be compared by; families cannot be told
-            apart, or there are none and no check points.
+        ConfigError: a method does not exist, or something that neighbours are to be compared by; families cannot be
+            told apart, or there are none and no check points.
         InputError: the store has no block in any of the parts, the check points cannot be used, or the model is damaged
             or another's.
     """
@@ -101,7 +101,7 @@ def _check_families(options: EvaluateOptions) -> None:
     names = [family.name for family in options.families]
     check_names([*names, FAMILY], "evaluate.families")
     if not names and options.check_points is None:
-        raise ConfigError("evaluate.families is empty, and there are no evaluate.check_points; name at least one family")
+        raise ConfigError("evaluate.families is empty, and there are no evaluate.check_points; name a family")
 
 
 def _neighbours(
