@@ -27,6 +27,7 @@ from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import (
     STAMP,
+    held,
     input_marks,
     is_stamped,
     read_json,
@@ -267,17 +268,19 @@ def run_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[st
 
     Raises:
         StoreError: a stage that another needs has not run in this folder.
+        OutputError: another process is at work in the folder, or it cannot be written.
     """
     run, ranks = Path(config.output_dir), launch(config.fabric)
     ran = []
     chosen = _whole_run(config.study) if names is None else names
-    for stage in (stage for name, stage in STAGES.items() if name in chosen):
-        new = _run_stage(stage, config, run, ranks)
-        if new:
-            ran.append(stage.name)
-        if ranks.main and (new or not (run / SUMMARY).is_file()):
-            write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-            write_json(run / SUMMARY, collect_summary(run))
+    with held(run) if ranks.main else nullcontext():
+        for stage in (stage for name, stage in STAGES.items() if name in chosen):
+            new = _run_stage(stage, config, run, ranks)
+            if new:
+                ran.append(stage.name)
+            if ranks.main and (new or not (run / SUMMARY).is_file()):
+                write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+                write_json(run / SUMMARY, collect_summary(run))
     return ran
 
 

@@ -12,9 +12,9 @@ import pytest
 from regnet import run
 from regnet.config import RunConfig
 from regnet.denoising.options import DenoiseOptions
-from regnet.errors import ConfigError, InputError, StoreError
+from regnet.errors import ConfigError, InputError, OutputError, StoreError
 from regnet.evaluation.options import EvaluateOptions
-from regnet.files import STAMP, read_json, write_json
+from regnet.files import STAMP, held, read_json, write_json
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.training.options import TrainingOptions
 from tests.conftest import write_raster
@@ -230,6 +230,21 @@ def test_retrainings_are_as_the_training_was(config: RunConfig) -> None:
         original(replace(again, training=TrainingOptions(epochs=3)), folder)
     with pytest.raises(StoreError, match="no tile store"):  # which is looked for next
         original(again, folder)
+
+
+def test_two_runs_do_not_share_a_folder(config: RunConfig) -> None:
+    """The second would take away what the first has just written, and both would say that they were done."""
+    folder = Path(config.output_dir)
+    with held(folder), pytest.raises(OutputError, match="another regnet is at work in it; wait"):
+        run.run_stages(config, ALL)
+    assert not folder.exists()
+    assert run.run_stages(config, ALL) == ALL
+
+
+def test_what_is_refused_leaves_no_folder(config: RunConfig) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        run.run_stages(replace(config, prepare=PrepareOptions([PairOptions("a", "nix.tif", "nox.tif")])), ALL)
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_study_runs_with_what_it_needs_and_nothing_else(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
