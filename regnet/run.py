@@ -22,6 +22,7 @@ import yaml
 from regnet.config import RunConfig
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import ConfigError, StoreError
+from regnet.evaluation.labels import UNKNOWN
 from regnet.evaluation.methods import weights_digest
 from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
@@ -127,7 +128,7 @@ def _nothing_failed(run: Path) -> bool:
     parts = [part for name, part in summary.items() if name != "neighbours"]
     rows = [row for part in parts for family in part.values() for row in family.values()]
     compared = "status" not in summary.get("neighbours", {}) or not (run / "similarity" / "kernel.zarr").is_dir()
-    return compared and all(row["status"] == "ok" for row in rows)
+    return compared and all(row["status"] in ("ok", UNKNOWN) for row in rows)
 
 
 def _report(config: RunConfig, run: Path) -> None:

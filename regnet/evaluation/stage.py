@@ -26,6 +26,7 @@ from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
 from regnet.models.base import CPU
 from regnet.options import check_names
+from regnet.report.tables import unknown_text
 from regnet.tiles.store import TileStore
 
 # Methods whose map is shown as the difference to the model's too.
@@ -196,7 +197,8 @@ def _write_maps(cases: list[Case], methods: list[str], predictions: Path, store:
 def _write_tables(rows: list[dict[str, Any]], regions: list[Any], store: TileStore, folder: Path) -> None:
     with files.whole_path(folder / "table.csv") as partial:
         frame(rows).to_csv(partial, index=False)
-    files.write_text(folder / "table.md", markdown(rows))
+    note = unknown_text(store.unknown_pairs)
+    files.write_text(folder / "table.md", markdown(rows) + (f"\n{note}\n" if note else ""))
     # Labels alone have no regions.
     table = gpd.GeoDataFrame(regions or {"geometry": []}, geometry="geometry", crs=store.blocks.crs)
     with files.whole_path(folder / "regions.parquet") as partial:

@@ -93,6 +93,17 @@ class Table:
     best: list[bool]
 
 
+def unknown_text(pairs: Sequence[str]) -> str:
+    """What errors under known displacements are worth for pairs whose true offset nobody knows; empty without any."""
+    if not pairs:
+        return ""
+    whose = f"pair {pairs[0]}" if len(pairs) == 1 else f"pairs {', '.join(pairs)}"
+    return (
+        f"Nobody knows the true offset of {whose}: errors under known displacements take it for aligned as it lies, so "
+        "that what it is off by counts as an error too."
+    )
+
+
 def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
     """One table a part and family of displacements, over ground with structure; one column is of all ground beside it.
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import cv2
 import geopandas as gpd
@@ -20,6 +21,10 @@ from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.tables import over_each
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
+from regnet.run import _nothing_failed
+from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
 
 SMOOTH = FamilyOptions("smooth", 6.0, 40.0)
 GAP_PX = 16
@@ -281,6 +286,23 @@ def test_labels_alone_are_told_of(store, tmp_path):
     found = evaluate_stage(store, None, options, tmp_path)
     assert found["evaluation"]["smooth"]["labels"]["epe_mean_px"] == pytest.approx(5)
     assert gpd.read_parquet(tmp_path / "regions.parquet").empty
+
+
+def test_labels_without_a_known_truth_are_no_failure(store, tmp_path):
+    """Another try would find out no more; and what the errors of the others are worth is said."""
+    options = PrepareOptions(**store.manifest["options"])
+    pairs = [PairOptions(**{**pair, "truth": "unknown"}) for pair in options.pairs]
+    split, noise = SplitOptions(**options.split), NoiseOptions(**options.noise)
+    prepare(replace(options, pairs=pairs, split=split, noise=noise), tmp_path / "prepare")
+    unknown = TileStore.open(tmp_path / "prepare")
+    found = evaluate_stage(
+        unknown, None, EvaluateOptions(families=[SMOOTH], methods=["none", "labels"]), tmp_path / "evaluate"
+    )
+    row = found["evaluation"]["smooth"]["labels"]
+    assert row["status"] == "the true offset of the training tiles is not known"
+    assert row["count"] == 0
+    assert _nothing_failed(tmp_path)
+    assert "Nobody knows the true offset of pair pair:" in (tmp_path / "evaluate" / "table.md").read_text()
 
 
 def test_seconds_are_measured(store, tmp_path, monkeypatch):
