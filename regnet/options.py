@@ -7,7 +7,7 @@ into the Hydra schema, checks them with `check_options` and prints them in `--he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -38,6 +38,15 @@ def option(
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def recipe(options: Any) -> dict[str, Any]:
+    """What an outcome depends on: all settings but those that say how much memory may be taken (unit MB)."""
+    settings: dict[str, Any] = asdict(options)
+    for spec in fields(options):
+        if spec.metadata.get("unit") == "MB":
+            del settings[spec.name]
+    return settings
 
 
 def check_options(options: Any, prefix: str = "") -> None:

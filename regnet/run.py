@@ -39,6 +39,7 @@ from regnet.files import (
     write_text,
 )
 from regnet.geo.sources import files_behind
+from regnet.options import recipe
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
@@ -158,11 +159,11 @@ def _pair_files(config: RunConfig) -> list[str]:
 
 
 def _prepare_settings(config: RunConfig) -> Mapping[str, Any]:
-    return {**asdict(config.prepare), "version": VERSION}
+    return {**recipe(config.prepare), "version": VERSION}
 
 
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
-    return {"model": asdict(config.model), "training": asdict(config.training), "seed": config.seed}
+    return {"model": asdict(config.model), "training": recipe(config.training), "seed": config.seed}
 
 
 def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:

@@ -82,6 +82,12 @@ def test_a_changed_setting_runs_its_stage_and_those_after(
     assert run.run_stages(replace(config, **change), ALL) == expected
 
 
+def test_how_much_memory_may_be_taken_changes_nothing(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    less = replace(config.prepare, memory_mb=64)
+    assert run.run_stages(replace(config, prepare=less, training=TrainingOptions(cache_mb=16)), ALL) == []
+
+
 @pytest.mark.parametrize("name", ["fixed.tif", "fixed.vrt", "below.tif", "moving.tif"])
 def test_a_changed_input_file_runs_everything(name: str, config: RunConfig) -> None:
     """Of files that are stacked each, and what lies below a virtual one."""
