@@ -38,7 +38,7 @@ from regnet.files import (
     write_stamp,
     write_text,
 )
-from regnet.geo.sources import files_behind
+from regnet.geo.sources import files_behind, is_vector
 from regnet.options import recipe
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
@@ -158,6 +158,11 @@ def _pair_files(config: RunConfig) -> list[str]:
     return [path for pair in config.prepare.pairs for name in (pair.fixed, pair.moving) for path in files_behind(name)]
 
 
+def _parts_of(name: str | None) -> list[str | None]:
+    """All files of a vector layer; of a table, itself."""
+    return [*files_behind(name)] if name and is_vector(name) else [name]
+
+
 def _prepare_settings(config: RunConfig) -> Mapping[str, Any]:
     return {**recipe(config.prepare), "version": VERSION}
 
@@ -210,7 +215,7 @@ STAGES = {
             (),
             lambda config: asdict(config.denoise),
             _denoise,
-            inputs=lambda config: [config.denoise.regions],
+            inputs=lambda config: _parts_of(config.denoise.regions),
         ),
         Stage(
             "evaluate",
@@ -219,7 +224,7 @@ STAGES = {
             ("similarity",),
             _evaluate_settings,
             _evaluate,
-            inputs=lambda config: [config.evaluate.check_points],
+            inputs=lambda config: _parts_of(config.evaluate.check_points),
             whole=_nothing_failed,
             spared=lambda config: () if "model" in config.evaluate.methods else ("train",),
         ),

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import shapely
 
 from regnet import run
 from regnet.config import RunConfig
@@ -95,6 +98,24 @@ def test_a_changed_input_file_runs_everything(name: str, config: RunConfig) -> N
     path = Path(config.output_dir).with_name(name)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
     assert run.run_stages(config, ALL) == ALL
+
+
+def test_changed_attributes_of_a_shapefile_run_everything(config: RunConfig, tmp_path: Path) -> None:
+    """They are what `where` chooses by."""
+    square = shapely.box(500_000, 4_999_940, 500_060, 5_000_000)
+    outlines = gpd.GeoDataFrame({"kind": ["house"]}, geometry=[square], crs="EPSG:32633")
+    outlines.to_file(tmp_path / "outlines.shp")
+    pair = PairOptions("pair", str(tmp_path / "fixed.tif"), str(tmp_path / "outlines.shp"))
+    config = replace(config, prepare=PrepareOptions([pair]))
+    run.run_stages(config, ALL)
+    assert run.run_stages(config, ALL) == []
+    outlines.assign(kind="shed").to_file(tmp_path / "elsewhere.shp")
+    shutil.copyfile(tmp_path / "elsewhere.dbf", tmp_path / "outlines.dbf")
+    assert run.run_stages(config, ALL) == ALL
+    averaged = replace(config, denoise=DenoiseOptions(regions=str(tmp_path / "elsewhere.shp")))
+    run.run_stages(averaged, ALL)
+    (tmp_path / "elsewhere.prj").touch()
+    assert run.run_stages(averaged, ALL) == ["denoise", "report"]
 
 
 def test_changed_regions_are_averaged_over_again(config: RunConfig, tmp_path: Path) -> None:
