@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -74,13 +75,15 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
 def write_scene(
     pair: PairOptions, options: PrepareOptions, arrays: zarr.Group
 ) -> tuple[Scene, NDArray[np.object_] | None]:
-    """Bring a pair onto its working grid and write it block by block.
+    """Bring a pair onto its working grid, write it block by block, and say on stderr what looks wrong with its values.
 
     Returns:
         The scene, and the pair's polygons in pixels if moving is a vector layer.
     """
     rule = StructureRule(options.structure_sigma_px, options.structure_threshold, options.structure_fine_px)
     with PairReader(pair, options.gsd_m, rule, block_side(options.memory_mb, 8)) as reader:
+        for note in reader.notes:
+            tqdm.write(f"prepare {pair.name}: {note}", file=sys.stderr)
         group = arrays.create_group(f"scenes/{pair.name}")
         counts = {"fixed": len(reader.fixed_channels), "moving": len(reader.moving_channels)}
         for key, count in counts.items():

@@ -226,6 +226,18 @@ def test_images_without_common_valid_ground(options: PrepareOptions, raster_file
         prepare(replace(options, pairs=[PairOptions("a", *paths)]), tmp_path / "p")
 
 
+def test_values_that_look_like_no_data_are_told_of(
+    options: PrepareOptions, raster_file: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.random.default_rng(0).random((1, 280, 380)).astype(np.float32)
+    image[:, :100] = -9999
+    pair = replace(options.pairs[0], moving=raster_file("undeclared.tif", image))
+    prepare(replace(options, pairs=[pair]), tmp_path / "p")
+    told = capsys.readouterr().err
+    assert "prepare hills: " in told
+    assert "of band undeclared is -9999, which looks like no data" in told
+
+
 def test_a_run_that_fails_leaves_the_older_store(
     store: TileStore, options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
