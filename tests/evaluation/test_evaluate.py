@@ -288,6 +288,21 @@ def test_labels_alone_are_told_of(store, tmp_path):
     assert gpd.read_parquet(tmp_path / "regions.parquet").empty
 
 
+def test_a_method_that_leaves_pixels_out_has_failed(store, tmp_path, monkeypatch):
+    """Else its errors would be those of the pixels that it chose."""
+
+    def choosy(patch):
+        field = np.zeros((2, *patch.fixed_valid.shape), np.float32)
+        field[:, ::2] = np.nan
+        return field
+
+    monkeypatch.setitem(METHODS, "choosy", choosy)
+    options = EvaluateOptions(families=[SMOOTH], methods=["choosy"], parts=["test"])
+    row = evaluate_stage(store, None, options, tmp_path)["evaluation"]["smooth"]["choosy"]
+    assert row["status"].startswith("failed in ")
+    assert row["count"] == 0
+
+
 def test_labels_without_a_known_truth_are_no_failure(store, tmp_path):
     """Another try would find out no more; and what the errors of the others are worth is said."""
     options = PrepareOptions(**store.manifest["options"])
