@@ -55,8 +55,7 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
         truths: dict[str, float] = {}
         blocks: list[Block] = []
         for pair in options.pairs:
-            scene, outlines = write_scene(pair, options, arrays)
-            _same_channels(scene, list(scenes.values()))
+            scene, outlines = write_scene(pair, options, arrays, next(iter(scenes.values()), None))
             scenes[pair.name] = scene
             noises[pair.name] = make_noise(options.noise, pair.name, scene.shape, outlines)
             truths[pair.name] = 0.0 if pair.truth == "identity" else math.nan
@@ -73,15 +72,20 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
 
 
 def write_scene(
-    pair: PairOptions, options: PrepareOptions, arrays: zarr.Group
+    pair: PairOptions, options: PrepareOptions, arrays: zarr.Group, first: Scene | None
 ) -> tuple[Scene, NDArray[np.object_] | None]:
     """Bring a pair onto its working grid, write it block by block, and say on stderr what looks wrong with its values.
 
     Returns:
         The scene, and the pair's polygons in pixels if moving is a vector layer.
+
+    Raises:
+        InputError: it has another number of channels than the first pair, or no valid pixel.
     """
     rule = StructureRule(options.structure_sigma_px, options.structure_threshold, options.structure_fine_px)
     with PairReader(pair, options.gsd_m, rule, block_side(options.memory_mb, 8)) as reader:
+        if first is not None:
+            _same_channels(reader, first)
         for note in reader.notes:
             tqdm.write(f"prepare {pair.name}: {note}", file=sys.stderr)
         group = arrays.create_group(f"scenes/{pair.name}")
@@ -115,12 +119,10 @@ def split_scene(pair: PairOptions, scene: Scene, options: PrepareOptions) -> lis
     """Divide a scene into the blocks of its parts.
 
     Raises:
-        ConfigError: `split.rule=pairs` and the pair has no part; or the scene is too small for the split.
+        ConfigError: the scene is too small for the split.
     """
     if pair.part is not None:
         return cut(pair.name, [(pair.part, Box(0, 0, *scene.shape))])
-    if options.split.rule == "pairs":
-        raise ConfigError(f"prepare.split.rule=pairs needs the part of every pair; give pair {pair.name} one")
     if options.split.rule == "columns":
         return split_columns(pair.name, scene.shape, options.split)
     cells = []
@@ -255,14 +257,16 @@ def _check(options: PrepareOptions) -> None:
     if not options.pairs:
         raise ConfigError("prepare.pairs is empty; name at least one pair of fixed and moving")
     check_names([pair.name for pair in options.pairs], "prepare.pairs")
+    for pair in options.pairs:
+        if options.split.rule == "pairs" and pair.part is None:
+            raise ConfigError(f"prepare.split.rule=pairs needs the part of every pair; give pair {pair.name} one")
 
 
-def _same_channels(scene: Scene, others: list[Scene]) -> None:
-    for other in others[:1]:
-        for key in ("fixed_channels", "moving_channels"):
-            here, there = len(scene.attributes[key]), len(other.attributes[key])
-            if here != there:
-                raise InputError(
-                    f"pair {scene.name} has {here} {key.replace('_', ' ')} and pair {other.name} has {there}; "
-                    f"choose the same number by {key.split('_')[0]}_bands"
-                )
+def _same_channels(reader: PairReader, first: Scene) -> None:
+    counts = {"fixed": len(reader.fixed_channels), "moving": len(reader.moving_channels)}
+    for image, here in counts.items():
+        if here != (there := len(first.attributes[f"{image}_channels"])):
+            raise InputError(
+                f"pair {reader.options.name} has {here} {image} channels and pair {first.name} has {there}; "
+                f"choose the same number by {image}_bands"
+            )

@@ -107,7 +107,7 @@ def test_every_object_has_an_offset_of_its_own_and_the_ground_none_of_theirs() -
 
 
 def test_objects_need_polygons() -> None:
-    with pytest.raises(ConfigError, match=r"noise\.kind=object needs polygons, and pair a has a raster"):
+    with pytest.raises(ConfigError, match=r"prepare\.noise\.kind=object needs polygons, and pair a has a raster"):
         make_noise(NoiseOptions(kind="object"), "a", SHAPE)
 
 

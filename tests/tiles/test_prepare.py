@@ -215,6 +215,9 @@ def test_pairs_that_do_not_go_together(options: PrepareOptions, tmp_path: Path) 
     other = replace(pair, name="one-band", fixed_bands=[1])
     with pytest.raises(InputError, match="pair one-band has 1 fixed channels and pair hills has 2"):
         prepare(replace(options, pairs=[pair, other]), tmp_path / "p")
+    pairs = [replace(pair, part="train"), replace(pair, name="b", fixed="nowhere.tif")]
+    with pytest.raises(ConfigError, match="give pair b one"):  # before a file is read
+        prepare(replace(options, pairs=pairs, split=SplitOptions("pairs")), tmp_path / "p")
 
 
 def test_images_without_common_valid_ground(options: PrepareOptions, raster_file: Write, tmp_path: Path) -> None:
