@@ -77,8 +77,13 @@ def evaluate_stage(
     margin_px = min(options.context_px, int(store.manifest["options"]["split"]["gap_px"]))
     points = {} if options.check_points is None else read_check_points(Path(options.check_points), store)
     cases = list_cases(store, options.parts, options.families, options.draws, margin_px, points)
+    named = ", ".join(options.parts)
+    if points and not any(case.family.name == FAMILY for case in cases):
+        raise InputError(
+            f"evaluate.check_points={options.check_points}: no point lies in the parts {named}; set evaluate.parts"
+        )
     if not cases:
-        raise InputError(f"the prepared tiles have no block in the parts {', '.join(options.parts)}; check the split")
+        raise InputError(f"the prepared tiles have no block in the parts {named}; check the split")
     predictions = _predictions_folder(store, model_path, options, folder, seed)
     solvers = _solvers(store, model_path, options, device)
     predict_all(cases, CaseMaker(store, seed), solvers, predictions)

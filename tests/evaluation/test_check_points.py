@@ -1,4 +1,5 @@
 from copy import copy
+from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
@@ -53,6 +54,14 @@ def test_pairs_are_told_by_their_names_and_not_as_numbers(store, points, tmp_pat
     lines = gpd.read_file(save_lines(tmp_path / "lines.gpkg", points[0], store.blocks.crs, store.blocks.crs))
     lines.assign(pair=47).to_file(tmp_path / "numbered.gpkg")
     assert len(read_check_points(tmp_path / "numbered.gpkg", places)["47"]) == 10
+
+
+def test_points_beside_the_parts_are_refused(store, points, tmp_path):
+    """Else the table would lack them without a word."""
+    points[0].to_csv(tmp_path / "points.csv", index=False)
+    options = EvaluateOptions(families=[SMOOTH], methods=["none"], parts=["validation", "shifted"])
+    with pytest.raises(InputError, match="no point lies in the parts validation, shifted"):
+        evaluate_stage(store, None, replace(options, check_points=str(tmp_path / "points.csv")), tmp_path / "run")
 
 
 def test_empty_lines_are_refused(store, points, tmp_path):
