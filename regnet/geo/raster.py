@@ -70,7 +70,8 @@ class GridRaster:
             self.numbers = band_numbers(path, [_band_name(*band) for band in every], bands)
             self._bands = [every[number - 1] for number in self.numbers]
             for dataset in {dataset.name: dataset for dataset, _ in self._bands}.values():
-                check_overlap(grid_of(dataset).bounds, dataset.crs, grid, dataset.name)
+                own = grid_of(dataset)
+                check_overlap(own.bounds, own.crs, grid, dataset.name)
         except BaseException:
             self._stack.close()
             raise
@@ -158,7 +159,7 @@ def _alpha_bands(dataset: DatasetReader) -> list[int]:
 
 def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: Box) -> NDArray[np.float32]:
     """Read bands of one file on a box of the grid; NaN where invalid."""
-    same = dataset.crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
+    same = grid_of(dataset).crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
     if same:
         return _read_source(dataset, bands, box)
     needed, ratio, finer = _source_box(dataset, grid, box)
@@ -185,7 +186,7 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
         @ dataset.transform
         @ Affine.translation(needed.col, needed.row)
         @ Affine.scale(step),
-        src_crs=dataset.crs,
+        src_crs=grid_of(dataset).crs,
         src_nodata=np.nan,
         dst_transform=grid.box_transform(box),
         dst_crs=grid.crs,
@@ -296,7 +297,7 @@ def _spacing(places: NDArray[np.float64], axis: int) -> float:
 
 def _poles(dataset: DatasetReader, grid: Grid, box: Box) -> NDArray[np.float64]:
     """Ends (n, 2) of the parallel that a pole in a box of a grid is in the degrees of a file; none elsewhere."""
-    if not dataset.crs.is_geographic or grid.crs.is_geographic:
+    if not grid_of(dataset).crs.is_geographic or grid.crs.is_geographic:
         return np.empty((0, 2))
     poles = np.array([[0.0, 90.0], [0.0, -90.0]])
     there = apply(~grid.transform, transform_points(dataset.crs, grid, poles))

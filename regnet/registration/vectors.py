@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, InputError
 from regnet.geo.features import DRIVERS, free_names, layers_of, read_placed, write_features
 from regnet.geo.grid import Grid, apply, check_overlap, turned, unwrap
 from regnet.geo.measures import with_places
@@ -93,6 +93,10 @@ def move_vectors(
     """
     if path.suffix.lower() not in DRIVERS:
         raise ConfigError(f"{path}: format is not known; end the name in one of {', '.join(DRIVERS)}")
+    if not field.grid.placed:
+        raise InputError(
+            f"{moving}: cannot be placed on the displacement, which has no CRS; register images that have one"
+        )
     frame = read_placed(moving, layer, where)
     shapes, offsets = move_shapes(_in_pixels(frame, field.grid, moving), field, rule)
     places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]

@@ -15,13 +15,18 @@ from rasterio.crs import CRS
 
 from regnet.errors import InputError
 from regnet.geo.features import refuse_filter
-from regnet.geo.grid import Box, Grid, apply
+from regnet.geo.grid import PLACE, Box, Grid, apply
 from regnet.geo.raster import GridRaster
 from regnet.geo.sources import is_vector, raster_grid
 from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
 from regnet.tiles.patch import Patch, mended
 from regnet.tiles.scaling import Arrays, Image, StructureRule, measure
+
+NO_CRS = (
+    "neither image has a CRS: they were laid on each other by their world files or, without these, pixel on pixel from "
+    "the upper left corner, and nothing is known in metres"
+)
 
 
 class _PolygonImage:
@@ -59,6 +64,8 @@ class PairReader:
         if not is_vector(options.moving):
             refuse_filter(options.moving, options.layer, options.where)
         self.grid: Grid = raster_grid(options.fixed).coarser(gsd_m)
+        if not self.grid.placed and (is_vector(options.moving) or raster_grid(options.moving).placed):
+            raise InputError(f"{options.fixed}: has no CRS; {PLACE}, since {options.moving} has one")
         self._stack = ExitStack()
         try:
             self._fixed: Image = self._stack.enter_context(GridRaster(options.fixed, self.grid, options.fixed_bands))
@@ -90,14 +97,10 @@ class PairReader:
             twin._show(_pulled(self.polygons, pull))
         return twin
 
-    def coarser(self, gsd_m: float) -> PairReader:
-        """The same pair, open for as long as this one, scaled as it is, on a coarser grid.
-
-        Raises:
-            InputError: the distance is wider than the whole grid.
-        """
+    def reduced(self, scale: float) -> PairReader:
+        """The same pair, open for as long as this one, scaled as it is, in pixels so many times as large."""
         twin = copy(self)
-        twin.grid = self.grid.coarser(gsd_m)
+        twin.grid = self.grid.reduced(scale)
         twin._fixed = self._stack.enter_context(GridRaster(self.options.fixed, twin.grid, self.options.fixed_bands))
         if self.polygons is None:
             twin._moving = twin._open_moving()
@@ -154,7 +157,7 @@ class PairReader:
 
     @property
     def gsd_m(self) -> float:
-        """Ground sampling distance of the working grid, m on the ground."""
+        """Ground sampling distance of the working grid, m on the ground, NaN if it is not placed."""
         return self.grid.gsd_m
 
     @property
@@ -162,13 +165,14 @@ class PairReader:
         """Side of one of moving's own pixels, px of the working grid, at least 1; 1 for polygons."""
         if self.polygons is not None:
             return 1.0
-        return max(1.0, raster_grid(self.options.moving).gsd_m / self.gsd_m)
+        return max(1.0, self.grid.side_px(raster_grid(self.options.moving)))
 
     @property
     def notes(self) -> list[str]:
-        """What looks wrong with the images' values, one sentence each."""
+        """What looks wrong with the images' values or places, one sentence each."""
         scalings = (self.fixed_scaling, self.moving_scaling)
-        return [note for scaling in scalings if scaling is not None for note in scaling.notes]
+        notes = [note for scaling in scalings if scaling is not None for note in scaling.notes]
+        return notes if self.grid.placed else [NO_CRS, *notes]
 
     @property
     def fixed_channels(self) -> list[str]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
-from regnet.geo.grid import Box
+from regnet.geo.grid import PLACE, Box
 from regnet.geo.sources import block_cache
 from regnet.options import check_options
 from regnet.tiles.chunks import Chunks
@@ -79,6 +79,8 @@ def write_scene(
     """
     rule = StructureRule(options.structure_sigma_px, options.structure_threshold, options.structure_fine_px)
     with PairReader(pair, options.gsd_m, rule, block_side(options.memory_mb, 8)) as reader:
+        if not reader.grid.placed:
+            raise InputError(f"{pair.fixed}: has no CRS; {PLACE}")
         group = arrays.create_group(f"scenes/{pair.name}")
         counts = {"fixed": len(reader.fixed_channels), "moving": len(reader.moving_channels)}
         for key, count in counts.items():

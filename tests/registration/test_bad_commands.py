@@ -199,6 +199,13 @@ def test_prepare_refuses_it_by_name_and_leaves_the_tiles_there_are(refuses, trou
     assert os.listdir("o") == ["prepare"]
 
 
+def test_prepare_refuses_pictures_without_a_crs(refuses):
+    raster("a.tif", crs=None)
+    raster("b.tif", shown_by_moving(), crs=None)
+    pair = "prepare.pairs=[{name: a, fixed: a.tif, moving: b.tif}]"
+    refuses(r"a\.tif: has no CRS; assign the right one", "prepare", pair, "output_dir=o")
+
+
 @pytest.mark.parametrize("name", ["registered.tif", "displacement.tif"])
 def test_no_input_is_written_over(refuses, name):
     Path("out").mkdir()
