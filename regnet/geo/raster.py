@@ -163,8 +163,8 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[int], grid: Grid, box: 
     if same:
         return _read_source(dataset, bands, box)
     needed, ratio, finer = _source_box(dataset, grid, box)
-    # The mean of complex values is no amplitude: their phases are random.
-    whole = any(amplitude_dtype(dataset.dtypes[band - 1]) for band in bands)
+    # The mean of complex values is no amplitude: their phases are random. That of numbers of colours is no colour.
+    whole = any(amplitude_dtype(dataset.dtypes[band - 1]) or _is_coloured(dataset, band) for band in bands)
     step = 1 if whole else min(_reduction(finer), *dataset.shape)
     needed = needed.aligned(step)  # the same squares whatever the box
     if needed.height * needed.width * len(bands) > step**2 * MAX_SOURCE_VALUES and box.height * box.width > 1:
@@ -214,10 +214,27 @@ def _read_source(dataset: DatasetReader, bands: Sequence[int], box: Box, step: i
     window = Window(inside.col, inside.row, width * step, height * step)
     values, valid = read_bands(dataset, bands, window, (height, width))
     values = values.astype(np.float32, copy=False)
+    for place, band in enumerate(bands):
+        if _is_coloured(dataset, band):
+            values[place] = _brightness(dataset, band)[values[place].astype(np.intp)]
     values[~valid] = np.nan
     row, col = inside.row - box.row, inside.col - box.col
     result[:, row : row + height, col : col + width] = values
     return result
+
+
+def _is_coloured(dataset: DatasetReader, band: int) -> bool:
+    """Whether a band holds numbers of the colours of a table, as maps in PNG and GIF often do, in any order."""
+    palette = dataset.colorinterp[band - 1] == ColorInterp.palette
+    return bool(palette and dataset.dtypes[band - 1] in ("uint8", "uint16"))
+
+
+def _brightness(dataset: DatasetReader, band: int) -> NDArray[np.float32]:
+    """Brightness (ITU-R BT.601) of the colours of a band's table, 0 to 255; NaN where they are transparent."""
+    table = np.zeros((np.iinfo(dataset.dtypes[band - 1]).max + 1, 4), np.float32)
+    colours = dataset.colormap(band)
+    table[list(colours)] = list(colours.values())
+    return np.where(table[:, 3] > 0, table[:, :3] @ np.float32([0.299, 0.587, 0.114]), np.float32(np.nan))
 
 
 def read_bands(

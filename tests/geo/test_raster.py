@@ -309,6 +309,26 @@ def test_far_finer_pixels_are_read_as_the_means_of_squares(
     np.testing.assert_allclose(part, values[:, 13:43, 7:77], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_colour_table_is_seen_by_its_colours(tmp_path: Path, rng: np.random.Generator, scale: int) -> None:
+    """Whatever their numbers: the mean of the numbers of two colours is another one."""
+    numbers = rng.choice(np.array([7, 90, 200, 255], np.uint8), (60, 80))
+    colours = {7: (250, 0, 0, 255), 90: (0, 0, 100, 255), 200: (10, 20, 30, 255), 255: (9, 9, 9, 0)}
+    path = str(tmp_path / "map.png")
+    with rasterio.open(path, "w", driver="PNG", count=1, dtype="uint8", height=60, width=80) as target:
+        target.write_colormap(1, colours)
+        target.write(numbers[None])
+    brightness = np.full(256, np.nan)
+    brightness[[7, 90, 200]] = 0.299 * 250, 0.114 * 100, 0.299 * 10 + 0.587 * 20 + 0.114 * 30
+    wanted = brightness[numbers].reshape(60 // scale, scale, 80 // scale, scale).mean((1, 3))
+    with GridRaster(path, raster_grid(path).reduced(scale)) as reader:
+        values, valid = reader.read(Box(0, 0, *wanted.shape))
+    known = np.isfinite(wanted)  # the last colour is transparent
+    np.testing.assert_allclose(values[0][known], wanted[known], rtol=1e-5)
+    assert scale > 1 or (valid == known).all()
+
+
 def refusal(path: str) -> str:
     """The one line by which a path is refused, less the path, which stands first."""
     with pytest.raises(InputError) as caught:
