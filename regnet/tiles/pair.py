@@ -25,7 +25,7 @@ from regnet.tiles.scaling import Arrays, Image, StructureRule, measure
 
 NO_CRS = (
     "neither image has a CRS: they were laid on each other by their world files or, without these, pixel on pixel from "
-    "the upper left corner, and nothing is known in metres"
+    "the upper left corner, as if their pixels were of one size; nothing is known in metres"
 )
 
 
