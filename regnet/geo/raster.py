@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -83,6 +84,12 @@ class GridRaster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def part(self, places: Sequence[int]) -> GridRaster:
+        """The same raster, open for as long as this one, with some of its bands, by their places among them."""
+        twin = copy(self)
+        twin.numbers, twin._bands = [self.numbers[place] for place in places], [self._bands[place] for place in places]
+        return twin
 
     @property
     def count(self) -> int:
@@ -234,7 +241,7 @@ def _brightness(dataset: DatasetReader, band: int) -> NDArray[np.float32]:
     table = np.zeros((np.iinfo(dataset.dtypes[band - 1]).max + 1, 4), np.float32)
     colours = dataset.colormap(band)
     table[list(colours)] = list(colours.values())
-    return np.where(table[:, 3] > 0, table[:, :3] @ np.float32([0.299, 0.587, 0.114]), np.float32(np.nan))
+    return np.where(table[:, 3] > 0, table[:, :3] @ np.array([0.299, 0.587, 0.114], np.float32), np.float32(np.nan))
 
 
 def read_bands(

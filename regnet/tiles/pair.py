@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
@@ -21,7 +22,7 @@ from regnet.geo.sources import is_vector, raster_grid
 from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
 from regnet.tiles.patch import Patch, mended
-from regnet.tiles.scaling import Arrays, Image, StructureRule, measure
+from regnet.tiles.scaling import Arrays, Image, Scaling, StructureRule, measure
 
 NO_CRS = (
     "neither image has a CRS: they were laid on each other by their world files or, without these, pixel on pixel from "
@@ -59,6 +60,7 @@ class PairReader:
         self.options = options
         self.rule = rule or StructureRule()
         self.polygons: Polygons | None = None
+        self.moving_scaling: Scaling | None = None
         if is_vector(options.fixed):
             raise InputError(f"{options.fixed}: fixed must be a raster; give the vector layer as moving")
         if not is_vector(options.moving):
@@ -68,16 +70,14 @@ class PairReader:
             raise InputError(f"{options.fixed}: has no CRS; {PLACE}, since {options.moving} has one")
         self._stack = ExitStack()
         try:
-            self._fixed: Image = self._stack.enter_context(GridRaster(options.fixed, self.grid, options.fixed_bands))
+            fixed = self._open(options.fixed, self.grid, options.fixed_bands)
             self._moving: Image = self._open_moving()
-            self.fixed_scaling = measure(
-                self._fixed, self.grid, options.fixed, options.fixed_transform == "log", block_px
-            )
-            self.moving_scaling = (
-                measure(self._moving, self.grid, options.moving, options.moving_transform == "log", block_px)
-                if self.polygons is None
-                else None
-            )
+            self.fixed_scaling = measure(fixed, self.grid, options.fixed, options.fixed_transform == "log", block_px)
+            self._fixed: Image = fixed.part(self.fixed_scaling.kept)
+            if isinstance(self._moving, GridRaster):
+                logarithm = options.moving_transform == "log"
+                self.moving_scaling = measure(self._moving, self.grid, options.moving, logarithm, block_px)
+                self._moving = self._moving.part(self.moving_scaling.kept)
         except BaseException:
             self._stack.close()
             raise
@@ -92,7 +92,7 @@ class PairReader:
         twin = copy(self)
         if self.polygons is None:
             grid = replace(self.grid, transform=self.grid.transform @ pull)
-            twin._moving = self._stack.enter_context(GridRaster(self.options.moving, grid, self.options.moving_bands))
+            twin._moving = self._open(self.options.moving, grid, self.options.moving_bands, self.moving_scaling)
         else:
             twin._show(_pulled(self.polygons, pull))
         return twin
@@ -101,7 +101,7 @@ class PairReader:
         """The same pair, open for as long as this one, scaled as it is, in pixels so many times as large."""
         twin = copy(self)
         twin.grid = self.grid.reduced(scale)
-        twin._fixed = self._stack.enter_context(GridRaster(self.options.fixed, twin.grid, self.options.fixed_bands))
+        twin._fixed = self._open(self.options.fixed, twin.grid, self.options.fixed_bands, self.fixed_scaling)
         if self.polygons is None:
             twin._moving = twin._open_moving()
         else:
@@ -117,6 +117,8 @@ class PairReader:
         twin = copy(self)
         # By number, since a stack of files has become one, whose bands may have other names.
         bands = self._moving.numbers if isinstance(self._moving, GridRaster) else []
+        if self.moving_scaling:
+            twin.moving_scaling = replace(self.moving_scaling, kept=tuple(range(len(bands))))
         twin.options = replace(self.options, moving=path, moving_bands=[*bands], layer=None, where=None)
         twin._moving = twin._open_moving()
         return twin
@@ -124,9 +126,14 @@ class PairReader:
     def _open_moving(self) -> Image:
         options = self.options
         if not is_vector(options.moving):
-            return self._stack.enter_context(GridRaster(options.moving, self.grid, options.moving_bands))
+            return self._open(options.moving, self.grid, options.moving_bands, self.moving_scaling)
         self.polygons = read_polygons(options.moving, self.grid, options.layer, options.where)
         return _PolygonImage(self.polygons)
+
+    def _open(self, path: str, grid: Grid, bands: Sequence[int | str], scaling: Scaling | None = None) -> GridRaster:
+        """A raster on a grid, with the bands of those chosen that have contrast, once that is known."""
+        image = self._stack.enter_context(GridRaster(path, grid, bands))
+        return image.part(scaling.kept) if scaling else image
 
     def _show(self, polygons: Polygons) -> None:
         """Take other polygons for moving."""
