@@ -41,7 +41,7 @@ def measure(name: str, draws: int) -> dict[str, Any]:
     generator, errors, seconds = np.random.default_rng(0), [], []
     with PairReader(pair, gsd_m) as reader:
         size = reader.shape
-        coarse = reader.coarser(reader.gsd_m * max(1.0, max(size) / FINEST_PX))
+        coarse = reader.reduced(max(1.0, max(size) / FINEST_PX))
         ratio = size[0] / coarse.shape[0]
         for count in range(draws):
             true = draw(generator, size) if count % 4 else np.eye(2, 3)

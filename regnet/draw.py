@@ -160,13 +160,15 @@ def paint_tiles(
 
 
 def scale_bar(axes: Axes, width_px: float, gsd_m: float) -> None:
-    """Draw a bar of a round length, about a quarter of the picture, labelled in metres and in px.
+    """Draw a bar of a round length, about a quarter of the picture, labelled in metres.
 
     Args:
         axes: of the picture.
         width_px: of the picture, in its own pixels.
-        gsd_m: length of one of them on the ground.
+        gsd_m: length of one of them on the ground; NaN if not known, which gives no bar.
     """
+    if np.isnan(gsd_m):
+        return
     wanted = width_px * gsd_m / 4
     power = 10 ** np.floor(np.log10(wanted))
     length_m = max(factor * power for factor in (1, 2, 5) if factor * power <= wanted)

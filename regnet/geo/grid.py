@@ -18,6 +18,12 @@ from regnet.errors import InputError
 
 Bounds = tuple[float, float, float, float]
 """Left, bottom, right, top."""
+ASSIGN = "assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
+PLACE = f"{ASSIGN}, and its place, if it is a plain picture, with -a_ullr LEFT TOP RIGHT BOTTOM"
+UNPLACED = CRS.from_wkt(
+    'ENGCRS["no CRS",EDATUM["unknown"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["unknown",1]]'
+)
+"""Stands for the CRS of what has none, as plain pictures: coordinates that nothing ties to the Earth."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Grid:
     """Pixels on the ground.
 
     Attributes:
-        crs: coordinate reference system.
+        crs: coordinate reference system, `UNPLACED` for none.
         transform: from (column, row) to (x, y); whole numbers are the upper left corners of pixels.
         height: rows.
         width: columns.
@@ -84,14 +90,35 @@ class Grid:
         return self.box_bounds(Box(0, 0, self.height, self.width))
 
     @property
+    def placed(self) -> bool:
+        """Whether it is known where on the Earth it lies."""
+        return bool(self.crs != UNPLACED)
+
+    @property
+    def file_crs(self) -> CRS | None:
+        """CRS as files tell it."""
+        return self.crs if self.placed else None
+
+    @property
     def gsd_m(self) -> float:
-        """Side of a pixel in metres on the ground at the grid's centre, the geometric mean of the two."""
+        """Side of a pixel in metres on the ground at the grid's centre, the mean of the two, NaN if not placed."""
         return math.sqrt(math.prod(self.sides_m))
 
     @property
     def sides_m(self) -> tuple[float, float]:
-        """Width and height in metres on the ground of the pixel at the centre, whatever the projection stretches."""
+        """Width and height in metres on the ground of the pixel at the centre, whatever the projection stretches.
+
+        NaN if it is not placed.
+        """
+        if not self.placed:
+            return math.nan, math.nan
         return pixel_sides(self.crs, self.transform, self.height, self.width)
+
+    def side_px(self, other: Grid) -> float:
+        """Side of one of another grid's pixels in pixels of this one, where both are placed, or neither."""
+        if self.placed:
+            return other.gsd_m / self.gsd_m
+        return math.sqrt(abs(other.transform.determinant / self.transform.determinant))
 
     def box_transform(self, box: Box) -> Affine:
         """Transform of a box of this grid."""
@@ -106,25 +133,36 @@ class Grid:
     def coarser(self, gsd_m: float | None) -> Grid:
         """The same ground at a coarser ground sampling distance, from the same upper left corner.
 
-        A distance within a thousandth of a whole number of pixels is taken for so many: projections stretch pixels of
-        a round number of metres by about that much.
-
         Raises:
-            InputError: the distance asked for is finer than the grid's own, or wider than the whole grid.
+            InputError: the distance asked for is finer than the grid's own, or wider than the whole grid, or the grid
+                is not placed.
         """
         if gsd_m is None:
             return self
+        if not self.placed:
+            raise InputError(
+                f"gsd_m={gsd_m:g}: fixed has no CRS, so that nobody knows how large its pixels are; leave it out"
+            )
         scale = gsd_m / self.gsd_m
         if scale < 1 - 1e-3:
             raise InputError(
                 f"gsd_m={gsd_m:g} is finer than fixed's own {self.gsd_m:.4g} m; "
                 "choose a coarser one, or null to keep fixed's"
             )
+        coarse = self.reduced(scale)
+        if coarse.height < 1 or coarse.width < 1:
+            raise InputError(f"gsd_m={gsd_m:g} leaves no pixel of fixed, which is {self.width} x {self.height} px")
+        return coarse
+
+    def reduced(self, scale: float) -> Grid:
+        """The same ground in pixels so many times as large, from the same upper left corner.
+
+        A scale within a thousandth of a whole number is taken for that: projections stretch pixels of a round number of
+        metres by about that much.
+        """
         if abs(scale / round(scale) - 1) < 1e-3:
             scale = float(round(scale))
         height, width = int(self.height / scale + 1e-6), int(self.width / scale + 1e-6)
-        if height < 1 or width < 1:
-            raise InputError(f"gsd_m={gsd_m:g} leaves no pixel of fixed, which is {self.width} x {self.height} px")
         return Grid(self.crs, self.transform @ Affine.scale(scale), height, width)
 
     def blocks(self, side_px: int) -> list[Box]:
@@ -187,8 +225,11 @@ def check_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
     """Refuse what does not lie on the grid, and say so if it would with its axes swapped or in another CRS.
 
     Raises:
-        InputError: no overlap.
+        InputError: no overlap, or just one of the two has a CRS.
     """
+    if UNPLACED in (crs, grid.crs):
+        _check_unplaced(bounds, crs, grid, name)
+        return
     try:
         if _overlaps(reproject_bounds(bounds, crs, grid.crs, name), grid):
             return
@@ -196,6 +237,22 @@ def check_overlap(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
     except InputError:
         trouble = f"has coordinates outside its own CRS {_crs_name(crs)}"
     raise InputError(f"{name}: {trouble}; {_suspicion(bounds, crs, grid, name)}")
+
+
+def _check_unplaced(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> None:
+    """Refuse what has no CRS, or lies on a grid that has none, unless both have none and meet.
+
+    Raises:
+        InputError: naming what has none.
+    """
+    if crs != grid.crs:
+        has = f"has no CRS; {PLACE}" if grid.placed else "has a CRS, but the fixed image has none; assign it there too"
+        raise InputError(f"{name}: {has}")
+    if not _overlaps(bounds, grid):
+        raise InputError(
+            f"{name}: does not overlap the fixed image, and neither of them has a CRS; give both a world file or "
+            "geotransform, or none"
+        )
 
 
 def _suspicion(bounds: Bounds, crs: CRS, grid: Grid, name: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from types import TracebackType
 from typing import NamedTuple
 
@@ -70,7 +71,8 @@ class GridRaster:
             self.numbers = band_numbers(path, [band.name for band in every], bands)
             self._bands = [every[number - 1] for number in self.numbers]
             for dataset in {band.dataset.name: band.dataset for band in self._bands}.values():
-                check_overlap(grid_of(dataset).bounds, dataset.crs, grid, dataset.name)
+                own = grid_of(dataset)
+                check_overlap(own.bounds, own.crs, grid, dataset.name)
         except BaseException:
             self._stack.close()
             raise
@@ -82,6 +84,12 @@ class GridRaster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def part(self, places: Sequence[int]) -> GridRaster:
+        """The same raster, open for as long as this one, with some of its bands, by their places among them."""
+        twin = copy(self)
+        twin.numbers, twin._bands = [self.numbers[place] for place in places], [self._bands[place] for place in places]
+        return twin
 
     @property
     def count(self) -> int:
@@ -114,7 +122,7 @@ class GridRaster:
 
 def _read_warped(dataset: DatasetReader, bands: Sequence[Band], grid: Grid, box: Box) -> NDArray[np.float32]:
     """Read bands of one file on a box of the grid; NaN where invalid."""
-    same = dataset.crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
+    same = grid_of(dataset).crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
     if same:
         return _read_source(dataset, bands, box)
     needed, ratio, finer = _source_box(dataset, grid, box)
@@ -141,7 +149,7 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[Band], grid: Grid, box:
         @ dataset.transform
         @ Affine.translation(needed.col, needed.row)
         @ Affine.scale(step),
-        src_crs=dataset.crs,
+        src_crs=grid_of(dataset).crs,
         src_nodata=np.nan,
         dst_transform=grid.box_transform(box),
         dst_crs=grid.crs,
@@ -255,7 +263,7 @@ def _spacing(places: NDArray[np.float64], axis: int) -> float:
 
 def _poles(dataset: DatasetReader, grid: Grid, box: Box) -> NDArray[np.float64]:
     """Ends (n, 2) of the parallel that a pole in a box of a grid is in the degrees of a file; none elsewhere."""
-    if not dataset.crs.is_geographic or grid.crs.is_geographic:
+    if not grid_of(dataset).crs.is_geographic or grid.crs.is_geographic:
         return np.empty((0, 2))
     poles = np.array([[0.0, 90.0], [0.0, -90.0]])
     there = apply(~grid.transform, transform_points(dataset.crs, grid, poles))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import rasterio
@@ -10,11 +12,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from regnet.errors import InputError
-from regnet.geo.grid import Grid, is_local
-
-ASSIGN = "assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
-PLACE = "-a_ullr LEFT TOP RIGHT BOTTOM, or give it ground control points (-gcp) and warp it with gdalwarp"
-
+from regnet.geo.grid import ASSIGN, UNPLACED, Grid, is_local
 
 SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")
 """What belongs to a .shp: places in it, attributes, CRS and encoding."""
@@ -68,15 +66,22 @@ def files_behind(path: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@contextmanager
+def unplaced() -> Iterator[None]:
+    """Without rasterio's warnings of files that have no geotransform, as plain pictures have none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 def open_raster(path: str) -> DatasetReader:
-    """Open one raster file that has bands, a CRS and a geotransform.
+    """Open one raster file that has bands and, if it has a CRS, a geotransform.
 
     Raises:
-        InputError: missing, not a raster, without bands, CRS or geotransform.
+        InputError: missing, not a raster, without bands, with a CRS but no geotransform, or with what is no grid yet.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # it is said below
+        with unplaced():
             dataset = rasterio.open(path)
     except RasterioError as error:
         if not is_remote(path) and not Path(path).exists():
@@ -92,14 +97,13 @@ def open_raster(path: str) -> DatasetReader:
         trouble = "has ground control points but no grid; warp it first, for example with gdalwarp -tps"
     elif dataset.rpcs and dataset.transform.is_identity:
         trouble = "has rational polynomial coefficients (RPC) but no grid; orthorectify it first, with gdalwarp -rpc"
-    elif dataset.crs is None and dataset.transform.is_identity:
-        trouble = f"has neither CRS nor geotransform; assign both with gdal_edit.py -a_srs EPSG:... {PLACE}"
-    elif dataset.crs is None:
-        trouble = f"has no CRS; {ASSIGN}"
-    elif is_local(dataset.crs):
+    elif dataset.crs and is_local(dataset.crs):
         trouble = f"has a local CRS, which nothing ties to the Earth; {ASSIGN}"
-    elif dataset.transform.is_identity or dataset.transform.is_degenerate:
-        trouble = f"has no geotransform; assign it with gdal_edit.py {PLACE}"
+    elif (dataset.crs and dataset.transform.is_identity) or dataset.transform.is_degenerate:
+        trouble = (
+            "has no geotransform; assign it with gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM, or give it ground control "
+            "points (-gcp) and warp it with gdalwarp"
+        )
     if trouble:
         dataset.close()
         raise InputError(f"{path}: {trouble}")
@@ -121,7 +125,7 @@ def raster_grid(path: str) -> Grid:
 
 def grid_of(dataset: DatasetReader) -> Grid:
     """Grid of an open raster; its bounds are in order also where its rows run from south to north."""
-    return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
+    return Grid(dataset.crs or UNPLACED, dataset.transform, dataset.height, dataset.width)
 
 
 def block_cache(megabytes: int) -> rasterio.Env:

@@ -63,7 +63,8 @@ def apply(options: ApplyOptions) -> Applied:
             raise ConfigError(f"{output}: a raster is written as GeoTIFF; end the name in .tif")
         for source in raster_sources(options.target):
             with open_raster(source) as dataset:
-                check_overlap(grid_of(dataset).bounds, dataset.crs, field.grid, source)
+                own = grid_of(dataset)
+                check_overlap(own.bounds, own.crs, field.grid, source)
         share = resample(options.target, field, output, _grid(options, field), options.resampling)
         notes = [f"{name} is complex: its amplitude was taken" for name in complex_files(options.target)]
         return Applied(share, None, notes)

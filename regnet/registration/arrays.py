@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from rasterio.errors import CRSError
 from regnet import files
 from regnet.errors import ConfigError, InputError, RegnetError
 from regnet.geo.features import free_names, read_features, write_features
-from regnet.geo.sources import is_vector
+from regnet.geo.sources import is_vector, open_raster, unplaced
 from regnet.options import check_options
 from regnet.ranks import FabricOptions, Ranks, launch
 from regnet.registration import apply as applying
@@ -43,14 +43,15 @@ class Raster:
     Attributes:
         values: (H, W) or (C, H, W); what is masked in any band of a masked array is not valid.
         transform: from (column, row), whole numbers at the corners of pixels, to (x, y).
-        crs: coordinate reference system, in any form that rasterio takes ("EPSG:32618").
+        crs: coordinate reference system, in any form that rasterio takes ("EPSG:32618"). Two arrays without one
+            are laid on each other by their transforms; pixel on pixel from the upper left corner without these either.
         nodata: value of pixels that hold nothing; None if all hold something. NaN holds nothing in any case.
         valid: (H, W), false where nothing is held; None if `nodata` tells it.
     """
 
     values: NDArray[Any]
-    transform: Affine
-    crs: Any
+    transform: Affine = field(default_factory=Affine.identity)
+    crs: Any = None
     nodata: float | None = None
     valid: NDArray[np.bool_] | None = None
 
@@ -109,7 +110,7 @@ class Registration:
         """Move any other raster or vector of the same place by this displacement.
 
         Args:
-            target: path, `Raster`, array of rioxarray or GeoDataFrame.
+            target: path, `Raster`, plain array, array of rioxarray or GeoDataFrame.
             settings: those of the command `apply` beside displacement, target and output.
 
         Returns:
@@ -140,7 +141,7 @@ class Registration:
         return folder
 
     def _bands(self, bands: tuple[int, ...]) -> NDArray[np.float32]:
-        with rasterio.open(self.folder / registering.DISPLACEMENT) as source:
+        with open_raster(str(self.folder / registering.DISPLACEMENT)) as source:
             return np.asarray(source.read(bands), np.float32)
 
 
@@ -148,7 +149,8 @@ def register(fixed: Any, moving: Any, output_dir: Path | str | None = None, **se
     """Register moving onto fixed, with all that the command `register` can do.
 
     Args:
-        fixed: path of a raster, `Raster`, or an array of xarray with rioxarray's georeferencing.
+        fixed: path of a raster, `Raster`, plain array as `Raster(array)`, or an array of xarray with rioxarray's
+            georeferencing.
         moving: the same, or path of a vector file, or GeoDataFrame.
         output_dir: folder of the outputs; None for a temporary one that goes with the result.
         settings: of the command (`model`, `descriptor`, `gsd_m`, `max_error_px`, ...); `windows`, `adapt` and `fabric`
@@ -240,6 +242,8 @@ def _path(given: Any, folder: Path, name: str) -> str:
         write_features(given.reset_index(drop=True), folder / f"{name}.gpkg")
         return str(folder / f"{name}.gpkg")
     path = folder / f"{name}.tif"
+    if isinstance(given, np.ndarray):
+        given = Raster(given)
     if isinstance(given, Raster):
         shape = np.shape(given.values)
         if len(shape) == 3 and shape[0] >= LEAST_ROWS and shape[2] <= MOST_BANDS:
@@ -255,7 +259,7 @@ def _path(given: Any, folder: Path, name: str) -> str:
         raise InputError(f"{name}: the array has no georeferencing; import rioxarray first, and .rio.write_crs(...)")
     else:
         kind = type(given).__name__
-        raise InputError(f"{name}: {kind} has no georeferencing; wrap it as regnet.Raster(values, transform, crs)")
+        raise InputError(f"{name}: {kind} is no path and no array; give one of these, or a regnet.Raster of an array")
     return str(path)
 
 
@@ -277,9 +281,11 @@ def _write(raster: Raster, path: Path, name: str, bands: Sequence[str] = ()) -> 
     values = values.astype(kinds.get(values.dtype.name, values.dtype.newbyteorder("=")), copy=False)
     profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2]}
     try:
-        place = {"crs": CRS.from_user_input(raster.crs), "transform": raster.transform, "nodata": raster.nodata}
+        crs = None if raster.crs is None else CRS.from_user_input(raster.crs)
+        place = {"crs": crs, "transform": raster.transform, "nodata": raster.nodata}
         with (
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            unplaced(),
             rasterio.open(path, "w", dtype=values.dtype, tiled=True, **profile, **place) as target,
         ):
             target.write(values)
@@ -305,7 +311,7 @@ def _read_features(path: Path, given: Any) -> gpd.GeoDataFrame:
 
 def _read(path: Path, given: Any) -> Any:
     """Read a raster; as an array of xarray if what was given is one."""
-    with rasterio.open(path) as source:
+    with open_raster(str(path)) as source:
         values, valid = source.read(), source.dataset_mask() > 0
         if hasattr(given, "rio"):
             return like(given, values, valid, source.crs, source.transform)

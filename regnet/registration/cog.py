@@ -15,6 +15,7 @@ from rasterio.io import DatasetWriter
 
 from regnet import files
 from regnet.errors import OutputError
+from regnet.geo.sources import unplaced
 
 BLOCK_PX = 512
 
@@ -42,6 +43,7 @@ def write_cog(path: Path, resampling: str = "average", **profile: Any) -> Iterat
             try:
                 with (
                     rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+                    unplaced(),
                     rasterio.open(scratch, "w", **layout, **profile) as target,
                 ):
                     yield target

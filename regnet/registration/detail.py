@@ -1,20 +1,23 @@
-"""What is made of moving images that are much coarser than the working grid.
+"""What is made of images that show less detail than the working grid has pixels.
 
-Resampled to it they are blurred: neighbouring pixels say the same, which a matcher takes for so many witnesses. So it
-is shown both images at about the resolution that moving has.
+Coarse ones that were resampled to it, by us or by whoever made the file, and blurred ones: neighbouring pixels say the
+same, which a matcher takes for so many witnesses. So it is shown both images at about the resolution that they have.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from regnet.displacement import pooled
-from regnet.registration.windows import Match, Matcher
+from regnet.displacement import pooled, smooth
+from regnet.registration.options import WindowOptions
+from regnet.registration.windows import Match, Matcher, corners
+from regnet.tiles.pair import PairReader
 from regnet.tiles.patch import Patch
 
 WELL_SAMPLED_PX = 3.0
@@ -22,6 +25,40 @@ WELL_SAMPLED_PX = 3.0
 2.5 to 3 gave the smallest errors."""
 UNSEEN_SHARE = 0.08
 """Share of one of moving's pixels that matches are off by, whatever the images seem to say (median, same images)."""
+OCTAVES_PX = (1.4, 2.8, 5.6)
+"""Gaussians between which lie two neighbouring octaves of detail."""
+BLURRED, DETAIL_OF_SHARE, CLEARLY = 0.36, 1.6, 1.5
+"""An image is blurred where the finer octave has less than this share of the coarser one's power. The second, divided
+by the share, is about the side of the pixels that it was resampled from: of aerial and satellite images the share is
+0.5 to 2, of the same in 3, 5 and 8 times as large pixels, resampled by cubic and linear interpolation, 0.4 to 0.6, 0.26
+to 0.38 and 0.18 to 0.21. It is taken where it is so many times as large as moving's own pixels."""
+LOOKED_AT, LOOKED_AT_PX = 4, 512
+"""Windows of a pair by whose power it is told, and their longest side."""
+
+
+def seen_detail_px(reader: PairReader) -> float:
+    """Side of the pixels that a pair's images might be resampled from without losing what they show, px.
+
+    Of moving's own pixels where they are large, more where either image is blurred; at least 1.
+    """
+    if reader.polygons is not None:
+        return reader.detail_px
+    places, (height, width) = corners(reader.shape, WindowOptions(LOOKED_AT_PX, 0))
+    powers = np.zeros((2, 2))
+    for place in np.unique(np.linspace(0, len(places) - 1, LOOKED_AT).round().astype(int)):
+        row, col = places[place]
+        patch = reader.read_images(row, col, height, width)
+        powers += [_octaves(patch.fixed, patch.fixed_valid), _octaves(patch.moving, patch.moving_valid)]
+    blurred = [fine / coarse for fine, coarse in powers.tolist() if 0 < fine < BLURRED * coarse]
+    side_px = DETAIL_OF_SHARE / min(blurred, default=DETAIL_OF_SHARE)
+    return side_px if side_px > CLEARLY * reader.detail_px else reader.detail_px
+
+
+def _octaves(image: NDArray[np.float32], valid: NDArray[np.bool_]) -> list[float]:
+    """Power of the finer and of the coarser octave of an image (C, H, W) where it is valid."""
+    weight = torch.from_numpy(valid.astype(np.float32))[None, None]
+    levels = [smooth(torch.from_numpy(image)[None], sigma_px, weight) for sigma_px in OCTAVES_PX]
+    return [float(((one - other).square() * weight).sum()) for one, other in pairwise(levels)]
 
 
 def unseen_px(detail_px: float) -> float:

@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt, map_coordinates
 from regnet.displacement import CONVENTION
 from regnet.errors import InputError
 from regnet.geo.grid import Box, Grid
-from regnet.geo.sources import open_raster
+from regnet.geo.sources import grid_of, open_raster
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.cog import write_cog
 from regnet.registration.places import project
@@ -44,7 +44,7 @@ def create_field(path: Path, grid: Grid) -> Iterator[DatasetWriter]:
         dtype="float32",
         height=grid.height,
         width=grid.width,
-        crs=grid.crs,
+        crs=grid.file_crs,
         transform=grid.transform,
     ) as target:
         for band, name in enumerate(BANDS, 1):
@@ -72,9 +72,7 @@ class FieldFile:
         if self._dataset.descriptions != BANDS:
             self._dataset.close()
             raise InputError(f"{path}: lacks the bands {', '.join(BANDS)}; give a displacement.tif that regnet wrote")
-        self.grid = Grid(
-            self._dataset.crs, self._dataset.transform, int(self._dataset.height), int(self._dataset.width)
-        )
+        self.grid = grid_of(self._dataset)
 
     def __enter__(self) -> FieldFile:
         return self

@@ -70,7 +70,7 @@ def look_overall(reader: PairReader) -> Overall:
         return find_overall(reader.read_images(0, 0, *reader.shape), 1.0, KEEP_PX)
     if min(reader.shape) < MIN_SIDE_PX * pixel:
         return TOO_SMALL
-    coarse = reader.coarser(reader.gsd_m * pixel)
+    coarse = reader.reduced(pixel)
     ratio = math.sqrt(abs(coarse.transform.determinant / reader.transform.determinant))
     return find_overall(coarse.read_images(0, 0, *coarse.shape), ratio, KEEP_PX)
 

@@ -55,8 +55,8 @@ class NetworkMatcher:
 
     Args:
         model: the network.
-        detail_px: side of one of moving's own pixels, px of a window. One that is not trained is shown windows at about
-            that resolution; a trained one is at home at the one it was trained at.
+        detail_px: side of the smallest detail that the images show, px of a window. One that is not trained is shown
+            windows at about that resolution; a trained one is at home at the one it was trained at.
 
     Attributes:
         trained: whether anything of it is learned.

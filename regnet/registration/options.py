@@ -32,7 +32,7 @@ def _polygons() -> Any:
     return option(
         "rigid",
         "rigid: each polygon moves as a whole by its own robust offset; joined: polygons that touch move together, so "
-        "that shared walls stay shared; vertices: every vertex by the field",
+        "that shared walls stay shared; vertices: every vertex by the field, and more where it bends long edges",
         choices=("rigid", "joined", "vertices"),
     )
 

@@ -30,7 +30,7 @@ from regnet.registration.adapt import adapt
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.check import Check, check_errors
 from regnet.registration.common_shift import CLEAR_SHIFT, NO_SHIFT, CommonShift, clear_share, find_common_shift
-from regnet.registration.detail import unseen_px
+from regnet.registration.detail import seen_detail_px, unseen_px
 from regnet.registration.familiar import UNKNOWN, Familiar, look_familiar
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.in_place import in_place_px, outcome
@@ -143,12 +143,13 @@ def _prepare(
         adapted = ranks.told(adapted)
         if adapted and adapted["used"] and not ranks.main:
             model = load_checkpoint(kept / MODEL).to(ranks.device)
-    network = NetworkMatcher(model, reader.detail_px)
+    detail_px = ranks.told(seen_detail_px(reader) if ranks.main else 1.0)
+    network = NetworkMatcher(model, detail_px)
     windows, at_once = side_by_side(options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads)
     samples = _samples(windows)
     common = ranks.told(_common_shift(overall, network, reader, samples) if ranks.main else NO_SHIFT)
     common = replace(common, trusted=options.trust_shift)
-    matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(reader.detail_px))
+    matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
     mosaic = Mosaic(matcher, aligned.read_images, aligned.shape, windows, CHANNELS, at_once)
     return _Ready(options, reader, aligned, overall, common, model, adapted, mosaic, samples)
 

@@ -53,7 +53,7 @@ def resample(moving: str, field: FieldFile, path: Path, grid: Grid | None = None
     with ExitStack() as stack:
         stacked = _Stack([stack.enter_context(open_raster(source)) for source in raster_sources(moving)])
         categorical = stacked.coloured if resampling == "auto" else resampling == "nearest"
-        place = {"height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
+        place = {"height": grid.height, "width": grid.width, "crs": grid.file_crs, "transform": grid.transform}
         target = stack.enter_context(
             write_cog(path, "nearest" if categorical else "average", **stacked.profile, **place)
         )

@@ -16,6 +16,7 @@ from rasterio.windows import Window
 from regnet import displacement
 from regnet.geo.grid import Box, Grid
 from regnet.geo.raster import read_bands
+from regnet.geo.sources import grid_of
 from regnet.registration.places import project
 
 MAX_DECIMATION, SIDE_STEP = 64, 16
@@ -51,8 +52,7 @@ def read_source(
         pulled: (2, height, width) columns and rows of the grid, whole numbers at corners of pixels; NaN for nowhere.
         categorical: values are names of classes.
     """
-    file = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-    cols, rows = found = project(grid, file, pulled)
+    cols, rows = found = project(grid, grid_of(dataset), pulled)
     steps = (1, 1) if categorical else _steps(found)
     needed = _needed(cols, rows, dataset.shape, steps)
     places = np.stack([(cols - needed.col) / steps[0] - 0.5, (rows - needed.row) / steps[1] - 0.5])

@@ -18,7 +18,7 @@ class Tally:
     """Counts over the whole field; the lengths are histograms of 1/100 px up to 1000 px.
 
     Attributes:
-        sides_m: width and height of a pixel on the ground.
+        sides_m: width and height of a pixel on the ground; NaN if not known, which is taken for a square.
         length_px: of the displacements.
         ground: of the displacements on the ground, in units of the geometric mean of a pixel's sides.
         error_px: expected.
@@ -37,7 +37,7 @@ class Tally:
         """Count the registered pixels of a strip, (2, n) and (n,), and how many pixels of it are valid."""
         self.valid += valid
         self.known += error_px.size
-        width, height = np.array(self.sides_m, np.float32) / math.sqrt(math.prod(self.sides_m))
+        width, height = np.nan_to_num(np.array(self.sides_m, np.float32) / math.sqrt(math.prod(self.sides_m)), nan=1.0)
         dx, dy = displacement
         lengths = ((self.length_px, np.hypot(dx, dy)), (self.ground, np.hypot(dx * width, dy * height)))
         for histogram, values in (*lengths, (self.error_px, error_px)):

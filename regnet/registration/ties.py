@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ class TiePoints:
         """The points at their places on fixed."""
         table = {name: np.concatenate([part[name] for part in self._parts]) for name in COLUMNS}
         centres = np.column_stack([table["col"], table["row"]]) + 0.5
+        crs = self._grid.file_crs
         frame = gpd.GeoDataFrame(
-            table, geometry=shapely.points(apply(self._grid.transform, centres)), crs=self._grid.crs.to_wkt()
+            table, geometry=shapely.points(apply(self._grid.transform, centres)), crs=crs.to_wkt() if crs else None
         )
         frame.loc[frame["status"] == STATUSES[NO_DATA], list(MEASURED)] = np.nan
         return frame
@@ -87,6 +89,7 @@ class TiePoints:
 
 def write_ties(frame: gpd.GeoDataFrame, path: Path) -> dict[str, int]:
     """Write tie points as a GeoPackage; returns how many have each status."""
-    with files.whole_path(path) as partial:
+    with files.whole_path(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pictures without a CRS
         pyogrio.write_dataframe(frame, partial, driver="GPKG", layer="tie_points")
     return {status: int(count) for status, count in frame["status"].value_counts().items()}

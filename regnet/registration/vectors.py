@@ -17,10 +17,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, InputError
 from regnet.geo.features import DRIVERS, free_names, layers_of, read_placed, write_features
 from regnet.geo.grid import Grid, apply, check_overlap, turned, unwrap
 from regnet.geo.measures import with_places
+from regnet.registration.bends import cut, edge_parts
 from regnet.registration.field import FieldFile
 
 POLYGON, MULTIPOLYGON = 3, 6
@@ -39,6 +40,7 @@ class Offset:
 
     Attributes:
         spread_px: how far from its offset the displacement is, in the median of the places on it.
+        parts: into how many each of its edges was cut, so that it bends; None if none was.
     """
 
     dx_px: float = float("nan")
@@ -46,6 +48,7 @@ class Offset:
     error_px: float = float("nan")
     status: str = MOVED
     spread_px: float = 0.0
+    parts: NDArray[np.intp] | None = None
 
     def rigid(self) -> Offset:
         """As of a feature that goes as a whole, whose parts do not follow the displacement."""
@@ -71,10 +74,11 @@ def move_vectors(
     """Move the features of a vector file by a displacement and write them, in their own CRS, to another.
 
     The displacement pulls from fixed to moving, so features go by its inverse: polygons as the rule says, points,
-    lines and collections vertex by vertex. Heights (Z) and measures (M) stay. New columns tell by how much each went
-    (px of the working grid, to the right and down), its expected error (of one that goes as a whole with what the
-    displacement varies by within it) and its status: `moved`, `abstained` (less than a quarter of it is on the fixed
-    image, or the field does not know half of that), `beside` (none of it is) or `empty`; only `moved` ones are changed.
+    lines and collections vertex by vertex, with more vertices where it bends long edges. Heights (Z) and measures (M)
+    stay, and are interpolated at new vertices. New columns tell by how much each went (px of the working grid, to the
+    right and down), its expected error (of one that goes as a whole with what the displacement varies by within it) and
+    its status: `moved`, `abstained` (less than a quarter of it is on the fixed image, or the field does not know half
+    of that), `beside` (none of it is) or `empty`; only `moved` ones are changed.
 
     Args:
         moving: vector file.
@@ -82,7 +86,8 @@ def move_vectors(
         path: of the result; its suffix (`DRIVERS`) tells the format.
         rule: rigid (each polygon by the median offset of its outline and inside), joined (the same for polygons that
             touch, together, so that their shared walls stay shared and straight) or vertices (each vertex by the field,
-            which keeps shared walls shared too; a polygon that is or would become invalid goes rigidly).
+            and more of them where it bends long edges; shared walls stay shared too; a polygon that is or would become
+            invalid goes rigidly).
         layer: layer name; None for the only or first one.
         where: filter as in SQL's WHERE.
 
@@ -93,12 +98,18 @@ def move_vectors(
     """
     if path.suffix.lower() not in DRIVERS:
         raise ConfigError(f"{path}: format is not known; end the name in one of {', '.join(DRIVERS)}")
+    if not field.grid.placed:
+        raise InputError(
+            f"{moving}: cannot be placed on the displacement, which has no CRS; register images that have one"
+        )
     frame = read_placed(moving, layer, where)
     shapes, offsets = move_shapes(_in_pixels(frame, field.grid, moving), field, rule)
     places = [place for place, offset in enumerate(offsets) if offset.status == MOVED]
     on_ground = shapely.transform(shapes[places], lambda points: apply(field.grid.transform, points))
     geometry = np.array(frame.geometry.values)
     moved = gpd.GeoSeries(on_ground, crs=field.grid.crs.to_wkt()).to_crs(frame.crs)
+    for place in places:
+        geometry[place] = cut(geometry[place], offsets[place].parts)
     geometry[places] = _with_places_of(geometry[places], np.array(moved.values), frame.crs.is_geographic)
     names = free_names(frame, COLUMNS)
     result = frame.set_geometry(gpd.GeoSeries(geometry, index=frame.index, crs=frame.crs)).rename(columns=names)
@@ -218,12 +229,14 @@ def _moved(shape: Any, offset: Offset, field: FieldFile, rule: str) -> tuple[Any
     rigid = shapely.affinity.translate(shape, offset.dx_px, offset.dy_px), offset.rigid()
     if rule != "vertices" and shapely.get_type_id(shape) in (POLYGON, MULTIPOLYGON):
         return rigid
-    moved = field.inverse_offsets(shapely.get_coordinates(shape))[:, :2]
+    parts = edge_parts(shape, field)
+    finer = cut(shape, parts)
+    moved = field.inverse_offsets(shapely.get_coordinates(finer))[:, :2]
     if not np.isfinite(moved).all():
         return rigid
-    bent = shapely.transform(shape, lambda points: points + moved)
+    bent = shapely.transform(finer, lambda points: points + moved)
     # Only a change of shape can break a polygon: by its own offset it stays as valid as it was.
-    return (bent, offset) if bent.is_valid else rigid
+    return (bent, replace(offset, parts=parts)) if bent.is_valid else rigid
 
 
 def sample_points(shape: Any) -> NDArray[np.float64]:

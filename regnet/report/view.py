@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from rasterio.windows import Window
 
 from regnet import draw
 from regnet.geo.grid import Box
+from regnet.geo.sources import open_raster
 from regnet.report.page import Picture, inlined
 from regnet.tiles.pair import PairReader
 from regnet.tiles.patch import Patch
@@ -86,10 +86,10 @@ def _read(reader: PairReader, displacement: Path, box: Box) -> _Part:
     row, col = int(box.row / step), int(box.col / step)
     height, width = (max(1, round(side / step)) for side in sides)
     box = Box(round(row * step), round(col * step), *sides).clipped(reader.shape)
-    with rasterio.open(displacement) as source:
+    with open_raster(str(displacement)) as source:
         window = Window(box.col, box.row, box.width, box.height)
         field = source.read(window=window, out_shape=(3, height, width), resampling=Resampling.nearest)
-    patch = reader.coarser(reader.gsd_m * step).read_images(row, col, height, width)
+    patch = reader.reduced(step).read_images(row, col, height, width)
     return _Part(box, step, patch, field)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
@@ -15,13 +16,18 @@ from rasterio.crs import CRS
 
 from regnet.errors import InputError
 from regnet.geo.features import refuse_filter
-from regnet.geo.grid import Box, Grid, apply
+from regnet.geo.grid import PLACE, Box, Grid, apply
 from regnet.geo.raster import GridRaster
 from regnet.geo.sources import is_vector, raster_grid
 from regnet.geo.vector import CHANNELS, PolygonRaster, Polygons, read_polygons
 from regnet.tiles.options import PairOptions
 from regnet.tiles.patch import Patch, mended
-from regnet.tiles.scaling import Arrays, Image, StructureRule, measure
+from regnet.tiles.scaling import Arrays, Image, Scaling, StructureRule, measure
+
+NO_CRS = (
+    "neither image has a CRS: they were laid on each other by their world files or, without these, pixel on pixel from "
+    "the upper left corner, as if their pixels were of one size; nothing is known in metres"
+)
 
 
 class _PolygonImage:
@@ -54,23 +60,24 @@ class PairReader:
         self.options = options
         self.rule = rule or StructureRule()
         self.polygons: Polygons | None = None
+        self.moving_scaling: Scaling | None = None
         if is_vector(options.fixed):
             raise InputError(f"{options.fixed}: fixed must be a raster; give the vector layer as moving")
         if not is_vector(options.moving):
             refuse_filter(options.moving, options.layer, options.where)
         self.grid: Grid = raster_grid(options.fixed).coarser(gsd_m)
+        if not self.grid.placed and (is_vector(options.moving) or raster_grid(options.moving).placed):
+            raise InputError(f"{options.fixed}: has no CRS; {PLACE}, since {options.moving} has one")
         self._stack = ExitStack()
         try:
-            self._fixed: Image = self._stack.enter_context(GridRaster(options.fixed, self.grid, options.fixed_bands))
+            fixed = self._open(options.fixed, self.grid, options.fixed_bands)
             self._moving: Image = self._open_moving()
-            self.fixed_scaling = measure(
-                self._fixed, self.grid, options.fixed, options.fixed_transform == "log", block_px
-            )
-            self.moving_scaling = (
-                measure(self._moving, self.grid, options.moving, options.moving_transform == "log", block_px)
-                if self.polygons is None
-                else None
-            )
+            self.fixed_scaling = measure(fixed, self.grid, options.fixed, options.fixed_transform == "log", block_px)
+            self._fixed: Image = fixed.part(self.fixed_scaling.kept)
+            if isinstance(self._moving, GridRaster):
+                logarithm = options.moving_transform == "log"
+                self.moving_scaling = measure(self._moving, self.grid, options.moving, logarithm, block_px)
+                self._moving = self._moving.part(self.moving_scaling.kept)
         except BaseException:
             self._stack.close()
             raise
@@ -85,20 +92,16 @@ class PairReader:
         twin = copy(self)
         if self.polygons is None:
             grid = replace(self.grid, transform=self.grid.transform @ pull)
-            twin._moving = self._stack.enter_context(GridRaster(self.options.moving, grid, self.options.moving_bands))
+            twin._moving = self._open(self.options.moving, grid, self.options.moving_bands, self.moving_scaling)
         else:
             twin._show(_pulled(self.polygons, pull))
         return twin
 
-    def coarser(self, gsd_m: float) -> PairReader:
-        """The same pair, open for as long as this one, scaled as it is, on a coarser grid.
-
-        Raises:
-            InputError: the distance is wider than the whole grid.
-        """
+    def reduced(self, scale: float) -> PairReader:
+        """The same pair, open for as long as this one, scaled as it is, in pixels so many times as large."""
         twin = copy(self)
-        twin.grid = self.grid.coarser(gsd_m)
-        twin._fixed = self._stack.enter_context(GridRaster(self.options.fixed, twin.grid, self.options.fixed_bands))
+        twin.grid = self.grid.reduced(scale)
+        twin._fixed = self._open(self.options.fixed, twin.grid, self.options.fixed_bands, self.fixed_scaling)
         if self.polygons is None:
             twin._moving = twin._open_moving()
         else:
@@ -114,6 +117,8 @@ class PairReader:
         twin = copy(self)
         # By number, since a stack of files has become one, whose bands may have other names.
         bands = self._moving.numbers if isinstance(self._moving, GridRaster) else []
+        if self.moving_scaling:
+            twin.moving_scaling = replace(self.moving_scaling, kept=tuple(range(len(bands))))
         twin.options = replace(self.options, moving=path, moving_bands=[*bands], layer=None, where=None)
         twin._moving = twin._open_moving()
         return twin
@@ -121,9 +126,14 @@ class PairReader:
     def _open_moving(self) -> Image:
         options = self.options
         if not is_vector(options.moving):
-            return self._stack.enter_context(GridRaster(options.moving, self.grid, options.moving_bands))
+            return self._open(options.moving, self.grid, options.moving_bands, self.moving_scaling)
         self.polygons = read_polygons(options.moving, self.grid, options.layer, options.where)
         return _PolygonImage(self.polygons)
+
+    def _open(self, path: str, grid: Grid, bands: Sequence[int | str], scaling: Scaling | None = None) -> GridRaster:
+        """A raster on a grid, with the bands of those chosen that have contrast, once that is known."""
+        image = self._stack.enter_context(GridRaster(path, grid, bands))
+        return image.part(scaling.kept) if scaling else image
 
     def _show(self, polygons: Polygons) -> None:
         """Take other polygons for moving."""
@@ -154,7 +164,7 @@ class PairReader:
 
     @property
     def gsd_m(self) -> float:
-        """Ground sampling distance of the working grid, m on the ground."""
+        """Ground sampling distance of the working grid, m on the ground, NaN if it is not placed."""
         return self.grid.gsd_m
 
     @property
@@ -162,13 +172,14 @@ class PairReader:
         """Side of one of moving's own pixels, px of the working grid, at least 1; 1 for polygons."""
         if self.polygons is not None:
             return 1.0
-        return max(1.0, raster_grid(self.options.moving).gsd_m / self.gsd_m)
+        return max(1.0, self.grid.side_px(raster_grid(self.options.moving)))
 
     @property
     def notes(self) -> list[str]:
-        """What looks wrong with the images' values, one sentence each."""
+        """What looks wrong with the images' values or places, one sentence each."""
         scalings = (self.fixed_scaling, self.moving_scaling)
-        return [note for scaling in scalings if scaling is not None for note in scaling.notes]
+        notes = [note for scaling in scalings if scaling is not None for note in scaling.notes]
+        return notes if self.grid.placed else [NO_CRS, *notes]
 
     @property
     def fixed_channels(self) -> list[str]:

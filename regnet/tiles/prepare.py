@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
-from regnet.geo.grid import Box
+from regnet.geo.grid import PLACE, Box
 from regnet.geo.sources import block_cache
 from regnet.options import check_names, check_options
 from regnet.tiles.chunks import Chunks
@@ -85,6 +85,8 @@ def write_scene(
     """
     rule = StructureRule(options.structure_sigma_px, options.structure_threshold, options.structure_fine_px)
     with PairReader(pair, options.gsd_m, rule, block_side(options.memory_mb, 8)) as reader:
+        if not reader.grid.placed:
+            raise InputError(f"{pair.fixed}: has no CRS; {PLACE}")
         if first is not None:
             _same_channels(reader, first)
         for note in reader.notes:

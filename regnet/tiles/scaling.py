@@ -53,6 +53,7 @@ class Scaling:
     Attributes:
         floor: smallest value that the logarithm is taken of; None for no logarithm.
         low, median, high: (C,) 2nd, 50th and 98th percentile of the valid pixels (after the logarithm).
+        kept: (C,) places, among the bands that were measured, of those that have contrast; the others are left out.
         notes: what looks wrong with the values, one sentence each.
     """
 
@@ -60,6 +61,7 @@ class Scaling:
     low: NDArray[np.float32]
     median: NDArray[np.float32]
     high: NDArray[np.float32]
+    kept: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
     def values(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -153,7 +155,7 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     """Find the percentiles of an image's bands from at most about a million valid pixels, evenly spread.
 
     Raises:
-        InputError: at most one valid pixel, a constant band, or a logarithm of values that are never positive.
+        InputError: at most one valid pixel, no band with contrast, or a logarithm of values that are never positive.
     """
     sample = _sample(image, grid, block_px)
     if sample.shape[1] == 0:
@@ -161,14 +163,13 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     if sample.shape[1] == 1:
         raise InputError(f"{name}: has a single valid pixel on the fixed image's grid; give a larger image")
     bands = [values[np.isfinite(values)] for values in sample]
-    for band, values in zip(image.names, bands, strict=True):
-        if not values.size:
-            raise InputError(f"{name}: band {band} has no valid pixel; leave it out by fixed_bands/moving_bands")
-        if values.min() == values.max():
-            raise InputError(
-                f"{name}: band {band} is constant ({values[0]:g}); leave it out by fixed_bands/moving_bands"
-            )
-    notes = [_filled(name, band, values) for band, values in zip(image.names, bands, strict=True)]
+    flaws = [_flaw(name, band, values) for band, values in zip(image.names, bands, strict=True)]
+    kept = tuple(place for place, flaw in enumerate(flaws) if not flaw)
+    if not kept:
+        raise InputError(f"{flaws[0]}, so that nothing can be matched; give an image with contrast")
+    bands = [bands[place] for place in kept]
+    notes = [f"{flaw} and was left out" for flaw in flaws if flaw]
+    notes += [_filled(name, image.names[place], values) for place, values in zip(kept, bands, strict=True)]
     floor = None
     if logarithm:
         positive = np.concatenate([values[values > 0] for values in bands])
@@ -180,7 +181,14 @@ def measure(image: Image, grid: Grid, name: str, logarithm: bool, block_px: int)
     flat = high <= low
     reaches = np.array([(values.min(), values.max()) for values in bands], np.float32)
     low[flat], high[flat] = reaches[flat].T
-    return Scaling(floor, low, median, high, tuple(note for note in notes if note))
+    return Scaling(floor, low, median, high, kept, tuple(note for note in notes if note))
+
+
+def _flaw(name: str, band: str, values: NDArray[np.float32]) -> str:
+    """Say so if the valid pixels (n,) of a band cannot be matched by; else nothing."""
+    if not values.size:
+        return f"{name}: band {band} has no valid pixel"
+    return f"{name}: band {band} is constant ({values[0]:g})" if values.min() == values.max() else ""
 
 
 def _filled(name: str, band: str, values: NDArray[np.float32]) -> str:

@@ -1,3 +1,4 @@
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -367,6 +368,7 @@ def test_far_finer_pixels_are_read_as_the_means_of_squares(
     np.testing.assert_allclose(part, values[:, 13:43, 7:77], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def refusal(path: str) -> str:
     """The one line by which a path is refused, less the path, which stands first."""
     with pytest.raises(InputError) as caught:
@@ -388,16 +390,38 @@ def test_not_a_raster(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_no_crs_and_no_geotransform(raster_file: Write) -> None:
-    image = ramp(8, 8, 10)
-    assert refusal(raster_file("a.tif", image, crs=None)).startswith("has no CRS")
-    for name, crs in (("b.tif", "EPSG:32618"), ("c.tif", None)):
-        path = raster_file(name, image, transform=None, crs=crs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            reason = refusal(path)
-        assert reason.startswith("has no geotransform" if crs else "has neither CRS nor geotransform; assign both")
-        assert "-a_ullr" in reason
+def test_a_crs_without_geotransform(raster_file: Write) -> None:
+    path = raster_file("b.tif", ramp(8, 8, 10), transform=None, crs="EPSG:32618")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reason = refusal(path)
+    assert reason.startswith("has no geotransform; assign it with gdal_edit.py -a_ullr")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pictures_without_a_crs_lie_on_each_other(raster_file: Write, grid: Grid, rng: np.random.Generator) -> None:
+    fine, coarse = rng.random((1, 40, 60)).astype(np.float32), np.ones((1, 20, 30), np.float32)
+    pictures = raster_file("a.tif", fine, crs=None, transform=None), raster_file("b.tif", fine, crs=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in pictures:
+            with GridRaster(path, raster_grid(path)) as reader:
+                np.testing.assert_array_equal(reader.read(Box(0, 0, 40, 60))[0], fine)
+    half = raster_file("c.tif", coarse, crs=None, transform=from_origin(400_000, 4_000_000, 20, 20))
+    fixed, other = raster_grid(pictures[1]), raster_grid(half)
+    assert fixed.side_px(other) == pytest.approx(2)
+    assert math.isnan(fixed.gsd_m)
+    with GridRaster(pictures[1], other) as reader:  # means of two by two
+        found, _ = reader.read(Box(0, 0, 20, 30))
+    np.testing.assert_allclose(found[0], fine[0].reshape(20, 2, 30, 2).mean((1, 3)), rtol=1e-5)
+    with pytest.raises(InputError, match="gsd_m=5: fixed has no CRS"):
+        fixed.coarser(5.0)
+    with pytest.raises(InputError, match=r"a\.tif: does not overlap the fixed image, and neither of them has a CRS"):
+        GridRaster(pictures[0], fixed)
+    with pytest.raises(InputError, match=r"b\.tif: has no CRS; assign"):
+        GridRaster(pictures[1], grid)
+    with pytest.raises(InputError, match=r"fixed\.tif: has a CRS, but the fixed image has none"):
+        GridRaster(raster_file("fixed.tif", ramp(100, 120, 10)), fixed)
 
 
 def test_bands_by_description_or_number(raster_file: Write, grid: Grid, rng: np.random.Generator) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
@@ -12,7 +13,7 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject
 from rasterio.windows import Window
 
 from regnet.errors import ConfigError, InputError, OutputError
-from regnet.geo.grid import Grid
+from regnet.geo.grid import UNPLACED, Grid
 from regnet.registration.apply import apply
 from regnet.registration.field import FieldFile, create_field
 from regnet.registration.options import ApplyOptions
@@ -235,6 +236,13 @@ def test_walls_that_are_shared_stay_shared(tmp_path):
     assert one.intersection(two).area > 0 or one.distance(two) > 0
     assert found["joined"]["regnet_dx_px"].nunique() == 2
     assert found["joined"].geometry[0].area == pytest.approx(300 * GSD**2)
+
+
+def test_features_are_not_placed_on_a_picture_without_a_crs(tmp_path):
+    plain = write_field(tmp_path / "d.tif", constant(), replace(GRID, crs=UNPLACED))
+    gpd.GeoDataFrame(geometry=[shapely.box(*GRID.bounds)], crs=CRS).to_file(tmp_path / "a.gpkg")
+    with pytest.raises(InputError, match=r"a\.gpkg: cannot be placed on the displacement, which has no CRS"):
+        apply(ApplyOptions(plain, str(tmp_path / "a.gpkg"), str(tmp_path / "out.gpkg")))
 
 
 def test_the_inverse_of_a_large_turn_is_exact(tmp_path):

@@ -45,6 +45,17 @@ def test_arrays_are_registered_as_files_are(done, arrays):
     assert (done.tie_points["status"] == "matched").sum() >= 9
 
 
+def test_plain_arrays_lie_pixel_on_pixel(arrays):
+    found = regnet.register(*arrays, windows={"window_px": 320}, global_stage=False, check_windows=0)
+    known = np.isfinite(inner(found.expected_error_px))
+    assert known.mean() > 0.9
+    # An array's rows run downwards, whatever a file of it says.
+    assert [np.median(band[known]) for band in inner(found.displacement)] == pytest.approx(TRUE, abs=0.15)
+    assert (found.registered.crs, found.registered.transform) == (None, Affine.identity())
+    assert (found.summary["gsd_m"], found.summary["shift_median_m"]) == (None, None)
+    np.testing.assert_array_equal(found.apply(arrays[1]).values, found.registered.values)
+
+
 def test_a_registration_shows_what_it_came_to(done):
     error_px = done.summary["expected_error_median_px"]
     said = f"{done.share:.0%} of the area, median shift 7.2 px, expected error {error_px:.2g} px"
@@ -94,8 +105,12 @@ def test_files_into_a_folder_of_ones_own(tmp_path, shifted):
 
 def test_what_cannot_be_used_is_said(arrays, shifted):
     fixed = regnet.Raster(arrays[0], TRANSFORM, CRS)
-    with pytest.raises(InputError, match=r"moving: ndarray has no georeferencing; wrap it as regnet\.Raster"):
+    with pytest.raises(InputError, match="moving: list is no path and no array; give one of these"):
+        regnet.register(fixed, arrays[1].tolist())
+    with pytest.raises(InputError, match="moving: has no CRS; assign the right one"):
         regnet.register(fixed, arrays[1])
+    with pytest.raises(InputError, match=r"fixed: has no CRS; .* since moving has one"):
+        regnet.register(arrays[0], fixed)
     with pytest.raises(InputError, match="fixed: the array cannot be placed"):
         regnet.register(regnet.Raster(arrays[0], TRANSFORM, "EPSG:nowhere"), fixed)
     for shape in ((5,), (0, 5), (1, 1, 5, 5)):

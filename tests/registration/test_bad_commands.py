@@ -55,7 +55,7 @@ def houses():
 
 
 def two_constant_bands(name):
-    raster(name, np.stack([GROUND[:SIDE, :SIDE], np.full((SIDE, SIDE), 40, np.uint16)]))
+    raster(name, np.full((2, SIDE, SIDE), 40, np.uint16))
 
 
 def swapped_axes(name):
@@ -79,9 +79,9 @@ RASTERS = {
     ),
     "lies elsewhere": (lambda name: raster(name, origin=(LEFT + 9e4, TOP)), "does not overlap the fixed image; check"),
     "has no data": (lambda name: raster(name, GROUND * 0, nodata=0), "has no valid pixel .*; check its nodata value"),
-    "has a constant band": (
+    "has constant bands": (
         two_constant_bands,
-        r"band bad_2 is constant \(40\); leave it out by fixed_bands/moving_bands",
+        r"band bad_1 is constant \(40\), so that nothing can be matched; give an image with contrast",
     ),
     "has its axes swapped": (swapped_axes, r"axes look swapped .*: swap them"),
     "says a wrong CRS": (lambda name: raster(name, crs="EPSG:32617"), "fit EPSG:32618, while the file says EPSG:32617"),
@@ -197,6 +197,13 @@ def test_prepare_refuses_it_by_name_and_leaves_the_tiles_there_are(refuses, trou
     pair = "prepare.pairs=[{name: a, fixed: fixed.tif, moving: bad.tif}]"
     refuses(rf"bad\.tif: .*{expected}", "prepare", pair, "output_dir=o")
     assert os.listdir("o") == ["prepare"]
+
+
+def test_prepare_refuses_pictures_without_a_crs(refuses):
+    raster("a.tif", crs=None)
+    raster("b.tif", shown_by_moving(), crs=None)
+    pair = "prepare.pairs=[{name: a, fixed: a.tif, moving: b.tif}]"
+    refuses(r"a\.tif: has no CRS; assign the right one", "prepare", pair, "output_dir=o")
 
 
 @pytest.mark.parametrize("name", ["registered.tif", "displacement.tif"])

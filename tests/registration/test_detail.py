@@ -6,7 +6,7 @@ import rasterio
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from regnet.displacement import random_field
-from regnet.registration.detail import at_detail, unseen_px
+from regnet.registration.detail import at_detail, seen_detail_px, unseen_px
 from regnet.registration.options import RegisterOptions
 from regnet.registration.register import register
 from regnet.registration.windows import Match
@@ -52,6 +52,20 @@ def test_values_are_means_of_valid_pixels_and_answers_lie_where_they_belong():
     assert not shown.moving_valid[:, 23].any()  # one column of three
     inside = slice(9, 45)
     np.testing.assert_allclose(match.quality[0, inside, 0], np.arange(50)[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("blurred", ["fixed", "moving"])
+@pytest.mark.parametrize(("ratio", "lowest", "highest"), [(1, 1, 1), (6, 4.4, 8), (10, 7, 14)])
+def test_images_resampled_from_coarser_ones_show_as_little(tmp_path, blurred, ratio, lowest, highest):
+    image = texture((480, 480), seed=4).astype(np.float32)
+    fine = image + 400 * np.random.default_rng(0).standard_normal(image.shape).astype(np.float32)
+    coarse = fine.reshape(480 // ratio, ratio, 480 // ratio, ratio).mean((1, 3))
+    places = (np.mgrid[:480, :480] + 0.5) / ratio - 0.5
+    again = map_coordinates(coarse, places, order=1, mode="nearest").astype(np.float32)
+    paths = {name: write_raster(tmp_path / f"{name}.tif", fine) for name in ("fixed", "moving")}
+    paths[blurred] = write_raster(tmp_path / "again.tif", again)
+    with PairReader(PairOptions("pair", **paths)) as reader:
+        assert lowest <= seen_detail_px(reader) <= highest
 
 
 def test_fine_images_have_no_error_of_their_own_pixels():

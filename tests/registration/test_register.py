@@ -41,6 +41,28 @@ def test_the_field_points_from_fixed_to_moving(done):
     assert np.median(dy[known]) == pytest.approx(TRUE[1], abs=0.15)
 
 
+def test_pictures_without_a_crs_are_registered_as_placed_ones_are(done, shifted, tmp_path, recwarn):
+    pictures = []
+    for name, path in zip(("fixed", "moving"), shifted, strict=True):
+        with rasterio.open(path) as source:
+            plain = {"driver": "PNG", "count": 1, "dtype": "uint16", "height": source.height, "width": source.width}
+            with rasterio.open(tmp_path / f"{name}.png", "w", **plain) as target:
+                target.write(source.read())
+        pictures.append(str(tmp_path / f"{name}.png"))
+    recwarn.clear()
+    register(RegisterOptions(*pictures, tie_spacing_px=24), tmp_path / "out")
+    assert not [warning for warning in recwarn if "eoref" in str(warning.message) or "crs" in str(warning.message)]
+    with rasterio.open(done[0] / "displacement.tif") as field, rasterio.open(tmp_path / "out/displacement.tif") as own:
+        np.testing.assert_allclose(own.read(), field.read(), atol=1e-4)
+        assert own.crs is None
+    summary = files.read_json(tmp_path / "out" / "summary.json")
+    assert summary["gsd_m"] is None
+    assert summary["shift_median_px"] == pytest.approx(np.hypot(*TRUE), abs=0.15)
+    assert "neither image has a CRS" in summary["notes"][0]
+    with pytest.raises(InputError, match="gsd_m=20: fixed has no CRS"):
+        register(RegisterOptions(*pictures, gsd_m=20.0), tmp_path / "out")
+
+
 def test_abstaining_is_zero_and_infinite(done):
     with rasterio.open(done[0] / "displacement.tif") as field:
         dx, dy, error = field.read()

@@ -10,7 +10,7 @@ from regnet.registration.apply import apply
 from regnet.registration.options import ApplyOptions
 from regnet.registration.vectors import sample_points
 from tests.registration.conftest import CRS
-from tests.registration.test_apply import SHIFT, bands_of, constant, in_pixels, on_ground, rotation, write_field
+from tests.registration.test_apply import SHAPE, SHIFT, bands_of, constant, in_pixels, on_ground, rotation, write_field
 
 BOX = shapely.box(40, 40, 60, 60)
 
@@ -88,6 +88,52 @@ def test_what_is_valid_stays_valid_under_a_field_that_turns(tmp_path, rule):
     frame, applied = moved(field, target, polygons=rule)
     assert applied.features == {"moved": len(frame)}
     assert frame.geometry.is_valid.all()
+
+
+BEND = 4e-4
+
+
+def bent(points):
+    """Where the inverse of `bending` takes places (n, 2): just down, by what depends on the column alone."""
+    return points - np.column_stack([np.zeros(len(points)), BEND * (points[:, 0] - 150) ** 2])
+
+
+@pytest.fixture
+def bending(tmp_path):
+    """A displacement that bends horizontal edges of 200 px by 4 px, and whose inverse is known."""
+    down = np.broadcast_to(BEND * (np.arange(SHAPE[1]) + 0.5 - 150) ** 2, SHAPE)
+    return write_field(tmp_path / "bending.tif", np.stack([np.zeros(SHAPE), down, np.full(SHAPE, 0.1)]))
+
+
+def test_long_edges_bend_and_walls_between_neighbours_stay_theirs(tmp_path, bending):
+    upper, lower = shapely.box(50, 60, 250, 120), shapely.box(50, 120, 250, 200) - shapely.box(90, 150, 210, 180)
+    line = shapely.LineString([(50, 100), (250, 100)])
+    target = layer(tmp_path / "parcels.gpkg", [on_ground(shape) for shape in (upper, lower.reverse(), line)])
+    frame, _ = moved(bending, target, polygons="vertices")
+    found = [in_pixels(shape) for shape in frame.geometry]
+    for before, after in zip((upper, lower, line), found, strict=True):
+        wanted = shapely.transform(shapely.segmentize(before, 1), bent)
+        assert shapely.hausdorff_distance(after, wanted, densify=0.01) < 0.15
+        assert len(shapely.get_coordinates(after)) <= 8 * len(shapely.get_coordinates(before))
+    assert shapely.intersection(*found[:2]).area == 0
+    assert len(shapely.union_all(found[:2]).interiors) == 1
+    rigid, _ = moved(bending, target, polygons="rigid")
+    assert [len(shape.exterior.coords) for shape in rigid.geometry[:2]] == [5, 5]
+
+
+def test_vertices_are_added_with_their_height_and_measure(tmp_path, bending):
+    place = shapely.get_coordinates(on_ground(shapely.LineString([(50, 100), (250, 100)])))
+    (left, y), (right, _) = place
+    high = shapely.from_wkt(f"LINESTRING ZM ({left} {y} 10 0, {right} {y} 30 1)")
+    frame = gpd.GeoDataFrame({"n": [0]}, geometry=[high], crs=CRS)
+    pyogrio.write_dataframe(frame, tmp_path / "high.gpkg", use_arrow=True)  # which alone knows measures
+    frame, _ = moved(bending, str(tmp_path / "high.gpkg"))
+    found = frame.geometry.iloc[0]
+    x, _, z, m = (np.array(values) for values in shapely.get_coordinates(found, include_z=True, include_m=True).T)
+    share = (x - left) / (right - left)
+    assert len(share) > 5
+    np.testing.assert_allclose(z, 10 + 20 * share, atol=1e-6)
+    np.testing.assert_allclose(m, share, atol=1e-6)
 
 
 def test_the_error_of_what_goes_as_a_whole_holds_what_it_does_not_follow(tmp_path):

@@ -5,6 +5,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from rasterio import CRS
 from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter
@@ -175,9 +176,7 @@ def test_coarser_working_grid(raster_file: Write, ground: np.ndarray) -> None:
 def test_what_cannot_be_used_is_refused_by_name(raster_file: Write, ground: np.ndarray, tmp_path: Path) -> None:
     good = raster_file("good.tif", ground)
     empty = raster_file("empty.tif", np.zeros_like(ground), nodata=0)
-    flat = ground.copy()
-    flat[1] = 7
-    constant = raster_file("flat.tif", flat)
+    constant = raster_file("flat.tif", np.full_like(ground, 7))
     negative = raster_file("negative.tif", -ground)
     gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:4326").to_file(tmp_path / "p.gpkg")
     cases = [
@@ -185,8 +184,8 @@ def test_what_cannot_be_used_is_refused_by_name(raster_file: Write, ground: np.n
         (PairOptions("a", good, "nowhere.tif"), "nowhere.tif: no such file"),
         (PairOptions("a", empty, good), r"empty\.tif: has no valid pixel"),
         (PairOptions("a", good, empty), r"empty\.tif: has no valid pixel"),
-        (PairOptions("a", constant, good), r"flat\.tif: band flat_2 is constant \(7\)"),
-        (PairOptions("a", good, constant), r"flat\.tif: band flat_2 is constant"),
+        (PairOptions("a", constant, good), r"flat\.tif: band flat_1 is constant \(7\), so that nothing can be matched"),
+        (PairOptions("a", good, constant), r"flat\.tif: band flat_1 is constant"),
         (PairOptions("a", good, negative, moving_transform="log"), r"negative\.tif: has no positive value"),
         (PairOptions("a", str(tmp_path / "p.gpkg"), good), "fixed must be a raster"),
         (PairOptions("a", good, str(tmp_path / "p.gpkg")), r"p\.gpkg: does not overlap"),
@@ -196,8 +195,28 @@ def test_what_cannot_be_used_is_refused_by_name(raster_file: Write, ground: np.n
         with pytest.raises(InputError, match=says) as caught:
             PairReader(options)
         assert "\n" not in str(caught.value)
-    with PairReader(PairOptions("a", constant, good, fixed_bands=[1])) as reader:
-        assert reader.fixed_channels == ["flat_1"]
+
+
+def test_bands_without_contrast_are_left_out(raster_file: Write, ground: np.ndarray) -> None:
+    """As an alpha band that nobody declared, or an empty one: neither tells anything, nor where there are data."""
+    gap = np.s_[:, 20:60, 30:70]
+    shown = ground.astype(np.float32)
+    shown[gap] = -1
+    odd = np.stack([np.full_like(shown[0], 255), shown[0], np.full_like(shown[0], -1), shown[1]])
+    full, plain = raster_file("odd.tif", odd, nodata=-1), raster_file("plain.tif", shown, nodata=-1)
+    with (
+        PairReader(PairOptions("a", full, full)) as reader,
+        PairReader(PairOptions("b", plain, plain)) as wanted,
+    ):
+        assert (reader.fixed_channels, reader.moving_channels) == (["odd_2", "odd_4"], ["odd_2", "odd_4"])
+        said = ["band odd_1 is constant (255) and was left out", "band odd_3 has no valid pixel and was left out"]
+        assert [note.split(": ")[1] for note in reader.notes] == said * 2
+        pull = Affine.translation(3, -2)
+        views = [lambda pair: pair, lambda pair: pair.reduced(2), lambda pair: pair.pulled(pull)]
+        views += [lambda pair: pair.with_moving(pair.options.moving)]
+        for view in views:
+            for one, other in zip(vars(whole(view(reader))).values(), vars(whole(view(wanted))).values(), strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 def test_a_band_without_a_value_says_what_the_others_say(raster_file: Write, ground: np.ndarray) -> None:
@@ -220,12 +239,6 @@ def test_a_band_without_a_value_says_what_the_others_say(raster_file: Write, gro
     there = patch.moving_valid & (bands != -9999).all(0)
     np.testing.assert_allclose(patch.moving[1][there], patch.fixed[1][there], atol=0.02)
     assert not swapped.structure[~swapped.fixed_valid].any()
-
-
-def test_a_band_that_is_nowhere_valid_is_named(raster_file: Write, ground: np.ndarray) -> None:
-    empty = raster_file("e.tif", np.stack([ground[0], 0 * ground[0]]).astype(np.float32), nodata=0)
-    with pytest.raises(InputError, match=r"e\.tif: band e_2 has no valid pixel; leave it out by fixed_bands"):
-        PairReader(PairOptions(name="a", fixed=empty, moving=empty))
 
 
 def test_the_smallest_gaps_are_mended_and_others_keep_their_borders() -> None:
