@@ -18,7 +18,7 @@ from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.ground import Ground
 from regnet.models.options import ModelOptions
 from regnet.models.pyramid import moved, pyramid
-from regnet.models.sharpness import equally_sharp
+from regnet.models.sharpness import well_blurred
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
@@ -243,18 +243,26 @@ class Matcher(nn.Module):
     def _describe(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], in_place: bool
     ) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of descriptors: the fixed one, of equally sharp images if these are in place, the learned, or both."""
+        """Pairs of descriptors: the fixed one, the learned one, or both.
+
+        Of images that are in place, the fixed one is of them as blurred as tells most. A learned one is told what it is
+        of them as they are: it learns itself what to make of that, and can only of what is always the same.
+        """
         pairs = []
+        extra = fixed[0][:, :0], moving[0][:, :0]
         if self.kind:
             with torch.no_grad():
                 describe = _FIXED_DESCRIPTORS[self.kind].function
                 bands = self.options.described_bands or moving[0].shape[1]
                 images = fixed[0], moving[0][:, :bands]
+                if self.trainable or not in_place:
+                    extra = describe(images[0]), describe(images[1])
                 if in_place:
-                    images = equally_sharp((images[0], fixed[1]), (images[1], moving[1]), describe)
-                pairs.append((describe(images[0]), describe(images[1])))
+                    images = well_blurred((images[0], fixed[1]), (images[1], moving[1]), describe)
+                    pairs.append((describe(images[0]), describe(images[1])))
+                else:
+                    pairs.append(extra)
         if self.trainable:
-            extra = pairs[0] if pairs else (fixed[0][:, :0], moving[0][:, :0])
             inputs = (torch.cat((fixed[0], extra[0]), 1), torch.cat((moving[0], extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs

@@ -1,7 +1,7 @@
-"""The sharper of two images, blurred until both show the same detail.
+"""Images blurred as much as tells most exactly where they fit.
 
-Sensors whose pixels are larger, or whose optics are weaker, show less than others on the same grid. Detail that only
-one of two images shows is no evidence of where they fit, and misleads descriptors of the smallest neighbourhoods.
+A sensor whose pixels are larger, or whose optics are weaker, shows less than another on the same grid, and what only
+one of two images shows misleads descriptors of the smallest neighbourhoods. So does noise, speckle most of all.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from regnet.displacement import smooth
 from regnet.models.descriptors import gaussian_replicate
 
-BLURS_PX = (0.6, 1.2)
-"""Gaussians that either image is blurred by in turn. A square pixel has a standard deviation of 0.29 of its side, so
-that an image of pixels two or four times as large, and optics to match, lacks about so much."""
-NEXT_TO_BEST = 0.92
-"""Share of the greatest information with which a weaker blur is taken: it leaves more for those who learn to see."""
+BLURS_PX = (0.6, 1.0)
+"""Gaussians that are tried. A square pixel has a standard deviation of 0.29 of its side, so that images of pixels two
+or three times as large, with optics to match, lack about so much."""
+TRIED = ((0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 1), (2, 2))
+"""By which of them fixed and moving are blurred, counted from 1; 0 for neither."""
 WINDOW_PX, GROUND_PX = 4.0, 16.0
 """Gaussian windows in which an offset is found, and over which it is told how well."""
 FLAT = 1e-5
@@ -28,58 +27,45 @@ FLAT = 1e-5
 PROBES, PROBE_PX = 4, 64
 """Of larger images so many squares in rows and columns, of this side, are looked at."""
 
+Masked = tuple[Tensor, Tensor]
+"""An image (B, C, H, W) and the share of each pixel that is valid (B, 1, H, W)."""
 Describe = Callable[[Tensor], Tensor]
 
 
-def equally_sharp(
-    fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], describe: Describe
-) -> tuple[Tensor, Tensor]:
-    """Blur one of two images, or none, so that they tell most exactly where they fit.
-
-    A window finds its offset where the slope of its fit `f(o)` is zero: with slope g = f'(0) and curvature h = -f''(0)
-    where the images lie nearly in place, it is off by g / h. So what a window knows is `h^2 / g^2`, in the mean over
-    the ground around (the information of matching by correlation: Foerstner 1982), summed over all ground, x and y.
+def well_blurred(fixed: Masked, moving: Masked, describe: Describe) -> tuple[Tensor, Tensor]:
+    """Blur one of two images, both or none, so that they tell most exactly where they fit.
 
     Args:
-        fixed: image (B, C, H, W) and the share of each pixel that is valid (B, 1, H, W).
+        fixed: image and validity.
         moving: likewise, brought to within about a pixel of fixed.
         describe: descriptor (B, C, H, W) -> (B, D, H, W) by whose inner product images are compared.
 
     Returns:
         Both images.
     """
-    with torch.no_grad():
-        share = _best(fixed, moving, describe)
-    images = []
-    for image, shares in zip((fixed[0], moving[0]), share.chunk(2, 1), strict=True):
-        blurred = image
-        for blur_px, taken in zip(BLURS_PX, shares.unbind(1), strict=True):
-            # Which one is taken depends on the values, which `torch.func.vmap` cannot follow.
-            if is_functorch_wrapped_tensor(taken) or bool(taken.any()):
-                blurred = torch.where(taken[:, None, None, None] > 0, gaussian_replicate(image, blur_px), blurred)
-        images.append(blurred)
-    return images[0], images[1]
-
-
-def _best(fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], describe: Describe) -> Tensor:
-    """One for the blur that is taken, of fixed and then of moving, zero for the others: (B, 2 * len(BLURS_PX))."""
     weight = _probes(fixed[1] * moving[1])
-    sharp = [_probes(image) for image, _ in (fixed, moving)]
-    described = [describe(image) for image in sharp]
-    known = [information(described[0], described[1], weight)]
-    known += [information(describe(gaussian_replicate(sharp[0], blur)), described[1], weight) for blur in BLURS_PX]
-    known += [information(described[0], describe(gaussian_replicate(sharp[1], blur)), weight) for blur in BLURS_PX]
-    by_pair = torch.stack([each.reshape(len(fixed[0]), -1).mean(1) for each in known], 1)
-    enough = by_pair >= NEXT_TO_BEST * by_pair.amax(1, keepdim=True)
-    # From the weakest blur to the strongest, of fixed before moving.
-    order = [0, *(1 + kind * len(BLURS_PX) + place for place in range(len(BLURS_PX)) for kind in (0, 1))]
-    first = enough[:, order].to(by_pair.dtype).argmax(1)
-    taken = by_pair.new_tensor(order).long()[first]
-    return F.one_hot(taken, len(order))[:, 1:].to(by_pair.dtype)
+    ones, others = ([describe(image) for image in _blurred(_probes(whole))] for whole, _ in (fixed, moving))
+    told = [information(ones[i], others[j], weight).reshape(len(fixed[0]), -1).mean(1) for i, j in TRIED]
+    best = torch.stack(told, 1).argmax(1)
+    degrees = best.new_tensor(TRIED)[best]
+    return _blurred_by(fixed[0], degrees[:, 0]), _blurred_by(moving[0], degrees[:, 1])
 
 
 def information(fixed: Tensor, moving: Tensor, weight: Tensor) -> Tensor:
-    """What descriptors (n, D, h, w) tell of where they fit, in the mean of the ground: (n,), 1 / px^2."""
+    """What descriptors of images that lie nearly in place tell of where they fit.
+
+    A window finds its offset where its fit `f(o)` is greatest: with slope g = f'(0) and curvature h = -f''(0) in place
+    it is off by g / h. So it knows `h^2 / g^2`, in the mean over the ground around, of each component (the information
+    of matching by correlation: Foerstner 1982).
+
+    Args:
+        fixed: (n, D, h, w).
+        moving: likewise.
+        weight: (n, 1, h, w), how much each pixel counts.
+
+    Returns:
+        (n,), 1 / px^2: the sum of both components, in the mean over all pixels.
+    """
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     here = fixed[inner]
 
@@ -94,9 +80,25 @@ def information(fixed: Tensor, moving: Tensor, weight: Tensor) -> Tensor:
         ahead, behind = fit(dy, dx), fit(-dy, -dx)
         slope = smooth((ahead - behind) / 2, WINDOW_PX, weight)
         around = smooth(torch.cat((slope.square(), 2 * middle - ahead - behind), 1), GROUND_PX, weight)
-        told = around[:, 1:].clamp_min(0).square() / (around[:, :1] + FLAT)
-        total = total + (told * weight).mean((1, 2, 3))
+        known = around[:, 1:].clamp_min(0).square() / (around[:, :1] + FLAT)
+        total = total + (known * weight).mean((1, 2, 3))
     return total
+
+
+def _blurred(image: Tensor) -> list[Tensor]:
+    """An image as it is, and by each of the Gaussians."""
+    return [image, *(gaussian_replicate(image, blur_px) for blur_px in BLURS_PX)]
+
+
+def _blurred_by(image: Tensor, degree: Tensor) -> Tensor:
+    """Images (B, C, H, W), each blurred by the Gaussian that is asked for (B,), counted from 1; 0 for none."""
+    result = image
+    for number, blur_px in enumerate(BLURS_PX, 1):
+        asked = degree == number
+        # Which of them are asked for depends on the values, which `torch.func.vmap` cannot follow.
+        if is_functorch_wrapped_tensor(asked) or bool(asked.any()):
+            result = torch.where(asked[:, None, None, None], gaussian_replicate(image, blur_px), result)
+    return result
 
 
 def _probes(image: Tensor) -> Tensor:
