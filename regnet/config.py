@@ -68,7 +68,7 @@ class CommonConfig:
     """What every command takes."""
 
     output_dir: str = option(help="folder that the outputs land in")
-    seed: int = option(0, "seed of everything random", low=0)
+    seed: int = option(0, "seed of everything random but the labels' noise (prepare.noise.seed)", low=0)
     threads: int = option(0, "processor threads to use; 0: all, or as OMP_NUM_THREADS says", low=0, high=1024)
     data: DataOptions = option(DataOptions(), "where data lie")
 
@@ -247,6 +247,10 @@ def explain(error: BaseException, schema: type) -> str:
         return f"{group}={name} is not known; choose one of {', '.join(found[3].split())}"
     if found := re.search(r"Could not find '([^']+)'", text):
         return f"{place}there is no {found[1]} in {conf_folder()}"
+    if found := re.search(r"Could not load '([^']+)'", text):
+        return f"{place}its defaults name {found[1]}, which is not there; check the name and --config-dir"
+    if key == "experiment" and place:
+        return f"{place}its first line must be `# @package _global_`, and its keys follow as in {conf_folder() / key}"
     if re.search(r"Key '[^']*' (is )?not in |Could not override", text):
         key = key or re.search(r"Could not override '([^']+)'", text)[1]  # type: ignore[index]
         return f"{place}{key} is not a key; {_nearest(key, schema)}"
@@ -254,11 +258,18 @@ def explain(error: BaseException, schema: type) -> str:
         return f"{place}{key}={found[1]} is not of the right type: it must be {_TYPES.get(found[3], found[3])}"
     if found := re.search(r"Error merging override ([\w.]+)=(.*)", text):
         kinds = {item.path: item.kind for item in keys(schema)}
-        wanted = f"it must be a {kinds[found[1]]}" if found[1] in kinds else f"set its keys, {_inside(found[1], kinds)}"
+        wanted = _must_be(kinds[found[1]]) if found[1] in kinds else f"set its keys, {_inside(found[1], kinds)}"
         return f"{place}{found[1]}={found[2]} is not of the right type: {wanted}"
+    if re.search(r"is not a subclass of|is not a ListConfig|Cannot merge \w+ with \w+", text):
+        kind = {item.path: item.kind for item in keys(schema)}.get(key)
+        return f"{place}{f'{key} is not of the right type: {_must_be(kind)}' if kind else MIXED}"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{place}{missing_text([found[1]])}"
     return f"{place}{' '.join(str(error).split())}"
+
+
+def _must_be(kind: str) -> str:
+    return f"it must be {kind if kind == _TYPES['Boolean'] else f'a {kind}'}"
 
 
 def missing_text(names: Sequence[str]) -> str:
@@ -269,6 +280,7 @@ def missing_text(names: Sequence[str]) -> str:
     return f"{named} missing; give {given} on the command line or in an experiment file"
 
 
+MIXED = "a list (items begin with -), a section of keys and a value are taken for one another; compare --help"
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
 

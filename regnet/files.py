@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,43 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         raise _told(folder, error) from error
     finally:
         remove(place)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process: two that fill it would take each other's files away.
+
+    The lock is the system's own and ends with the process, however that ends; where the file system has none for
+    folders, nothing is locked. A folder that is made here and stays empty is gone when the block ends.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be written.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _told(folder, error) from error
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{folder}: another regnet is at work in it; wait until it has ended, or choose another output_dir"
+        ) from error
+    except OSError:
+        return
 
 
 def _told(path: Path, error: OSError) -> OSError | OutputError:

@@ -7,7 +7,7 @@ into the Hydra schema, checks them with `check_options` and prints them in `--he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -40,6 +40,15 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def recipe(options: Any) -> dict[str, Any]:
+    """What an outcome depends on: all settings but those that say how much memory may be taken (unit MB)."""
+    settings: dict[str, Any] = asdict(options)
+    for spec in fields(options):
+        if spec.metadata.get("unit") == "MB":
+            del settings[spec.name]
+    return settings
+
+
 def check_options(options: Any, prefix: str = "") -> None:
     """Check every field of a dataclass tree against its declared range.
 
@@ -66,6 +75,17 @@ def check_options(options: Any, prefix: str = "") -> None:
                 raise ConfigError(f"{key} is empty; give {key}=...")
             _check_type(value, key, hints[spec.name])
             _check_value(value, key, spec.metadata)
+
+
+def check_names(names: Sequence[str], key: str) -> None:
+    """Check names that tell things apart, in tables and as parts of file names.
+
+    Raises:
+        ConfigError: two are the same, or one has other characters than letters, digits, - and _.
+    """
+    for name in names:
+        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"{key}: name {name!r} is not unique or not made of letters, digits, - and _")
 
 
 def _check_type(value: Any, key: str, hint: Any) -> None:

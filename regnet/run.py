@@ -22,11 +22,13 @@ import yaml
 from regnet.config import RunConfig
 from regnet.denoising.stage import denoise_stage
 from regnet.errors import ConfigError, StoreError
+from regnet.evaluation.labels import UNKNOWN
 from regnet.evaluation.methods import weights_digest
 from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.validation import run_denoising_validation
 from regnet.files import (
     STAMP,
+    held,
     input_marks,
     is_stamped,
     read_json,
@@ -36,7 +38,8 @@ from regnet.files import (
     write_stamp,
     write_text,
 )
-from regnet.geo.sources import files_behind
+from regnet.geo.sources import files_behind, is_vector
+from regnet.options import recipe
 from regnet.ranks import Ranks, launch
 from regnet.report.build import build_report
 from regnet.report.summary import collect_summary
@@ -128,7 +131,7 @@ def _nothing_failed(run: Path) -> bool:
     parts = [part for name, part in summary.items() if name != "neighbours"]
     rows = [row for part in parts for family in part.values() for row in family.values()]
     compared = "status" not in summary.get("neighbours", {}) or not (run / "similarity" / "kernel.zarr").is_dir()
-    return compared and all(row["status"] == "ok" for row in rows)
+    return compared and all(row["status"] in ("ok", UNKNOWN) for row in rows)
 
 
 def _report(config: RunConfig, run: Path) -> None:
@@ -157,12 +160,17 @@ def _pair_files(config: RunConfig) -> list[str]:
     return [path for pair in config.prepare.pairs for name in (pair.fixed, pair.moving) for path in files_behind(name)]
 
 
+def _parts_of(name: str | None) -> list[str | None]:
+    """All files of a vector layer; of a table, itself."""
+    return [*files_behind(name)] if name and is_vector(name) else [name]
+
+
 def _prepare_settings(config: RunConfig) -> Mapping[str, Any]:
-    return {**asdict(config.prepare), "version": VERSION}
+    return {**recipe(config.prepare), "version": VERSION}
 
 
 def _train_settings(config: RunConfig) -> Mapping[str, Any]:
-    return {"model": asdict(config.model), "training": asdict(config.training), "seed": config.seed}
+    return {"model": asdict(config.model), "training": recipe(config.training), "seed": config.seed}
 
 
 def _denoising_validation_settings(config: RunConfig) -> Mapping[str, Any]:
@@ -209,7 +217,7 @@ STAGES = {
             (),
             lambda config: asdict(config.denoise),
             _denoise,
-            inputs=lambda config: [config.denoise.regions],
+            inputs=lambda config: _parts_of(config.denoise.regions),
         ),
         Stage(
             "evaluate",
@@ -218,7 +226,7 @@ STAGES = {
             ("similarity",),
             _evaluate_settings,
             _evaluate,
-            inputs=lambda config: [config.evaluate.check_points],
+            inputs=lambda config: _parts_of(config.evaluate.check_points),
             whole=_nothing_failed,
             spared=lambda config: () if "model" in config.evaluate.methods else ("train",),
         ),
@@ -271,19 +279,21 @@ def run_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[st
     Raises:
         ConfigError: the split leaves no part that one of the stages trains on.
         StoreError: a stage that another needs has not run in this folder.
+        OutputError: another process is at work in the folder, or it cannot be written.
     """
     run, ranks = Path(config.output_dir), launch(config.fabric)
     ran = []
     chosen = _whole_run(config.study) if names is None else names
     if "prepare" in chosen and any(STAGES[name].fits for name in chosen):
         check_parts(config.prepare, ("train", "validation"))
-    for stage in (stage for name, stage in STAGES.items() if name in chosen):
-        new = _run_stage(stage, config, run, ranks)
-        if new:
-            ran.append(stage.name)
-        if ranks.main and (new or not (run / SUMMARY).is_file()):
-            write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-            write_json(run / SUMMARY, collect_summary(run))
+    with held(run) if ranks.main else nullcontext():
+        for stage in (stage for name, stage in STAGES.items() if name in chosen):
+            new = _run_stage(stage, config, run, ranks)
+            if new:
+                ran.append(stage.name)
+            if ranks.main and (new or not (run / SUMMARY).is_file()):
+                write_text(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+                write_json(run / SUMMARY, collect_summary(run))
     return ran
 
 

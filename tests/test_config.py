@@ -114,6 +114,7 @@ def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
     [
         ("prepare.tile_pxx=64", "prepare.tile_pxx is not a key; did you mean prepare.tile_px?"),
         ("prepar.tile_px=64", "prepar is not a key; did you mean prepare?"),
+        ("training.flips=maybe", "training.flips=maybe is not of the right type: it must be true or false"),
         ("training.epochs=many", "training.epochs=many is not of the right type: it must be a whole number"),
         (
             "experiment=nowhere",
@@ -127,6 +128,25 @@ def test_every_key_is_explained_and_lengths_have_units(schema: type) -> None:
 )
 def test_what_is_wrong_is_said_in_one_line(override: str, expected: str) -> None:
     message = complaint("output_dir=o", override)
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("output_dir: o\n", "experiment/own: its first line must be `# @package _global_`"),
+        ("", "experiment/own: its first line must be `# @package _global_`"),
+        ("# @package _global_\nprepare: {pairs: {name: a}}\n", "experiment/own: a list (items begin with -), a"),
+        ("# @package _global_\ntraining: 5\n", "experiment/own: a list (items begin with -), a"),
+        ("# @package _global_\nevaluate: {parts: test}\n", "evaluate.parts is not of the right type: it must be a"),
+        ("# @package _global_\ndefaults: [nowhere]\n", "experiment/own: its defaults name experiment/nowhere, which"),
+    ],
+)
+def test_what_is_wrong_in_an_experiment_file_is_said_in_one_line(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(text)
+    message = complaint("experiment=own", "output_dir=o", f"hydra.searchpath=[file://{tmp_path}]")
     assert expected in message
     assert "\n" not in message
 

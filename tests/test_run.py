@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import shapely
 
 from regnet import run
 from regnet.config import RunConfig
 from regnet.denoising.options import DenoiseOptions
-from regnet.errors import ConfigError, InputError, StoreError
+from regnet.errors import ConfigError, InputError, OutputError, StoreError
 from regnet.evaluation.options import EvaluateOptions
-from regnet.files import STAMP, read_json, write_json
+from regnet.files import STAMP, held, read_json, write_json
 from regnet.tiles.options import PairOptions, PrepareOptions, SplitOptions
 from regnet.training.options import TrainingOptions
 from tests.conftest import write_raster
@@ -112,6 +115,12 @@ def test_a_changed_setting_runs_its_stage_and_those_after(
     assert run.run_stages(replace(config, **change), ALL) == expected
 
 
+def test_how_much_memory_may_be_taken_changes_nothing(config: RunConfig) -> None:
+    run.run_stages(config, ALL)
+    less = replace(config.prepare, memory_mb=64)
+    assert run.run_stages(replace(config, prepare=less, training=TrainingOptions(cache_mb=16)), ALL) == []
+
+
 @pytest.mark.parametrize("name", ["fixed.tif", "fixed.vrt", "below.tif", "moving.tif"])
 def test_a_changed_input_file_runs_everything(name: str, config: RunConfig) -> None:
     """Of files that are stacked each, and what lies below a virtual one."""
@@ -119,6 +128,24 @@ def test_a_changed_input_file_runs_everything(name: str, config: RunConfig) -> N
     path = Path(config.output_dir).with_name(name)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
     assert run.run_stages(config, ALL) == ALL
+
+
+def test_changed_attributes_of_a_shapefile_run_everything(config: RunConfig, tmp_path: Path) -> None:
+    """They are what `where` chooses by."""
+    square = shapely.box(500_000, 4_999_940, 500_060, 5_000_000)
+    outlines = gpd.GeoDataFrame({"kind": ["house"]}, geometry=[square], crs="EPSG:32633")
+    outlines.to_file(tmp_path / "outlines.shp")
+    pair = PairOptions("pair", str(tmp_path / "fixed.tif"), str(tmp_path / "outlines.shp"))
+    config = replace(config, prepare=PrepareOptions([pair]))
+    run.run_stages(config, ALL)
+    assert run.run_stages(config, ALL) == []
+    outlines.assign(kind="shed").to_file(tmp_path / "elsewhere.shp")
+    shutil.copyfile(tmp_path / "elsewhere.dbf", tmp_path / "outlines.dbf")
+    assert run.run_stages(config, ALL) == ALL
+    averaged = replace(config, denoise=DenoiseOptions(regions=str(tmp_path / "elsewhere.shp")))
+    run.run_stages(averaged, ALL)
+    (tmp_path / "elsewhere.prj").touch()
+    assert run.run_stages(averaged, ALL) == ["denoise", "report"]
 
 
 def test_changed_regions_are_averaged_over_again(config: RunConfig, tmp_path: Path) -> None:
@@ -260,6 +287,21 @@ def test_retrainings_are_as_the_training_was(config: RunConfig) -> None:
         original(replace(again, training=TrainingOptions(epochs=3)), folder)
     with pytest.raises(StoreError, match="no tile store"):  # which is looked for next
         original(again, folder)
+
+
+def test_two_runs_do_not_share_a_folder(config: RunConfig) -> None:
+    """The second would take away what the first has just written, and both would say that they were done."""
+    folder = Path(config.output_dir)
+    with held(folder), pytest.raises(OutputError, match="another regnet is at work in it; wait"):
+        run.run_stages(config, ALL)
+    assert not folder.exists()
+    assert run.run_stages(config, ALL) == ALL
+
+
+def test_what_is_refused_leaves_no_folder(config: RunConfig) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        run.run_stages(replace(config, prepare=PrepareOptions([PairOptions("a", "nix.tif", "nox.tif")])), ALL)
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_study_runs_with_what_it_needs_and_nothing_else(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ noise alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from regnet.denoising.smoother import Smoother
 from regnet.errors import ConfigError, InputError
 from regnet.files import digest, file_digest, remove, whole_path
 from regnet.models import ModelOptions, load_checkpoint
+from regnet.options import recipe
 from regnet.similarity.stage import predict
 from regnet.tiles.store import TileStore
 from regnet.training.fit import MODEL, Fit
@@ -111,7 +112,7 @@ def retrain_model(
             f"denoise.retrainings={count}: the size of the labels' noise cannot be told; set denoise.noise_sigma_px"
         )
     model_options = load_checkpoint(model_path).options
-    mark = digest([file_digest(model_path), asdict(training), store.manifest])
+    mark = digest([file_digest(model_path), recipe(training), store.manifest])
     generators = [np.random.default_rng((training.seed, 1_000_007, number)) for number in range(count)]
     draws = [even_noise(kernel, sigma_px, generator) for generator in generators]
     seen = [

@@ -73,7 +73,7 @@ def sparse_truth(points: NDArray[np.float64], row: int, col: int, shape: tuple[i
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype={"pair": str})  # a place called 047 is no number
     except (OSError, ValueError) as error:
         raise InputError(f"evaluate.check_points={path}: cannot be read ({error}); {REMEDY}") from error
     missing = [name for name in COLUMNS if name not in table]
@@ -87,8 +87,8 @@ def _read_lines(path: Path) -> gpd.GeoDataFrame:
         lines = gpd.read_file(path)
     except Exception as error:
         raise InputError(f"evaluate.check_points={path}: cannot be read ({error}); {REMEDY}") from error
-    if lines.crs is None or not (lines.geometry.geom_type == "LineString").all():
-        raise InputError(f"evaluate.check_points={path}: has no CRS, or other things than lines; {REMEDY}")
+    if lines.crs is None or not (lines.geometry.geom_type == "LineString").all() or lines.geometry.is_empty.any():
+        raise InputError(f"evaluate.check_points={path}: has no CRS, empty lines, or other things than lines; {REMEDY}")
     return lines
 
 
@@ -96,7 +96,7 @@ def _vertices(lines: Any, scene: Scene) -> pd.DataFrame:
     placed = lines.to_crs(scene.crs)
     ends = [(*line.coords[0][:2], *line.coords[-1][:2]) for line in placed.geometry]
     table = pd.DataFrame(ends, columns=list(COLUMNS))
-    return table.assign(pair=placed["pair"].to_numpy()) if "pair" in placed else table
+    return table.assign(pair=placed["pair"].astype(str).to_numpy()) if "pair" in placed else table
 
 
 def _on_grid(places: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:

@@ -13,6 +13,8 @@ from regnet.evaluation.tables import PIXELS, STRUCTURE, Errors, over_each, summa
 from regnet.tiles.store import TileStore
 
 MAX_TILES = 2000
+UNKNOWN = "the true offset of the training tiles is not known"
+"""Status of the labels where there is nothing to hold them against, which no other try changes."""
 
 
 def label_rows(store: TileStore, parts: list[str], families: list[str]) -> list[dict[str, Any]]:
@@ -41,14 +43,15 @@ def label_rows(store: TileStore, parts: list[str], families: list[str]) -> list[
         gsd = gsd_m[store.index["pair"].iloc[int(position)]]
         for within, of_these in over_each(px[valid], tile.structure[valid]).items():
             errors[within].append(Errors(of_these, gsd))
-    unknown = [] if errors[STRUCTURE] else ["the true offset of the training tiles is not known"]
+    unknown = {} if errors[STRUCTURE] else {"status": UNKNOWN}
     return [
         {
             "part": part,
             "family": family,
             "method": LABELS,
             "within": within,
-            **summary_row(errors[within], 0.0, unknown, len(unknown)),
+            **summary_row(errors[within], 0.0, [], 0),
+            **unknown,
         }
         for part in parts
         for family in families

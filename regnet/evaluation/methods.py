@@ -30,12 +30,14 @@ NETWORKS = ("model", "matcher_mind")
 WINDOWED = ("perceptual",)
 
 
-def check_names(names: list[str]) -> None:
-    """Refuse method names that do not exist.
+def check_methods(names: list[str]) -> None:
+    """Refuse methods that do not exist, or none at all.
 
     Raises:
         ConfigError: naming the method and those there are.
     """
+    if not names:
+        raise ConfigError("evaluate.methods is empty; name at least one")
     known = [LABELS, *NETWORKS, *METHODS]
     for name in names:
         if name not in known:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from regnet import files, metrics
 from regnet.baselines.registry import Method
-from regnet.errors import RegnetError
+from regnet.errors import InputError, RegnetError
 from regnet.evaluation.cases import Case, CaseMaker, Problem
 from regnet.evaluation.memory import peak_memory
 
@@ -109,6 +109,8 @@ def _run(solver: Method, problem: Problem, case: Case) -> dict[str, NDArray[np.g
     peak, start = peak_memory(), time.perf_counter()
     try:
         outcome["displacement"] = solver(problem.patch)[:, *case.own]
+        if not np.isfinite(outcome["displacement"]).all():
+            raise InputError("it gave no displacement for some pixels")  # they would not be counted
     except (RegnetError, cv2.error) as error:
         outcome["failure"] = str(error).strip()
     outcome |= {"seconds": time.perf_counter() - start, "peak_mb": peak()}

@@ -14,17 +14,19 @@ from tqdm import tqdm
 
 from regnet import files
 from regnet.baselines.registry import Method
-from regnet.errors import InputError, StoreError
+from regnet.errors import ConfigError, InputError, StoreError
 from regnet.evaluation.cases import Case, CaseMaker, list_cases
 from regnet.evaluation.check_points import FAMILY, read_check_points
 from regnet.evaluation.labels import label_rows
 from regnet.evaluation.maps import write_difference_map, write_error_map
-from regnet.evaluation.methods import LABELS, check_names, make_solver, method_settings, weights_digest
+from regnet.evaluation.methods import LABELS, check_methods, make_solver, method_settings, weights_digest
 from regnet.evaluation.neighbours import NEAREST, TABLE, check_neighbours, compare_neighbours
 from regnet.evaluation.options import EvaluateOptions
 from regnet.evaluation.predictions import predict_all, read_outcomes
 from regnet.evaluation.tables import frame, markdown, method_rows, summary_tree
 from regnet.models.base import CPU
+from regnet.options import check_names
+from regnet.report.tables import unknown_text
 from regnet.tiles.store import TileStore
 
 # Methods whose map is shown as the difference to the model's too.
@@ -63,18 +65,25 @@ def evaluate_stage(
         `neighbours`.
 
     Raises:
-        ConfigError: a method does not exist, or something that neighbours are to be compared by.
+        ConfigError: a method does not exist, or something that neighbours are to be compared by; families cannot be
+            told apart, or there are none and no check points.
         InputError: the store has no block in any of the parts, the check points cannot be used, or the model is damaged
             or another's.
     """
-    check_names(options.methods)
+    check_methods(options.methods)
+    _check_families(options)
     check_neighbours(options.neighbours, store)
     # What methods see beside a block lies in the gap: never in another part.
     margin_px = min(options.context_px, int(store.manifest["options"]["split"]["gap_px"]))
     points = {} if options.check_points is None else read_check_points(Path(options.check_points), store)
     cases = list_cases(store, options.parts, options.families, options.draws, margin_px, points)
+    named = ", ".join(options.parts)
+    if points and not any(case.family.name == FAMILY for case in cases):
+        raise InputError(
+            f"evaluate.check_points={options.check_points}: no point lies in the parts {named}; set evaluate.parts"
+        )
     if not cases:
-        raise InputError(f"the prepared tiles have no block in the parts {', '.join(options.parts)}; check the split")
+        raise InputError(f"the prepared tiles have no block in the parts {named}; check the split")
     predictions = _predictions_folder(store, model_path, options, folder, seed)
     solvers = _solvers(store, model_path, options, device)
     predict_all(cases, CaseMaker(store, seed), solvers, predictions)
@@ -92,6 +101,13 @@ def evaluate_stage(
     _write_tables(rows, regions, store, folder)
     files.write_json(folder / "summary.json", summary)
     return summary
+
+
+def _check_families(options: EvaluateOptions) -> None:
+    names = [family.name for family in options.families]
+    check_names([*names, FAMILY], "evaluate.families")
+    if not names and options.check_points is None:
+        raise ConfigError("evaluate.families is empty, and there are no evaluate.check_points; name a family")
 
 
 def _neighbours(
@@ -186,7 +202,9 @@ def _write_maps(cases: list[Case], methods: list[str], predictions: Path, store:
 def _write_tables(rows: list[dict[str, Any]], regions: list[Any], store: TileStore, folder: Path) -> None:
     with files.whole_path(folder / "table.csv") as partial:
         frame(rows).to_csv(partial, index=False)
-    files.write_text(folder / "table.md", markdown(rows))
-    table = gpd.GeoDataFrame(regions, geometry="geometry", crs=store.blocks.crs)
+    note = unknown_text(store.unknown_pairs)
+    files.write_text(folder / "table.md", markdown(rows) + (f"\n{note}\n" if note else ""))
+    # Labels alone have no regions.
+    table = gpd.GeoDataFrame(regions or {"geometry": []}, geometry="geometry", crs=store.blocks.crs)
     with files.whole_path(folder / "regions.parquet") as partial:
         table.to_parquet(partial)

@@ -16,6 +16,10 @@ ASSIGN = "assign the right one, for example with gdal_edit.py -a_srs EPSG:..."
 PLACE = "-a_ullr LEFT TOP RIGHT BOTTOM, or give it ground control points (-gcp) and warp it with gdalwarp"
 
 
+SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")
+"""What belongs to a .shp: places in it, attributes, CRS and encoding."""
+
+
 def raster_sources(path: str) -> list[str]:
     """Files of a raster: several single files joined by | are stacked as bands."""
     return [part.strip() for part in str(path).split("|") if part.strip()]
@@ -49,13 +53,14 @@ def complex_files(path: str) -> list[str]:
 
 
 def files_behind(path: str) -> list[str]:
-    """All files that are read for a raster or a vector layer: of a VRT also its sources.
+    """All files that are read for a raster or a vector layer: of a VRT also its sources, of a shapefile all its parts.
 
     Raises:
         InputError: as `open_raster`.
     """
     if is_vector(path):
-        return [path]
+        parts = [Path(path).with_suffix(suffix) for suffix in SHAPEFILE] if path.lower().endswith(".shp") else []
+        return [path, *(str(part) for part in parts if part.is_file())]
     found = []
     for source in raster_sources(path):
         with open_raster(source) as dataset:

@@ -97,7 +97,7 @@ def _ground(run: RunFolder, options: ReportOptions) -> list[_Plan]:
             Section(
                 "Accuracy",
                 "End-point errors where the ground has structure and, in one column, everywhere beside it; every "
-                f"method saw the same images.{_structure_rule(run)}",
+                f"method saw the same images.{_structure_rule(run)}{_unknown(run)}",
             ),
             [],
         ),
@@ -249,6 +249,15 @@ def _structure_rule(run: RunFolder) -> str:
         f"{rule['structure_fine_px']:g} px) has a standard deviation above {rule['structure_threshold']:g} in a "
         f"Gaussian window of {rule['structure_sigma_px']:g} px (prepare.structure_*)."
     )
+
+
+def _unknown(run: RunFolder) -> str:
+    """Whose true offset nobody knows, in a sentence."""
+    try:
+        text = tables.unknown_text(run.store.unknown_pairs)
+    except AbsentError:
+        return ""
+    return f" {text}" if text else ""
 
 
 def _families(run: RunFolder) -> list[str]:

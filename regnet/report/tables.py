@@ -79,6 +79,7 @@ AUDIT_HEADS = {
 }
 _WORST = 12
 """Rows of the tables that show the worst of something."""
+STAR = "* over the blocks that it did not fail on"
 _LEAST = 0.001
 """Smaller numbers would show no digit."""
 
@@ -91,6 +92,17 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     best: list[bool]
+
+
+def unknown_text(pairs: Sequence[str]) -> str:
+    """What errors under known displacements are worth for pairs whose true offset nobody knows; empty without any."""
+    if not pairs:
+        return ""
+    whose = f"pair {pairs[0]}" if len(pairs) == 1 else f"pairs {', '.join(pairs)}"
+    return (
+        f"Nobody knows the true offset of {whose}: errors under known displacements take it for aligned as it lies, so "
+        "that what it is off by counts as an error too."
+    )
 
 
 def accuracy_tables(summary: Mapping[str, Any]) -> list[Table]:
@@ -173,7 +185,10 @@ def _worst(ranked: pd.DataFrame, heads: Mapping[str, str], title: str, marked: S
 
 
 def accuracy_text(summary: Mapping[str, Any]) -> str:
-    """Mean end-point error in px of every method (columns) in every part and family (rows), as aligned text."""
+    """Mean end-point error in px of every method (columns) in every part and family (rows), as aligned text.
+
+    A star marks the mean of a method that failed on some blocks, mostly the harder ones.
+    """
     lines: list[list[str]] = []
     methods: list[str] = []
     for section, families in summary.items():
@@ -181,13 +196,19 @@ def accuracy_text(summary: Mapping[str, Any]) -> str:
             part = section.removeprefix("evaluation").removeprefix("_") or "test"
             for family, rows in families.items():
                 methods = methods or list(rows)
-                lines.append([part, family, *(cell(rows.get(name, {}).get("epe_mean_px")) for name in methods)])
+                lines.append([part, family, *(_starred_mean(rows.get(name, {})) for name in methods)])
     if not lines:
         return "no evaluation in this run"
     lines.insert(0, ["part", "displacement", *methods])
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(["mean end-point error, px", *text])
+    starred = any("*" in line for line in text)
+    return "\n".join(["mean end-point error, px", *text, *([STAR] if starred else [])])
+
+
+def _starred_mean(row: Mapping[str, Any]) -> str:
+    mean = cell(row.get("epe_mean_px"))
+    return f"{mean}*" if mean != cell(None) and row.get("status") != "ok" else mean
 
 
 def estimator_table(rows: pd.DataFrame, best: str) -> Table:

@@ -7,15 +7,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import geopandas as gpd
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from regnet.errors import ConfigError
 from regnet.geo.grid import Box
 from regnet.tiles.options import SplitOptions
+from regnet.tiles.store import SPLIT
 
 MOST_SIDE_PX = 2048
 """A block is read as a whole by what evaluates."""
+MOST_SHARED = 0.01
+"""Borders of pairs that lie side by side, and corners in other CRSs, may overlap by this share of a block."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,30 @@ def cut(pair: str, boxes: Iterable[tuple[str, Box]]) -> list[Block]:
         rows, columns = (_spans(side, side / math.ceil(side / MOST_SIDE_PX), 0) for side in (box.height, box.width))
         pieces += [(part, Box(box.row + r, box.col + c, height, width)) for r, height in rows for c, width in columns]
     return [Block(f"{pair}-{place:03d}", pair, part, box) for place, (part, box) in enumerate(pieces)]
+
+
+def check_apart(blocks: gpd.GeoDataFrame) -> None:
+    """Refuse pairs of the same ground that belongs to one part in one and to another in the other.
+
+    Args:
+        blocks: a row a block: pair, split, geometry.
+
+    Raises:
+        ConfigError: two blocks of different pairs and parts overlap; what is tested on would have been trained on.
+    """
+    one, two = blocks.sindex.query(blocks.geometry, predicate="intersects")
+    shapes, pairs, parts = blocks.geometry.to_numpy(), blocks["pair"].to_numpy(), blocks[SPLIT].to_numpy()
+    differ = (pairs[one] != pairs[two]) & (parts[one] != parts[two])
+    one, two = one[differ], two[differ]
+    shared = shapely.area(shapely.intersection(shapes[one], shapes[two]))
+    least = np.minimum(shapely.area(shapes[one]), shapely.area(shapes[two]))
+    if (found := np.flatnonzero(shared > MOST_SHARED * least)).size:
+        here, there = one[found[0]], two[found[0]]
+        raise ConfigError(
+            f"prepare.pairs: {pairs[here]} and {pairs[there]} show the same ground, {parts[here]} in one and "
+            f"{parts[there]} in the other; give both the same `part`, or take prepare.split.rule=columns for pairs of "
+            "one extent"
+        )
 
 
 def tile_boxes(block: Box, tile_px: int, stride_px: int) -> list[Box]:

@@ -54,7 +54,7 @@ def make_noise(
         drawn = TileNoise(seeds, sigma)
     elif options.kind == "object":
         if outlines is None:
-            raise ConfigError(f"noise.kind=object needs polygons, and pair {pair} has a raster; choose another kind")
+            raise ConfigError(f"prepare.noise.kind=object needs polygons, and pair {pair} has a raster; take another")
         ground = KnotField.smooth(shape, options.smooth_sigma_px, sigma, generator)
         drawn = ObjectNoise(outlines, sigma, ground, generator)
     shift = ConstantNoise(*systematic_shift(options))

@@ -65,7 +65,9 @@ class NoiseOptions:
         "object: one offset a vector object, smooth beside; systematic: the shift below and nothing else",
         choices=NOISE_KINDS,
     )
-    sigma_px: float = option(2.0, "standard deviation of each component", unit="px", low=0)
+    sigma_px: float = option(
+        2.0, "standard deviation of each component (kind knots: at the knots, 0.8 of it on average)", unit="px", low=0
+    )
     spacing_px: int = option(24, "distance of the knots (kind knots)", unit="px", low=2)
     smooth_sigma_px: float = option(80.0, "Gaussian that smooths the field (kinds smooth, object)", unit="px", low=4)
     shift_dx_px: float = option(0.0, "shift of all labels to the right, beside the noise (not kind none)", unit="px")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,9 +22,9 @@ from regnet.errors import ConfigError, InputError
 from regnet.files import whole_path, write_json
 from regnet.geo.grid import Box
 from regnet.geo.sources import block_cache
-from regnet.options import check_options
+from regnet.options import check_names, check_options
 from regnet.tiles.chunks import Chunks
-from regnet.tiles.index import Block, Cell, cut, lattice, split_blocks, split_columns, tile_boxes
+from regnet.tiles.index import Block, Cell, check_apart, cut, lattice, split_blocks, split_columns, tile_boxes
 from regnet.tiles.labels import Noise, make_noise
 from regnet.tiles.options import PairOptions, PrepareOptions
 from regnet.tiles.pair import PairReader
@@ -55,31 +56,39 @@ def prepare(options: PrepareOptions, folder: Path) -> None:
         truths: dict[str, float] = {}
         blocks: list[Block] = []
         for pair in options.pairs:
-            scene, outlines = write_scene(pair, options, arrays)
-            _same_channels(scene, list(scenes.values()))
+            scene, outlines = write_scene(pair, options, arrays, next(iter(scenes.values()), None))
             scenes[pair.name] = scene
             noises[pair.name] = make_noise(options.noise, pair.name, scene.shape, outlines)
             truths[pair.name] = 0.0 if pair.truth == "identity" else math.nan
             blocks += split_scene(pair, scene, options)
+        rows = [{"block_id": b.block_id, "pair": b.pair, SPLIT: b.part, **asdict(b.box)} for b in blocks]
+        parts = _frame(rows, [block.box for block in blocks], scenes)
+        check_apart(parts)
         tiles = find_tiles(blocks, scenes, options)
         _write_labels(arrays, tiles, noises, truths, options.tile_px)
         places = [Box(tile["row"], tile["col"], options.tile_px, options.tile_px) for tile in tiles]
         _frame(tiles, places, scenes).to_parquet(partial / INDEX)
-        rows = [{"block_id": b.block_id, "pair": b.pair, SPLIT: b.part, **asdict(b.box)} for b in blocks]
-        _frame(rows, [block.box for block in blocks], scenes).to_parquet(partial / BLOCKS)
+        parts.to_parquet(partial / BLOCKS)
         write_json(partial / MANIFEST, _manifest(options, tiles, scenes, partial / ARRAYS))
 
 
 def write_scene(
-    pair: PairOptions, options: PrepareOptions, arrays: zarr.Group
+    pair: PairOptions, options: PrepareOptions, arrays: zarr.Group, first: Scene | None
 ) -> tuple[Scene, NDArray[np.object_] | None]:
-    """Bring a pair onto its working grid and write it block by block.
+    """Bring a pair onto its working grid, write it block by block, and say on stderr what looks wrong with its values.
 
     Returns:
         The scene, and the pair's polygons in pixels if moving is a vector layer.
+
+    Raises:
+        InputError: it has another number of channels than the first pair, or no valid pixel.
     """
     rule = StructureRule(options.structure_sigma_px, options.structure_threshold, options.structure_fine_px)
     with PairReader(pair, options.gsd_m, rule, block_side(options.memory_mb, 8)) as reader:
+        if first is not None:
+            _same_channels(reader, first)
+        for note in reader.notes:
+            tqdm.write(f"prepare {pair.name}: {note}", file=sys.stderr)
         group = arrays.create_group(f"scenes/{pair.name}")
         counts = {"fixed": len(reader.fixed_channels), "moving": len(reader.moving_channels)}
         for key, count in counts.items():
@@ -111,12 +120,10 @@ def split_scene(pair: PairOptions, scene: Scene, options: PrepareOptions) -> lis
     """Divide a scene into the blocks of its parts.
 
     Raises:
-        ConfigError: `split.rule=pairs` and the pair has no part; or the scene is too small for the split.
+        ConfigError: the scene is too small for the split.
     """
     if pair.part is not None:
         return cut(pair.name, [(pair.part, Box(0, 0, *scene.shape))])
-    if options.split.rule == "pairs":
-        raise ConfigError(f"prepare.split.rule=pairs needs the part of every pair; give pair {pair.name} one")
     if options.split.rule == "columns":
         return split_columns(pair.name, scene.shape, options.split)
     cells = []
@@ -268,18 +275,17 @@ def _check(options: PrepareOptions) -> None:
     check_options(options, "prepare.")
     if not options.pairs:
         raise ConfigError("prepare.pairs is empty; name at least one pair of fixed and moving")
-    names = [pair.name for pair in options.pairs]
-    for name in names:
-        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"prepare.pairs: name {name!r} is not unique or not made of letters, digits, - and _")
+    check_names([pair.name for pair in options.pairs], "prepare.pairs")
+    for pair in options.pairs:
+        if options.split.rule == "pairs" and pair.part is None:
+            raise ConfigError(f"prepare.split.rule=pairs needs the part of every pair; give pair {pair.name} one")
 
 
-def _same_channels(scene: Scene, others: list[Scene]) -> None:
-    for other in others[:1]:
-        for key in ("fixed_channels", "moving_channels"):
-            here, there = len(scene.attributes[key]), len(other.attributes[key])
-            if here != there:
-                raise InputError(
-                    f"pair {scene.name} has {here} {key.replace('_', ' ')} and pair {other.name} has {there}; "
-                    f"choose the same number by {key.split('_')[0]}_bands"
-                )
+def _same_channels(reader: PairReader, first: Scene) -> None:
+    counts = {"fixed": len(reader.fixed_channels), "moving": len(reader.moving_channels)}
+    for image, here in counts.items():
+        if here != (there := len(first.attributes[f"{image}_channels"])):
+            raise InputError(
+                f"pair {reader.options.name} has {here} {image} channels and pair {first.name} has {there}; "
+                f"choose the same number by {image}_bands"
+            )

@@ -172,6 +172,11 @@ class TileStore:
         return len(self.index)
 
     @property
+    def unknown_pairs(self) -> list[str]:
+        """Names of the pairs whose true offset nobody knows."""
+        return [pair["name"] for pair in self.manifest["options"]["pairs"] if pair["truth"] == "unknown"]
+
+    @property
     def name(self) -> str:
         """The folder, for messages."""
         return str(self.folder)

@@ -7,6 +7,7 @@ since the derivative of an eigendecomposition fails where eigenvalues are equal.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,15 +89,20 @@ class SimilarityTerm:
     """`-weight kC(x, x')`, the mean over some tiles x of a batch and x' made of them as augmentation would.
 
     Raises:
-        ConfigError: nothing is augmented.
-        InputError: no parameter matches.
+        ConfigError: nothing is augmented, or no parameter matches.
     """
 
     def __init__(self, model: nn.Module, options: TrainingOptions) -> None:
         if options.photometric == 0 and not options.flips:
             raise ConfigError("training.alike: nothing is alike; set training.photometric above 0 or training.flips")
         self.model, self.options = model, options
-        self.names = chosen_parameters(model, options.alike.parameters)
+        patterns, known = list(options.alike.parameters), [name for name, _ in model.named_parameters()]
+        if not any(fnmatch.filter(known, pattern) for pattern in patterns):
+            last = ", ".join(known[-3:])
+            raise ConfigError(
+                f"training.alike.parameters={patterns}: the model has no such parameter; its last are called {last}"
+            )
+        self.names = chosen_parameters(model, patterns)
 
     def __call__(self, batch: Batch, generator: np.random.Generator) -> Tensor:
         """One draw of the term for a batch; what the model draws at random stays as it would have been without."""

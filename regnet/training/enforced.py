@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from regnet.files import inherited, next_folder, whole_path, write_figure, write_json, write_stamp
 from regnet.models import ModelOptions
+from regnet.options import recipe
 from regnet.tiles.store import TileStore
 from regnet.training.digits import train_digits
 from regnet.training.fit import LOG, Fit
@@ -96,7 +97,7 @@ def _settings(training: TrainingOptions, weight: float, seed: int) -> TrainingOp
 def _register(
     store: TileStore, model_options: ModelOptions, training: TrainingOptions, folder: Path, earlier: Path
 ) -> list[dict[str, Any]]:
-    stamp = {"model": asdict(model_options), "training": asdict(training), "tiles": store.manifest}
+    stamp = {"model": asdict(model_options), "training": recipe(training), "tiles": store.manifest}
     if not inherited(folder, earlier, stamp):
         Fit(store, model_options, training, folder).run()
         write_stamp(folder, stamp)

@@ -21,6 +21,7 @@ from regnet.files import digest, remove, whole_path, write_json, write_text
 from regnet.models import ModelOptions, load_checkpoint, model_for, save_checkpoint
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.options import recipe
 from regnet.ranks import Ranks
 from regnet.similarity.familiarity import FAMILIARITY, remember
 from regnet.tiles.store import TileSource
@@ -119,7 +120,7 @@ class Fit:
         if isinstance(self.model, Matcher) and self.model.shift.requires_grad:
             self._see_ground(self.model)
         self.mean = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.settings = digest([asdict(model_options), asdict(options), store.manifest])
+        self.settings = digest([asdict(model_options), recipe(options), store.manifest])
         self.trail = Trail(folder / CHECKPOINTS)
         self.shifts = PairShifts(store.pairs, common=options.flips)
         self.progress = Progress()

@@ -12,6 +12,7 @@ from regnet.metrics import summarise
 from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.tiles.patch import Tile
 from regnet.tiles.store import TileStore
 from regnet.training.options import TrainingOptions
 from regnet.training.samples import make_batch
@@ -29,22 +30,27 @@ def held_out_errors(store: TileStore, model: Matcher | UNet, options: TrainingOp
     draw is the same for every model and for every noise of the labels, so that errors can be compared.
     """
     device = device_of(model.eval())
-    part = "test" if len(store.tiles("test")) else "validation"
-    positions = store.tiles(part)
-    chosen = positions[np.unique(np.linspace(0, len(positions) - 1, MOST_TILES).round().astype(int))]
+    known = np.isfinite(store.index["true_dx_px"].to_numpy())
+    tested, validated = (positions[known[positions]] for positions in map(store.tiles, ("test", "validation")))
+    positions = tested if len(tested) else validated
+    spread = np.linspace(0, len(positions) - 1, min(MOST_TILES, len(positions)))
+    chosen = positions[spread.round().astype(int)]
     plain = replace(options, flips=False, photometric=0.0)
     generator = np.random.default_rng((options.seed, 1_000_005))
     errors = [np.empty((0, 2), np.float32)]
     for start in range(0, len(chosen), options.batch):
         tiles = [store.tile(int(position)) for position in chosen[start : start + options.batch]]
-        known = [replace(tile, label_offset=tile.true_offset) for tile in tiles if tile.true_offset is not None]
-        if not known:
-            continue
-        batch = make_batch(known, plain, generator, device)
+        batch = make_batch([_as_it_is(tile) for tile in tiles], plain, generator, device)
         predicted = model(batch.fixed, batch.moving, batch.fixed_valid, batch.moving_valid).displacement
-        seen = batch.target_valid[:, 0].cpu().numpy() & np.stack([tile.structure for tile in known])
+        seen = batch.target_valid[:, 0].cpu().numpy() & np.stack([tile.structure for tile in tiles])
         errors.append((predicted - batch.target).permute(0, 2, 3, 1).cpu().numpy()[seen])
     return np.concatenate(errors)
+
+
+def _as_it_is(tile: Tile) -> Tile:
+    """A tile with its true offset for a label."""
+    assert tile.true_offset is not None
+    return replace(tile, label_offset=tile.true_offset)
 
 
 def error_summary(errors: Vectors, name: str) -> dict[str, float]:

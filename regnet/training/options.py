@@ -43,7 +43,9 @@ class TrainingOptions:
     squared: float = option(1.0, "weight of the squared error", unit="1/px^2", low=0)
     segmentation: float = option(0.0, "weight of the auxiliary segmentation of moving's first band (unet)", low=0)
     alike: AlikeOptions = option(AlikeOptions(), "similarity term")
-    patience: int = option(4, "epochs without a better validation error after which training stops", low=1)
+    patience: int = option(
+        4, "training stops after so many epochs whose validation error is not within `tolerance` of the least", low=1
+    )
     tolerance: float = option(
         0.03,
         "the latest epoch is kept whose validation error is within this share of the least: label noise is most of "

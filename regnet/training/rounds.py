@@ -35,6 +35,7 @@ from regnet.models import ModelOptions, load_checkpoint
 from regnet.models.base import device_of
 from regnet.models.matcher import Matcher
 from regnet.models.unet import UNet
+from regnet.options import recipe
 from regnet.ranks import Ranks
 from regnet.similarity.familiarity import FAMILIARITY
 from regnet.tiles.patch import Patch
@@ -71,7 +72,7 @@ def train_rounds(
         InputError, ConfigError: as `Fit` does.
     """
     ranks = ranks or Ranks()
-    settings = {"settings": digest([asdict(model_options), asdict(options), store.manifest])}
+    settings = {"settings": digest([asdict(model_options), recipe(options), store.manifest])}
     if is_stamped(folder, settings):
         return
     with next_folder(folder, ranks.main) as place:
@@ -111,7 +112,7 @@ def _train_several(
     rows: list[dict[str, Any]] = []
     # How many rounds there are to be changes none of them: more can be added.
     options_of_one = replace(options, rounds=1, settled_px=0.0)
-    settings = {"settings": digest([asdict(model_options), asdict(options_of_one), store.manifest])}
+    settings = {"settings": digest([asdict(model_options), recipe(options_of_one), store.manifest])}
     for number in range(1, options.rounds + 1):
         place, stamp = folder / f"round_{number}", {**settings, "round": number}
         if not ranks.told(ranks.main and inherited(place, earlier / place.name, stamp)):

@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from rasterio.transform import from_origin
 
 from data_prep import banepa, fields, inria, s1s2, sentinel2_sample
 from data_prep.common import as_yaml, check_raster, main
@@ -138,13 +139,14 @@ def inria_folder(tmp_path: Path, write_geotiff: Write) -> Path:
     folder, generator = tmp_path / "AerialImageDataset", np.random.default_rng(0)
     for part in ("train/images", "train/gt", "test/images"):
         (folder / part).mkdir(parents=True)
-    for city in ("austin", "tyrol-w", "vienna"):
+    for place, city in enumerate(("austin", "tyrol-w", "vienna")):
         for number in (2, 10):
+            transform = from_origin(400_000 + 10_000 * place, 4_000_000 - 1_280 * number, 10, 10)
             name = f"{city}{number}.tif"
             mask = (generator.random((1, 16, 16)) < 0.3).repeat(8, 1).repeat(8, 2)
             image = (60 + 100 * mask + generator.integers(0, 40, (3, 128, 128))).astype(np.uint8)
-            write_geotiff(folder / "train/images" / name, image)
-            write_geotiff(folder / "train/gt" / name, (255 * mask).astype(np.uint8))
+            write_geotiff(folder / "train/images" / name, image, transform=transform)
+            write_geotiff(folder / "train/gt" / name, (255 * mask).astype(np.uint8), transform=transform)
     return folder
 
 

@@ -1,3 +1,6 @@
+from copy import copy
+from dataclasses import replace
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -40,6 +43,33 @@ def test_points_from_a_table_and_from_lines_are_the_same(store, points, tmp_path
         found = read_check_points(path, store)["pair"]
         np.testing.assert_array_equal(found[:, :2], pixels)
         np.testing.assert_allclose(found[:, 2:], np.broadcast_to([3, -1.5], (10, 2)), atol=1e-4)
+
+
+def test_pairs_are_told_by_their_names_and_not_as_numbers(store, points, tmp_path):
+    places = copy(store)
+    places.pairs, places._scenes = ["047"], {"047": store.scene("pair")}
+    points[0].assign(pair="047").to_csv(tmp_path / "points.csv", index=False)
+    assert len(read_check_points(tmp_path / "points.csv", places)["047"]) == 10
+    places.pairs, places._scenes = ["47"], {"47": store.scene("pair")}
+    lines = gpd.read_file(save_lines(tmp_path / "lines.gpkg", points[0], store.blocks.crs, store.blocks.crs))
+    lines.assign(pair=47).to_file(tmp_path / "numbered.gpkg")
+    assert len(read_check_points(tmp_path / "numbered.gpkg", places)["47"]) == 10
+
+
+def test_points_beside_the_parts_are_refused(store, points, tmp_path):
+    """Else the table would lack them without a word."""
+    points[0].to_csv(tmp_path / "points.csv", index=False)
+    options = EvaluateOptions(families=[SMOOTH], methods=["none"], parts=["validation", "shifted"])
+    with pytest.raises(InputError, match="no point lies in the parts validation, shifted"):
+        evaluate_stage(store, None, replace(options, check_points=str(tmp_path / "points.csv")), tmp_path / "run")
+
+
+def test_empty_lines_are_refused(store, points, tmp_path):
+    lines = gpd.read_file(save_lines(tmp_path / "lines.gpkg", points[0], store.blocks.crs, store.blocks.crs))
+    lines.geometry = [*lines.geometry[:-1], shapely.LineString()]
+    lines.to_file(tmp_path / "one_empty.gpkg")
+    with pytest.raises(InputError, match="empty lines"):
+        read_check_points(tmp_path / "one_empty.gpkg", store)
 
 
 def test_the_truth_of_a_window_is_known_at_its_points_alone():

@@ -1,6 +1,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import cv2
 import geopandas as gpd
@@ -20,6 +21,10 @@ from regnet.evaluation.stage import evaluate_stage
 from regnet.evaluation.tables import over_each
 from regnet.models.checkpoint import build_model, save_checkpoint
 from regnet.models.options import ModelOptions
+from regnet.run import _nothing_failed
+from regnet.tiles.options import NoiseOptions, PairOptions, PrepareOptions, SplitOptions
+from regnet.tiles.prepare import prepare
+from regnet.tiles.store import TileStore
 
 SMOOTH = FamilyOptions("smooth", 6.0, 40.0)
 GAP_PX = 16
@@ -248,6 +253,8 @@ def test_methods_never_see_other_parts(store):
 def test_unknown_methods_and_empty_parts_are_refused(store, tmp_path):
     with pytest.raises(ConfigError, match=r"classical\.fase"):
         evaluate_stage(store, None, EvaluateOptions(methods=["classical.fase"]), tmp_path)
+    with pytest.raises(ConfigError, match="methods is empty"):
+        evaluate_stage(store, None, EvaluateOptions(methods=[]), tmp_path)
     store.blocks.loc[:, "kept"] = store.blocks["part"]
     try:
         store.blocks["part"] = "train"
@@ -255,6 +262,62 @@ def test_unknown_methods_and_empty_parts_are_refused(store, tmp_path):
             evaluate_stage(store, None, EvaluateOptions(methods=["none"]), tmp_path)
     finally:
         store.blocks["part"] = store.blocks.pop("kept")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["smooth", "smooth"], "name 'smooth' is not unique"),
+        (["a/b"], "name 'a/b' is not unique or not made of letters"),
+        (["check_points"], "name 'check_points' is not unique"),
+        ([], "families is empty, and there are no evaluate.check_points"),
+    ],
+)
+def test_families_that_cannot_be_told_apart_are_refused(store, tmp_path, names, message):
+    """The second of two families of one name would be given the predictions of the first."""
+    families = [FamilyOptions(name, 6.0, sigma_px) for name, sigma_px in zip(names, (40.0, 80.0), strict=False)]
+    with pytest.raises(ConfigError, match=message):
+        evaluate_stage(store, None, EvaluateOptions(families=families, methods=["none"]), tmp_path)
+
+
+def test_labels_alone_are_told_of(store, tmp_path):
+    """They are off by the shift of 3 and -4 px, whatever the family."""
+    options = EvaluateOptions(families=[SMOOTH], methods=["labels"])
+    found = evaluate_stage(store, None, options, tmp_path)
+    assert found["evaluation"]["smooth"]["labels"]["epe_mean_px"] == pytest.approx(5)
+    assert gpd.read_parquet(tmp_path / "regions.parquet").empty
+
+
+def test_a_method_that_leaves_pixels_out_has_failed(store, tmp_path, monkeypatch):
+    """Else its errors would be those of the pixels that it chose."""
+
+    def choosy(patch):
+        field = np.zeros((2, *patch.fixed_valid.shape), np.float32)
+        field[:, ::2] = np.nan
+        return field
+
+    monkeypatch.setitem(METHODS, "choosy", choosy)
+    options = EvaluateOptions(families=[SMOOTH], methods=["choosy"], parts=["test"])
+    row = evaluate_stage(store, None, options, tmp_path)["evaluation"]["smooth"]["choosy"]
+    assert row["status"].startswith("failed in ")
+    assert row["count"] == 0
+
+
+def test_labels_without_a_known_truth_are_no_failure(store, tmp_path):
+    """Another try would find out no more; and what the errors of the others are worth is said."""
+    options = PrepareOptions(**store.manifest["options"])
+    pairs = [PairOptions(**{**pair, "truth": "unknown"}) for pair in options.pairs]
+    split, noise = SplitOptions(**options.split), NoiseOptions(**options.noise)
+    prepare(replace(options, pairs=pairs, split=split, noise=noise), tmp_path / "prepare")
+    unknown = TileStore.open(tmp_path / "prepare")
+    found = evaluate_stage(
+        unknown, None, EvaluateOptions(families=[SMOOTH], methods=["none", "labels"]), tmp_path / "evaluate"
+    )
+    row = found["evaluation"]["smooth"]["labels"]
+    assert row["status"] == "the true offset of the training tiles is not known"
+    assert row["count"] == 0
+    assert _nothing_failed(tmp_path)
+    assert "Nobody knows the true offset of pair pair:" in (tmp_path / "evaluate" / "table.md").read_text()
 
 
 def test_seconds_are_measured(store, tmp_path, monkeypatch):

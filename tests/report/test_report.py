@@ -141,7 +141,11 @@ def test_table_marks_the_least_error_and_survives_a_failure() -> None:
     # What failed on the harder blocks is not the best for its error on the easy ones.
     assert tables[0].best == [False, True, False, False]
     assert tables[0].rows[3][-1] == "failed in 1 of 2 blocks: too plain"
-    assert accuracy_text(summary).splitlines()[2].split() == ["test", "smooth", "3.000", "0.500", "–", "0.100"]
+    text = accuracy_text(summary).splitlines()
+    assert text[2].split() == ["test", "smooth", "3.000", "0.500", "–", "0.100*"]
+    assert text[-1] == "* over the blocks that it did not fail on"
+    del rows["half"]
+    assert "*" not in accuracy_text(summary)
 
 
 def test_edges_lie_on_the_border_of_two_fields() -> None:

@@ -55,6 +55,15 @@ def test_knots_are_independent_and_of_the_size_asked_for() -> None:
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 4 / np.sqrt(count)
 
 
+def test_noise_at_knots_is_weaker_on_average_over_all_pixels() -> None:
+    """By what the help says: Keys' weights, whose squares add up to less than one between knots, along both axes."""
+    away = np.abs((np.arange(800) / 800)[:, None] - np.arange(-1, 3))  # from the four knots around
+    near, far = 1.5 * away**3 - 2.5 * away**2 + 1, -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
+    share = np.square(np.where(away < 1, near, far)).sum(1).mean()  # of the variance, along one axis
+    assert share == pytest.approx(0.8, abs=0.02)
+    assert draw("knots", sigma_px=2, spacing_px=8).std() == pytest.approx(2 * share, rel=0.02)
+
+
 def test_field_between_knots_is_cubic() -> None:
     # Cubic convolution with a = -1/2 gives back any parabola.
     rows, columns = np.mgrid[-1:11, -1:13] * 12.0
@@ -98,7 +107,7 @@ def test_every_object_has_an_offset_of_its_own_and_the_ground_none_of_theirs() -
 
 
 def test_objects_need_polygons() -> None:
-    with pytest.raises(ConfigError, match=r"noise\.kind=object needs polygons, and pair a has a raster"):
+    with pytest.raises(ConfigError, match=r"prepare\.noise\.kind=object needs polygons, and pair a has a raster"):
         make_noise(NoiseOptions(kind="object"), "a", SHAPE)
 
 

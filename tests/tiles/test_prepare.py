@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import geopandas as gpd
@@ -215,6 +215,9 @@ def test_pairs_that_do_not_go_together(options: PrepareOptions, tmp_path: Path) 
     other = replace(pair, name="one-band", fixed_bands=[1])
     with pytest.raises(InputError, match="pair one-band has 1 fixed channels and pair hills has 2"):
         prepare(replace(options, pairs=[pair, other]), tmp_path / "p")
+    pairs = [replace(pair, part="train"), replace(pair, name="b", fixed="nowhere.tif")]
+    with pytest.raises(ConfigError, match="give pair b one"):  # before a file is read
+        prepare(replace(options, pairs=pairs, split=SplitOptions("pairs")), tmp_path / "p")
 
 
 def test_images_without_common_valid_ground(options: PrepareOptions, raster_file: Write, tmp_path: Path) -> None:
@@ -224,6 +227,18 @@ def test_images_without_common_valid_ground(options: PrepareOptions, raster_file
     paths = [raster_file(f"{name}.tif", half, nodata=0) for name, half in (("west", west), ("east", east))]
     with pytest.raises(InputError, match="no valid pixel in common"):
         prepare(replace(options, pairs=[PairOptions("a", *paths)]), tmp_path / "p")
+
+
+def test_values_that_look_like_no_data_are_told_of(
+    options: PrepareOptions, raster_file: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.random.default_rng(0).random((1, 280, 380)).astype(np.float32)
+    image[:, :100] = -9999
+    pair = replace(options.pairs[0], moving=raster_file("undeclared.tif", image))
+    prepare(replace(options, pairs=[pair]), tmp_path / "p")
+    told = capsys.readouterr().err
+    assert "prepare hills: " in told
+    assert "of band undeclared is -9999, which looks like no data" in told
 
 
 def test_a_run_that_fails_leaves_the_older_store(
@@ -293,3 +308,28 @@ def test_stores_that_are_not_whole_are_refused(store: TileStore) -> None:
     (folder / "manifest.json").write_text('{"version"')
     with pytest.raises(StoreError, match="damaged"):
         TileStore.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("split", "parts", "refused"),
+    [
+        (SplitOptions("pairs"), ("train", "test"), True),
+        (SplitOptions("pairs"), ("train", "train"), False),
+        (SplitOptions("columns", validation_share=0.1, test_share=0.3, gap_px=16), (None, None), False),
+    ],
+)
+def test_ground_of_two_pairs_belongs_to_one_part(
+    options: PrepareOptions, tmp_path: Path, split: SplitOptions, parts: tuple[str | None, ...], refused: bool
+) -> None:
+    """The same place at two times: what is tested on in one pair must not be trained on in the other."""
+    pairs = [replace(options.pairs[0], name=name, part=part) for name, part in zip("ab", parts, strict=True)]
+    options = replace(options, pairs=pairs, split=split, tile_px=32, min_structure=0)
+    if refused:
+        with pytest.raises(ConfigError, match="a and b show the same ground, train in one and test in the other"):
+            prepare(options, tmp_path / "p")
+        return
+    prepare(options, tmp_path / "p")
+    blocks = TileStore.open(tmp_path / "p").blocks
+    ground = {part: shapely.union_all(shapes.geometry.to_numpy()) for part, shapes in blocks.groupby("part")}
+    for one, two in combinations(ground.values(), 2):
+        assert one.intersection(two).area == 0

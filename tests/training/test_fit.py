@@ -62,11 +62,16 @@ def test_it_remembers_tiles_as_they_were_drawn_for_the_model_that_is_kept(store,
     assert known.digest == model_digest(load_checkpoint(whole / "model.safetensors"))
 
 
-def test_a_killed_run_goes_on_to_the_same_model(store, whole, tmp_path):
+@pytest.mark.parametrize("cache_mb", [BRIEF.cache_mb, 16])
+def test_a_killed_run_goes_on_to_the_same_model(store, whole, tmp_path, monkeypatch, cache_mb):
+    """Also with less memory, for want of which it may have been killed."""
     with killed_in_epoch(2):
         train(store, SMALL, BRIEF, tmp_path / "killed")
     assert (tmp_path / "killed" / fit.STATE).is_file()
-    train(store, SMALL, BRIEF, tmp_path / "killed")
+    begun, epoch = [], Fit._epoch
+    monkeypatch.setattr(Fit, "_epoch", lambda self, number: begun.append(number) or epoch(self, number))
+    train(store, SMALL, replace(BRIEF, cache_mb=cache_mb), tmp_path / "killed")
+    assert begun == [2]
 
     first, second = (load_checkpoint(path / "model.safetensors") for path in (whole, tmp_path / "killed"))
     for key, value in first.state_dict().items():

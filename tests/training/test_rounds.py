@@ -1,5 +1,6 @@
 """Training in rounds: labels are corrected where the network can be trusted, kept elsewhere, and rounds settle."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import zarr
 from regnet.files import read_json
 from regnet.models import ModelOptions, build_model, load_checkpoint
 from regnet.training import rounds
+from regnet.training.held_out import held_out_errors
 from regnet.training.options import TrainingOptions
 from regnet.training.rounds import correct, train_rounds, under_shifts
 
@@ -51,6 +53,22 @@ def test_trusted_labels_become_predictions_and_the_others_stay(store, model, tmp
         store.with_labels(tmp_path / "all.zarr").tile(int(train[0])).label_offset, after[train[0]]
     )
     np.testing.assert_array_equal(store.tile(int(train[0])).label_offset, before[train[0]])
+
+
+def test_held_out_ground_of_unknown_truth_gives_way_to_that_of_validation(store, model):
+    def errors(**change):
+        changed = copy(store)
+        changed.index = store.index.copy()
+        for column, value in change.items():
+            changed.index.loc[store.tiles("test"), column] = value
+        return held_out_errors(changed, model, BRIEF)
+
+    expected = errors(part="shifted")  # so that validation is all there is
+    assert len(expected)
+    np.testing.assert_array_equal(errors(true_dx_px=np.nan), expected)
+    changed = copy(store)
+    changed.index = store.index.assign(true_dx_px=np.nan)
+    assert held_out_errors(changed, model, BRIEF).shape == (0, 2)
 
 
 def test_a_pair_keeps_the_shift_that_its_labels_have_in_common(store, model, tmp_path):
