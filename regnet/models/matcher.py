@@ -255,13 +255,10 @@ class Matcher(nn.Module):
                 describe = _FIXED_DESCRIPTORS[self.kind].function
                 bands = self.options.described_bands or moving[0].shape[1]
                 images = fixed[0], moving[0][:, :bands]
-                if self.trainable or not in_place:
-                    extra = describe(images[0]), describe(images[1])
-                if in_place:
-                    images = well_blurred((images[0], fixed[1]), (images[1], moving[1]), describe)
-                    pairs.append((describe(images[0]), describe(images[1])))
-                else:
-                    pairs.append(extra)
+                clear = well_blurred((images[0], fixed[1]), (images[1], moving[1]), describe) if in_place else images
+                pairs.append((describe(clear[0]), describe(clear[1])))
+                if self.trainable:
+                    extra = (describe(images[0]), describe(images[1])) if in_place else pairs[0]
         if self.trainable:
             inputs = (torch.cat((fixed[0], extra[0]), 1), torch.cat((moving[0], extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
