@@ -46,11 +46,17 @@ def _residual(width: int, dilation: int) -> nn.Sequential:
 
 
 class _FixedDescriptor(NamedTuple):
+    """A descriptor, its channels, and whether it sees the finest detail, which may be noise or in one image alone."""
+
     function: Callable[[Tensor], Tensor]
     channels: int
+    fine: bool
 
 
-_FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(structure, STRUCTURE_CHANNELS), "ngf": _FixedDescriptor(ngf, 2)}
+_FIXED_DESCRIPTORS = {
+    "mind": _FixedDescriptor(structure, STRUCTURE_CHANNELS, fine=True),
+    "ngf": _FixedDescriptor(ngf, 2, fine=False),
+}
 
 
 class Descriptor(nn.Module):
@@ -252,13 +258,14 @@ class Matcher(nn.Module):
         extra = fixed[0][:, :0], moving[0][:, :0]
         if self.kind:
             with torch.no_grad():
-                describe = _FIXED_DESCRIPTORS[self.kind].function
+                describe, _, fine = _FIXED_DESCRIPTORS[self.kind]
                 bands = self.options.described_bands or moving[0].shape[1]
-                images = fixed[0], moving[0][:, :bands]
-                clear = well_blurred((images[0], fixed[1]), (images[1], moving[1]), describe) if in_place else images
+                images = clear = fixed[0], moving[0][:, :bands]
+                if fine and in_place:
+                    clear = well_blurred((images[0], fixed[1]), (images[1], moving[1]), describe)
                 pairs.append((describe(clear[0]), describe(clear[1])))
                 if self.trainable:
-                    extra = (describe(images[0]), describe(images[1])) if in_place else pairs[0]
+                    extra = pairs[0] if clear is images else (describe(images[0]), describe(images[1]))
         if self.trainable:
             inputs = (torch.cat((fixed[0], extra[0]), 1), torch.cat((moving[0], extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
