@@ -24,7 +24,7 @@ WINDOW_PX, GROUND_PX = 4.0, 16.0
 """Gaussian windows in which an offset is found, and over which it is told how well."""
 FLAT = 1e-5
 """Mean square of a slope that the flattest ground has."""
-PROBES, PROBE_PX = 4, 64
+PROBES, PROBE_PX = 3, 64
 """Of larger images so many squares in rows and columns, of this side, are looked at."""
 
 Masked = tuple[Tensor, Tensor]
