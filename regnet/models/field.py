@@ -296,14 +296,15 @@ def _best_predicting(
     noises: list[Tensor] = []
     best = torch.full_like(evidence.base[:, 0, 0, 0], -torch.inf)
     going = torch.ones_like(best, dtype=torch.bool)
+    wide = _widened(evidence)
     if not begun:
-        fits.append(_by_block(_look_up(evidence, torch.zeros_like(evidence.base[:, None])))[:, 0])
+        fits.append(_by_block(_look_up(wide, torch.zeros_like(evidence.base[:, None])))[:, 0])
         tried.append(going)
         best = fits[0].sum(1)
     for view in views:
         looks.append(_Look.at(evidence, view, begun))
         with torch.no_grad():
-            predictions = _predictions(evidence, looks[-1], begun)
+            predictions = _predictions(evidence, wide, looks[-1], begun)
         for fit in predictions.unbind(1):
             scores = fit.sum(2)
             place = scores.argmax(1, keepdim=True)
@@ -339,7 +340,7 @@ def _by_block(values: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(values, pad), BLOCK_CELLS, divisor_override=1).flatten(2)
 
 
-def _predictions(evidence: Evidence, look: _Look, begun: bool) -> Tensor:
+def _predictions(evidence: Evidence, wide: Tensor, look: _Look, begun: bool) -> Tensor:
     """How well (B, sigmas, noises, blocks) fields found on half of the ground fit the other's evidence."""
     shape = (evidence.base.shape[-2], evidence.base.shape[-1])
     board = _checkerboard(evidence.base, BLOCK_CELLS)
@@ -353,7 +354,7 @@ def _predictions(evidence: Evidence, look: _Look, begun: bool) -> Tensor:
         )
         # Each cell has one field that it was not made from, so one look at each is enough.
         field = one * (1 - board) + other * board - evidence.base[:, None]
-        scores.append(_by_block(_look_up(evidence, field)))
+        scores.append(_by_block(_look_up(wide, field)))
     return torch.stack(scores, 1)
 
 
@@ -366,17 +367,44 @@ def _noise_between(scores: Tensor, place: Tensor) -> Tensor:
     return scores.new_tensor(NOISES)[place] * (NOISES[1] / NOISES[0]) ** aside
 
 
-def _look_up(evidence: Evidence, fields: Tensor) -> Tensor:
-    """The volume (B, A, h, w) at fields (B, A, 2, h, w) of offsets, bilinear between whole offsets."""
+def _widened(evidence: Evidence) -> Tensor:
+    """The volume as it goes on for one offset beyond its reach, (B, (K + 2)^2, h, w)."""
     side = round(evidence.offsets.shape[1] ** 0.5)
-    place = (fields + side // 2).clamp(0, side - 1)
-    whole = place.floor().clamp(max=side - 2)
+    wide = evidence.volume.reshape(-1, side, side, *evidence.volume.shape[2:])
+    for dim in (1, 2):
+        steps = wide.diff(dim=dim)
+        before = wide.narrow(dim, 0, 1) - steps.narrow(dim, 0, 1)
+        after = wide.narrow(dim, -1, 1) + steps.narrow(dim, -1, 1)
+        wide = torch.cat((before, wide, after), dim)
+    return wide.flatten(1, 2)
+
+
+def _look_up(wide: Tensor, fields: Tensor) -> Tensor:
+    """The widened volume (B, (K + 2)^2, h, w) at fields (B, A, 2, h, w) of offsets: (B, A, h, w).
+
+    Bilinear, and what peaks rise above that: between whole offsets a share t (1 - t) of the bend there, twice what a
+    parabola asks for, and half of what a peak of two straight lines may. Without it fields that move least would seem
+    to predict best, since whole offsets, no offset among them, would be looked up on their peaks and all others below.
+    """
+    side = round(wide.shape[1] ** 0.5)
+    place = (fields + side // 2).clamp(1, side - 2)
+    whole = place.floor().clamp(max=side - 3)
     x, y = (place - whole).unbind(2)
     index = (whole[:, :, 1] * side + whole[:, :, 0]).long()
-    near = [evidence.volume.gather(1, index + step) for step in (0, 1, side, side + 1)]
-    upper, lower = near[0] * (1 - x) + near[1] * x, near[2] * (1 - x) + near[3] * x
-    found: Tensor = upper * (1 - y) + lower * y
-    return found
+
+    def at(row: int, col: int) -> Tensor:
+        return wide.gather(1, index + (row * side + col))
+
+    bend_x, bend_y = x * (1 - x), y * (1 - y)
+    lines, bent = [], []
+    for row in (-1, 0, 1, 2):
+        left, right = at(row, 0), at(row, 1)
+        lines.append(torch.lerp(left, right, x))
+        if row in (0, 1):
+            bends = torch.lerp(2 * left - at(row, -1) - right, 2 * right - left - at(row, 2), x)
+            bent.append(torch.addcmul(lines[-1], bend_x, bends))
+    bends = torch.lerp(2 * lines[1] - lines[0] - lines[2], 2 * lines[2] - lines[1] - lines[3], y)
+    return torch.addcmul(torch.lerp(bent[0], bent[1], y), bend_y, bends)
 
 
 def _checkerboard(like: Tensor, block: int) -> Tensor:

@@ -18,6 +18,7 @@ from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.ground import Ground
 from regnet.models.options import ModelOptions
 from regnet.models.pyramid import moved, pyramid
+from regnet.models.sharpness import well_blurred
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
@@ -45,11 +46,17 @@ def _residual(width: int, dilation: int) -> nn.Sequential:
 
 
 class _FixedDescriptor(NamedTuple):
+    """A descriptor, its channels, and whether it sees the finest detail, which may be noise or in one image alone."""
+
     function: Callable[[Tensor], Tensor]
     channels: int
+    fine: bool
 
 
-_FIXED_DESCRIPTORS = {"mind": _FixedDescriptor(structure, STRUCTURE_CHANNELS), "ngf": _FixedDescriptor(ngf, 2)}
+_FIXED_DESCRIPTORS = {
+    "mind": _FixedDescriptor(structure, STRUCTURE_CHANNELS, fine=True),
+    "ngf": _FixedDescriptor(ngf, 2, fine=False),
+}
 
 
 class Descriptor(nn.Module):
@@ -146,7 +153,7 @@ class Matcher(nn.Module):
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
-            evidence, logits = self._evidence(seen[level], moved(*sought[level], base), cells, scale)
+            evidence, logits = self._evidence(seen[level], moved(*sought[level], base), cells, scale, scale == 1)
             step = self._fitted(evidence, scale, bool(levels))
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
@@ -186,7 +193,10 @@ class Matcher(nn.Module):
         pull = F.avg_pool2d(found, BACKWARD_SCALE) / BACKWARD_SCALE
         sought, brought = moved(*pooled(moving, there, BACKWARD_SCALE), pull)
         weights, offsets = (brought, share), offset_grid(radius, fixed.device)
-        volumes = [correlation_volume(m, f, radius, weights) for f, m in self._describe(seen, sought)]
+        volumes = [
+            correlation_volume(m, f, radius, weights)
+            for f, m in self._describe((seen, share), (sought, brought), False)
+        ]
         base = F.avg_pool2d(torch.zeros_like(pull), CELL)
         evidence = Evidence(torch.stack(volumes).mean(0), count_volume(*weights, radius), offsets, base)
         apart, _ = statistics(evidence.window(BACKWARD_WINDOW_PX).logits(), offsets)
@@ -203,12 +213,12 @@ class Matcher(nn.Module):
         return self.shift * likeness
 
     def _evidence(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int, begun: bool
     ) -> tuple[Evidence, tuple[Tensor, ...]]:
         """What one level knows of the offsets beyond `base`, (B, 2, h, w) px of the level, and its logits."""
         radius, offsets = self._reach(scale)
         weights = (fixed[1], moving[1])
-        volumes = [correlation_volume(f, m, radius, weights) for f, m in self._describe(fixed[0], moving[0])]
+        volumes = [correlation_volume(f, m, radius, weights) for f, m in self._describe(fixed, moving, begun)]
         volume = torch.stack(volumes).mean(0) if len(volumes) > 1 else volumes[0]
         evidence = Evidence(volume, count_volume(*weights, radius), offsets, base)
         if not self.training and scale > 1:
@@ -236,17 +246,28 @@ class Matcher(nn.Module):
         assert isinstance(offsets, Tensor)
         return self.options.finest_radius_px if refines else self.options.radius_px, offsets
 
-    def _describe(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of descriptors: the fixed one, the learned one, or both."""
+    def _describe(
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], in_place: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of descriptors: the fixed one, the learned one, or both.
+
+        Of images that are in place, the fixed one is of them as blurred as tells most. A learned one is told what it is
+        of them as they are: it learns itself what to make of that, and can only of what is always the same.
+        """
         pairs = []
+        extra = fixed[0][:, :0], moving[0][:, :0]
         if self.kind:
             with torch.no_grad():
-                describe = _FIXED_DESCRIPTORS[self.kind].function
-                bands = self.options.described_bands or moving.shape[1]
-                pairs.append((describe(fixed), describe(moving[:, :bands])))
+                describe, _, fine = _FIXED_DESCRIPTORS[self.kind]
+                bands = self.options.described_bands or moving[0].shape[1]
+                images = clear = fixed[0], moving[0][:, :bands]
+                if fine and in_place:
+                    clear = well_blurred((images[0], fixed[1]), (images[1], moving[1]), describe)
+                pairs.append((describe(clear[0]), describe(clear[1])))
+                if self.trainable:
+                    extra = pairs[0] if clear is images else (describe(images[0]), describe(images[1]))
         if self.trainable:
-            extra = pairs[0] if pairs else (fixed[:, :0], moving[:, :0])
-            inputs = (torch.cat((fixed, extra[0]), 1), torch.cat((moving, extra[1]), 1))
+            inputs = (torch.cat((fixed[0], extra[0]), 1), torch.cat((moving[0], extra[1]), 1))
             pairs.append((self.describe_fixed(inputs[0]), self.describe_moving(inputs[1])))
         return pairs
 
