@@ -73,7 +73,7 @@ def test_a_rough_field_is_followed_and_noise_alone_is_not(monkeypatch):
     rough, still = field(15.0), torch.zeros(1, 2, SIDE, SIDE)
     assert error_px(fit_field(evidence(rough, 0.1)), rough) < 0.25 * error_px(still, rough)
     noise = evidence(still, 1.0)
-    assert error_px(fit_field(noise), still) < 0.1
+    assert error_px(fit_field(noise), still) < 0.15
     taking(monkeypatch, SIGMAS.index((10.0, 10.0)), NOISES[0])
     assert error_px(fit_field(noise), still) > 0.4
 
@@ -137,7 +137,7 @@ def test_cells_that_make_no_whole_squares_are_found_too(shape):
     assert error_px(fit_field(evidence(true, 0.05)), true) < 0.1
 
 
-@pytest.mark.parametrize(("sigma_px", "fewer", "in_training"), [(100.0, 20, 10), (15.0, 9, 13)])
+@pytest.mark.parametrize(("sigma_px", "fewer", "in_training"), [(100.0, 21, 9), (15.0, 9, 13)])
 def test_only_fields_with_a_share_are_found_unless_each_samples_gradient_is_asked_for(
     monkeypatch, sigma_px, fewer, in_training
 ):
@@ -222,3 +222,35 @@ def test_offsets_stay_near_what_coarser_levels_found():
     known = replace(evidence(near, 0.0), volume=two)
     assert error_px(fit_field(known, begun=True), near) == pytest.approx(4 * 2**0.5 / (1 + np.exp(2)), abs=0.15)
     assert error_px(fit_field(known, begun=False), near) > 1.0
+
+
+def peaks_at(place, shape):
+    """Evidence of one cell that peaks at an offset, by a function of the distances along x and y."""
+    x, y = offset_grid(RADIUS) - torch.tensor(place)[:, None]
+    volume = shape(x, y)[None, :, None, None]
+    return Evidence(volume, torch.ones_like(volume), offset_grid(RADIUS), torch.zeros(1, 2, 1, 1))
+
+
+def looked_up(known, places):
+    fields = torch.tensor(places, dtype=torch.float32)[None, :, :, None, None]
+    return module._look_up(module._widened(known), fields)[0, :, 0, 0]
+
+
+def test_between_whole_offsets_slopes_are_straight_and_peaks_rise():
+    """Where the slope is even there is nothing to add; a bend of 2 along each axis adds 2 t (1 - t)."""
+    places = [(0.0, 0.0), (1.3, -2.6), (-3.8, 3.5), (4.0, -4.0)]
+    slope = looked_up(peaks_at((0.0, 0.0), lambda x, y: 3 * x - 2 * y + x * y), places)
+    torch.testing.assert_close(slope, torch.tensor([3 * x - 2 * y + x * y for x, y in places]), atol=1e-5, rtol=0)
+    found = looked_up(
+        peaks_at((0.3, -0.4), lambda x, y: -x.square() - y.square()), [(0.0, 0.0), (0.3, -0.4), (1.0, -1.0)]
+    )
+    # Bilinear, a parabola is t (1 - t) too low between whole offsets; the bend gives twice that back.
+    torch.testing.assert_close(found, torch.tensor([-0.25, 0.21 + 0.24, -0.85]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [lambda x, y: -x.abs() - y.abs(), lambda x, y: -x.square() - y.square()])
+@pytest.mark.parametrize("place", [(0.3, 0.0), (-0.2, 0.4), (1.6, -2.3), (0.5, 0.5)])
+def test_evidence_speaks_for_where_its_peak_is_rather_than_for_the_whole_offset_beside(shape, place):
+    whole = tuple(map(round, place))
+    there, beside = looked_up(peaks_at(place, shape), [place, whole])
+    assert there > beside
