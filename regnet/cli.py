@@ -271,7 +271,7 @@ def _tried(work: Callable[[], int], schema: type) -> tuple[int, str]:
         return _quiet(), ""
     except OSError as error:
         if error.errno in UNWRITABLE:
-            return BAD_INPUT, f"{error.filename}: {error.strerror}; free some space or choose another output_dir"
+            return BAD_INPUT, f"{error.filename}: {error.strerror}; free some space or write to another folder"
         return DEFECT, _defect(error)
     except JobError:
         raise

@@ -147,7 +147,7 @@ def _told(path: Path, error: OSError) -> OSError | OutputError:
     """An error of writing as the user is told it; any other as it is."""
     if error.errno not in UNWRITABLE:
         return error
-    return OutputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another output_dir")
+    return OutputError(f"{path}: cannot be written ({error.strerror}); free some space or write to another folder")
 
 
 def _sibling(path: Path, kind: str) -> Path:

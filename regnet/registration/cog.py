@@ -63,7 +63,7 @@ def write_cog(path: Path, resampling: str = "average", **profile: Any) -> Iterat
             except RasterioError as error:
                 reason = " ".join(str(error).split())[:160]
                 raise OutputError(
-                    f"{path}: cannot be written ({reason}); free some space or choose another output_dir"
+                    f"{path}: cannot be written ({reason}); free some space or write to another folder"
                 ) from error
     finally:
         files.remove(scratch)

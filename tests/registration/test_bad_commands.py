@@ -225,7 +225,7 @@ def test_apply_refuses_what_it_cannot_use(refuses):
 
 def test_the_output_folder_lies_below_a_file(refuses):
     Path("file").touch()
-    expected = r"file/out.*: cannot be written \(Not a directory\); free some space or choose another output_dir"
+    expected = r"file/out.*: cannot be written \(Not a directory\); free some space or write to another folder"
     refuses(expected, "register", "fixed=fixed.tif", "moving=moving.tif", "output_dir=file/out")
 
 
@@ -238,7 +238,7 @@ def test_the_output_folder_cannot_be_written(refuses, command):
     if command == "prepare":
         pair = ("prepare.pairs=[{name: a, fixed: fixed.tif, moving: moving.tif}]",)
     refuses(
-        "/sys/kernel/out.*free some space or choose another output_dir", command, *pair, "output_dir=/sys/kernel/out"
+        "/sys/kernel/out.*free some space or write to another folder", command, *pair, "output_dir=/sys/kernel/out"
     )
 
 
@@ -258,7 +258,7 @@ def test_the_disk_is_full_in_the_console(tmp_path):
         timeout=300,
     )
     assert done.returncode == 2, done.stderr
-    assert re.match("regnet: out.*; free some space or choose another output_dir$", done.stderr.splitlines()[-1])
+    assert re.match("regnet: out.*; free some space or write to another folder$", done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
     assert files_in(tmp_path) == before
 
