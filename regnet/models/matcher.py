@@ -153,7 +153,7 @@ class Matcher(nn.Module):
                 displacement = 2 * F.interpolate(displacement, scale_factor=2, mode="bicubic", align_corners=False)
             base = displacement.detach()
             cells = F.avg_pool2d(base, CELL)
-            evidence, logits = self._evidence(seen[level], moved(*sought[level], base), cells, scale, scale == 1)
+            evidence, logits = self._evidence(seen[level], moved(*sought[level], base), cells, scale)
             step = self._fitted(evidence, scale, bool(levels))
             full = F.interpolate(step, scale_factor=CELL, mode="bicubic", align_corners=False)
             displacement = full + warp(displacement, full.detach())
@@ -213,12 +213,14 @@ class Matcher(nn.Module):
         return self.shift * likeness
 
     def _evidence(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int, begun: bool
+        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
     ) -> tuple[Evidence, tuple[Tensor, ...]]:
         """What one level knows of the offsets beyond `base`, (B, 2, h, w) px of the level, and its logits."""
         radius, offsets = self._reach(scale)
         weights = (fixed[1], moving[1])
-        volumes = [correlation_volume(f, m, radius, weights) for f, m in self._describe(fixed, moving, begun)]
+        volumes = [
+            correlation_volume(f, m, radius, weights) for f, m in self._describe(fixed, moving, self._refines(scale))
+        ]
         volume = torch.stack(volumes).mean(0) if len(volumes) > 1 else volumes[0]
         evidence = Evidence(volume, count_volume(*weights, radius), offsets, base)
         if not self.training and scale > 1:
@@ -241,10 +243,13 @@ class Matcher(nn.Module):
 
     def _reach(self, scale: int) -> tuple[int, Tensor]:
         """How far a level looks, in its px, and the offsets within."""
-        refines = scale == 1 and self.options.levels > 1
-        offsets = self.finest_offsets if refines else self.offsets
+        offsets = self.finest_offsets if self._refines(scale) else self.offsets
         assert isinstance(offsets, Tensor)
-        return self.options.finest_radius_px if refines else self.options.radius_px, offsets
+        return self.options.finest_radius_px if self._refines(scale) else self.options.radius_px, offsets
+
+    def _refines(self, scale: int) -> bool:
+        """Whether a level is the finest, and others lead up to it: there images lie nearly in place."""
+        return scale == 1 and self.options.levels > 1
 
     def _describe(
         self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], in_place: bool

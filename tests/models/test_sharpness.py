@@ -8,8 +8,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from regnet.models import sharpness
+from regnet.models import matcher, sharpness
 from regnet.models.descriptors import structure
+from regnet.models.options import ModelOptions
 from regnet.models.sharpness import FLAT, well_blurred
 
 SIDE = 128
@@ -113,3 +114,15 @@ def test_information_is_that_of_waves_that_are_a_known_phase_apart() -> None:
     slope, curvature = math.sin(phase) * math.sin(k), 2 * math.cos(phase) * (1 - math.cos(k))
     told = sharpness.information(fixed, moving, torch.ones_like(x))
     assert told.item() == pytest.approx(curvature**2 / (slope**2 + FLAT), rel=1e-3)
+
+
+@pytest.mark.parametrize(("levels", "count"), [(1, 0), (3, 1)])
+def test_images_are_blurred_only_where_coarser_levels_have_brought_them_together(
+    monkeypatch: pytest.MonkeyPatch, levels: int, count: int
+) -> None:
+    calls = []
+    monkeypatch.setattr(matcher, "well_blurred", lambda *args: calls.append(args) or well_blurred(*args))
+    image = seen(ground(), 0.5, seed=1)
+    with torch.no_grad():
+        matcher.Matcher(ModelOptions(descriptor="mind", levels=levels), 1, 1).eval()(image, image)
+    assert len(calls) == count

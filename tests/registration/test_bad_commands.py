@@ -237,9 +237,7 @@ def test_the_output_folder_cannot_be_written(refuses, command):
     pair = ("fixed=fixed.tif", "moving=moving.tif")
     if command == "prepare":
         pair = ("prepare.pairs=[{name: a, fixed: fixed.tif, moving: moving.tif}]",)
-    refuses(
-        "/sys/kernel/out.*free some space or write to another folder", command, *pair, "output_dir=/sys/kernel/out"
-    )
+    refuses("/sys/kernel/out.*free some space or write to another folder", command, *pair, "output_dir=/sys/kernel/out")
 
 
 def water(seed):
