@@ -122,7 +122,8 @@ class GridRaster:
 
 def _read_warped(dataset: DatasetReader, bands: Sequence[Band], grid: Grid, box: Box) -> NDArray[np.float32]:
     """Read bands of one file on a box of the grid; NaN where invalid."""
-    same = grid_of(dataset).crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
+    own = grid_of(dataset)
+    same = own.crs == grid.crs and dataset.transform.almost_equals(grid.transform, 1e-9)
     if same:
         return _read_source(dataset, bands, box)
     needed, ratio, finer = _source_box(dataset, grid, box)
@@ -145,11 +146,11 @@ def _read_warped(dataset: DatasetReader, bands: Sequence[Band], grid: Grid, box:
     rasterio.warp.reproject(
         _read_source(dataset, bands, needed, step),
         result,
-        src_transform=Affine.translation(whole_turns(grid_of(dataset), grid), 0)
+        src_transform=Affine.translation(whole_turns(own, grid), 0)
         @ dataset.transform
         @ Affine.translation(needed.col, needed.row)
         @ Affine.scale(step),
-        src_crs=grid_of(dataset).crs,
+        src_crs=own.crs,
         src_nodata=np.nan,
         dst_transform=grid.box_transform(box),
         dst_crs=grid.crs,

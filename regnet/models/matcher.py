@@ -18,7 +18,7 @@ from regnet.models.field import Evidence, fit_field, statistics
 from regnet.models.ground import Ground
 from regnet.models.options import ModelOptions
 from regnet.models.pyramid import moved, pyramid
-from regnet.models.sharpness import well_blurred
+from regnet.models.sharpness import Masked, well_blurred
 
 OWN_WINDOW_PX, OWN_SHARPNESS = 8.0, 25.0
 """Window and inverse temperature at which the learned descriptors answer for themselves; at first they fit anywhere."""
@@ -212,9 +212,7 @@ class Matcher(nn.Module):
         likeness: Tensor = self.ground(torch.cat((fixed, moving), 1), fixed_valid & moving_valid)
         return self.shift * likeness
 
-    def _evidence(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], base: Tensor, scale: int
-    ) -> tuple[Evidence, tuple[Tensor, ...]]:
+    def _evidence(self, fixed: Masked, moving: Masked, base: Tensor, scale: int) -> tuple[Evidence, tuple[Tensor, ...]]:
         """What one level knows of the offsets beyond `base`, (B, 2, h, w) px of the level, and its logits."""
         radius, offsets = self._reach(scale)
         weights = (fixed[1], moving[1])
@@ -251,9 +249,7 @@ class Matcher(nn.Module):
         """Whether a level is the finest, and others lead up to it: there images lie nearly in place."""
         return scale == 1 and self.options.levels > 1
 
-    def _describe(
-        self, fixed: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], in_place: bool
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _describe(self, fixed: Masked, moving: Masked, in_place: bool) -> list[tuple[Tensor, Tensor]]:
         """Pairs of descriptors: the fixed one, the learned one, or both.
 
         Of images that are in place, the fixed one is of them as blurred as tells most. A learned one is told what it is

@@ -28,7 +28,7 @@ PROBES, PROBE_PX = 3, 64
 """Of larger images so many squares in rows and columns, of this side, are looked at."""
 
 Masked = tuple[Tensor, Tensor]
-"""An image (B, C, H, W) and the share of each pixel that is valid (B, 1, H, W)."""
+"""An image, or its descriptors, (B, C, H, W) and the share of each pixel that is valid (B, 1, H, W)."""
 Describe = Callable[[Tensor], Tensor]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regnet.displacement import pooled, smooth, warp, warp_valid
 from regnet.models.descriptors import mind
+from regnet.models.sharpness import Masked
 from regnet.tiles.patch import Patch
 
 FINE, MIDDLE, COARSE = 2, 4, 8
@@ -27,9 +28,6 @@ WINDOW_PX = 8.0
 """Gaussian window over which the fit is averaged, px of the resolution."""
 RIVALS = tuple((round(2 * math.cos(turn * math.pi / 4)), round(2 * math.sin(turn * math.pi / 4))) for turn in range(8))
 """Steps aside, dx and dy in px of the middle resolution."""
-
-Masked = tuple[Tensor, Tensor]
-"""An image, or its descriptors, (1, C, H, W) and the weight of its pixels (1, 1, H, W)."""
 
 
 class Agreement(NamedTuple):

@@ -30,6 +30,11 @@ def check_inputs(inputs: Sequence[Tensor], labels: Sequence[object] | None = Non
             raise InputError(f"tile {tile}: input {position} holds NaN or infinite values; mask or leave out this tile")
 
 
+def is_chosen(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter's name matches one of the glob patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def chosen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """List the parameters whose names match a glob pattern.
 
@@ -40,7 +45,7 @@ def chosen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         raise InputError("model: TorchScript lets nobody watch its layers; pass the module that it was made from")
     names = []
     for name, value in model.named_parameters():
-        if not any(fnmatchcase(name, pattern) for pattern in patterns):
+        if not is_chosen(name, patterns):
             continue
         if value.dtype not in (torch.float32, torch.float64):
             kind = str(value.dtype).removeprefix("torch.")

@@ -7,7 +7,6 @@ since the derivative of an eigendecomposition fails where eigenvalues are equal.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regnet.errors import ConfigError
-from regnet.similarity.checks import chosen_parameters
+from regnet.similarity.checks import chosen_parameters, is_chosen
 from regnet.similarity.kernel import FLOOR
 from regnet.similarity.readouts import Readout
 from regnet.similarity.reference import reference_jacobians
@@ -97,7 +96,7 @@ class SimilarityTerm:
             raise ConfigError("training.alike: nothing is alike; set training.photometric above 0 or training.flips")
         self.model, self.options = model, options
         patterns, known = list(options.alike.parameters), [name for name, _ in model.named_parameters()]
-        if not any(fnmatch.filter(known, pattern) for pattern in patterns):
+        if not any(is_chosen(name, patterns) for name in known):
             last = ", ".join(known[-3:])
             raise ConfigError(
                 f"training.alike.parameters={patterns}: the model has no such parameter; its last are called {last}"
