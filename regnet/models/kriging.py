@@ -17,7 +17,7 @@ SPACING = 1.0
 """Distance of the process's basis functions, sigmas: their sum of squares is level to 0.01 %."""
 BEYOND = 2
 """So many basis functions lie beyond each end of the grid."""
-ITERATIONS = 10
+ITERATIONS = 12
 """Steps of the preconditioned conjugate gradients."""
 TINY = 1e-12
 """Nothing is divided by less, whose square is a number still: gradients stay finite."""
@@ -60,6 +60,10 @@ def krige(
     Returns:
         The field (..., 2, *shape) at the cells.
     """
+    if shape[0] * sigma[1] > shape[1] * sigma[0]:
+        # The axis with fewer basis functions goes first, where it makes the products below small.
+        turned = (values.mT.contiguous() for values in (target, weight))
+        return krige(*turned, (sigma[1], sigma[0]), noise, step, (shape[1], shape[0])).mT
     rows, columns = (
         _axis(count, step, width, target.device, target.dtype)
         for count, width in zip(target.shape[-2:], sigma, strict=True)
@@ -69,20 +73,20 @@ def krige(
     scale = step**2 / noise
 
     def onto(coefficients: Tensor) -> Tensor:
-        return rows.squares @ coefficients @ columns.squares.T
+        return rows.squares @ (coefficients @ columns.squares.T)
 
-    def back(field: Tensor) -> Tensor:
-        return rows.squares.T @ field @ columns.squares
+    def weighed_back(field: Tensor) -> Tensor:
+        return torch.stack([rows.squares.T @ part @ columns.squares for part in _times(weight, field)], -3)
 
     # As if the weights were alike everywhere and along x and y, which is solved at once in the turned basis.
     power = weight[..., ::2, :, :].mean((-2, -1), keepdim=True) * (rows.power[:, None] * columns.power)
     likely = 1 + scale * power
-    rest = scale * back(_times(weight, target - mean))
+    rest = scale * weighed_back(target - mean)
     found, guess = torch.zeros_like(rest), rest / likely
     way, size = guess, _inner(rest, guess)
     rests, shares = [rest], [guess / size.clamp_min(TINY)]
     for _ in range(ITERATIONS):
-        ahead = way + scale * back(_times(weight, onto(way)))
+        ahead = way + scale * weighed_back(onto(way))
         length = size / _inner(way, ahead).clamp_min(TINY)
         found, rest = found + length * way, rest - length * ahead
         # In exact arithmetic this takes nothing away. Without it rounding grows tenfold from step to step where weights
@@ -93,14 +97,14 @@ def krige(
         way = guess + size / before.clamp_min(TINY) * way
         rests.append(rest)
         shares.append(guess / size.clamp_min(TINY))
-    return rows.cells[: shape[0]] @ found @ columns.cells[: shape[1]].T + mean
+    return rows.cells[: shape[0]] @ (found @ columns.cells[: shape[1]].T) + mean
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Symmetric matrices (..., 3, h, w) by vectors (..., 2, h, w)."""
+def _times(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric matrices (..., 3, h, w) by vectors (..., 2, h, w): both components (..., h, w)."""
     xx, xy, yy = matrix.unbind(-3)
     x, y = vector.unbind(-3)
-    return torch.stack((torch.addcmul(xx * x, xy, y), torch.addcmul(xy * x, yy, y)), -3)
+    return torch.addcmul(xx * x, xy, y), torch.addcmul(xy * x, yy, y)
 
 
 def _weighted_mean(weight: Tensor, target: Tensor) -> Tensor:
@@ -109,7 +113,8 @@ def _weighted_mean(weight: Tensor, target: Tensor) -> Tensor:
     xx, xy, yy = total.unbind(-3)
     adjugate = torch.stack((yy, -xy, xx), -3)
     determinant = (xx * yy - xy * xy).clamp_min(TINY)
-    return _times(adjugate, _times(weight, target).sum((-2, -1), keepdim=True)) / determinant[..., None, :, :]
+    moment = torch.stack(_times(weight, target), -3).sum((-2, -1), keepdim=True)
+    return torch.stack(_times(adjugate, moment), -3) / determinant[..., None, :, :]
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
