@@ -42,7 +42,7 @@ from regnet.tiles.patch import Patch
 OURS = {"regnet": [], "regnet_adapt": ["adapt=true"]}
 TOOLS = ["none", "regnet", "classical.dis", "classical.klt", "classical.bspline", "classical.elastix"]
 BIG = [name for name, source in SOURCES.items() if source.size_px]
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.5
 MOST_PIXELS = 4_000_000
 """Errors of larger pairs are looked at every few pixels."""
 
@@ -59,7 +59,7 @@ def run_method(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     except InputError as error:
         result["failure"] = str(error)
     result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    return result | {"peak_mb": _peak_mb("self")}
+    return result | {"peak_mb": _peak_mb()}
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -82,7 +82,7 @@ def run_regnet(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         peak_mb = 0.0
         while process.poll() is None:
-            peak_mb = max(peak_mb, _peak_mb(str(process.pid)))
+            peak_mb = max(peak_mb, _held_mb(process.pid))
             time.sleep(POLL_SECONDS)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
@@ -93,13 +93,20 @@ def run_regnet(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     return result | {"share_registered": summary["share_registered"], "adapt": summary["adapt"]}
 
 
-def _peak_mb(process: str) -> float:
-    """Peak memory of a process; `getrusage` would count what the parent held when it started this one."""
+def _peak_mb() -> float:
+    """Peak memory of this process; `getrusage` would count what the parent held when it started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _held_mb(process: int) -> float:
+    """Memory that a process and those that it started hold, what they share counted once."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
+        kept = next(line for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines() if "Pss:" in line)
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except (OSError, StopIteration):
         return 0.0
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024 if "VmHWM:" in status else 0.0
+    return int(kept.split()[1]) / 1024 + sum(_held_mb(int(child)) for child in children)
 
 
 def measure(tool: str, case: str, folder: Path, threads: int = 1) -> dict[str, Any]:

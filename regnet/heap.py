@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
+from regnet import clib
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
 _LARGEST = 1 << 25
@@ -17,16 +16,9 @@ def keep_freed() -> None:
     own would be too small for such arrays. To be called before the first thread starts.
     """
     for parameter, value in ((_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_ARENA_MAX, 1)):
-        _call("mallopt", parameter, value)
+        clib.call("mallopt", parameter, value)
 
 
 def give_back() -> None:
     """Give back what is free, once work is over whose arrays the work to come does not need."""
-    _call("malloc_trim", 0)
-
-
-def _call(name: str, *numbers: int) -> None:
-    """Call a function of the C library where there is one of that name."""
-    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-    if function is not None:
-        function(*numbers)
+    clib.call("malloc_trim", 0)

@@ -62,8 +62,8 @@ def krige(
     """
     if shape[0] * sigma[1] > shape[1] * sigma[0]:
         # The axis with fewer basis functions goes first, where it makes the products below small.
-        turned = (values.mT.contiguous() for values in (target, weight))
-        return krige(*turned, (sigma[1], sigma[0]), noise, step, (shape[1], shape[0])).mT
+        target, weight = target.mT.contiguous(), weight.mT.contiguous()
+        return krige(target, weight, (sigma[1], sigma[0]), noise, step, (shape[1], shape[0])).mT
     rows, columns = (
         _axis(count, step, width, target.device, target.dtype)
         for count, width in zip(target.shape[-2:], sigma, strict=True)

@@ -9,17 +9,21 @@ as a shift between what two sensors show of the same thing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from regnet.displacement import compose, random_field
+from regnet.registration.ahead import worked
 from regnet.registration.calibration import BOUND_90
 from regnet.registration.judgement import ERROR, VALID
 from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Matcher, Reader, corners
-from regnet.tiles.patch import displaced
+from regnet.tiles.patch import Patch, displaced
+
+Values = NDArray[np.float32]
 
 PEAK_PX, SIGMA_PX = 4.0, 60.0
 """The field that is added: smooth, and no larger than what a pair in need of registration is off by."""
@@ -33,8 +37,8 @@ LEAST_VALID = 0.5
 class Check:
     """Errors as stated and as made, (n,) each, px, at places of windows that were displaced by a known field."""
 
-    stated_px: NDArray[np.float32]
-    made_px: NDArray[np.float32]
+    stated_px: Values
+    made_px: Values
     windows: int
 
     def summary(self) -> dict[str, float]:
@@ -44,7 +48,7 @@ class Check:
 
 
 def check_errors(
-    matcher: Matcher, read: Reader, shape: tuple[int, int], options: WindowOptions, count: int
+    matcher: Matcher, read: Reader, shape: tuple[int, int], options: WindowOptions, count: int, at_once: int = 1
 ) -> Check | None:
     """Displace and match windows that lie evenly over a pair.
 
@@ -54,26 +58,32 @@ def check_errors(
         shape: (H, W) of the pair, px.
         options: size and overlap of the windows.
         count: how many windows.
+        at_once: how many of them at the same time.
 
     Returns:
         What was found; None if none of the windows has enough data.
     """
     places, (height, width) = corners(shape, options)
-    chosen = np.unique(np.linspace(0, len(places) - 1, count + 2)[1:-1].round().astype(int))
+    chosen = np.unique(np.linspace(0, len(places) - 1, count + 2)[1:-1].round().astype(int)).tolist()
     border = min(options.overlap_px, height // 2, width // 2) // 4
     at = np.s_[border : height - border or None : SPACING_PX, border : width - border or None : SPACING_PX]
-    stated, made = [], []
-    for place in chosen:
-        row, col = places[place]
-        patch = read(row, col, height, width)
+
+    def seen(place: int) -> tuple[int, Patch]:
+        return place, read(*places[place], height, width)
+
+    def errors(window: tuple[int, Patch]) -> tuple[Values, Values] | None:
+        place, patch = window
         if (patch.fixed_valid & patch.moving_valid).mean() < LEAST_VALID:
-            continue
-        added = random_field((height, width), PEAK_PX, SIGMA_PX, np.random.default_rng(int(place)))
+            return None
+        added = random_field((height, width), PEAK_PX, SIGMA_PX, np.random.default_rng(place))
         first, second = matcher(patch), matcher(displaced(patch, added))
         wanted = compose(torch.from_numpy(added)[None], torch.from_numpy(first.displacement)[None])[0].numpy()
         known = second.quality[VALID][at] > 0.5
-        stated.append(second.quality[ERROR][at][known])
-        made.append(np.hypot(*(second.displacement - wanted))[at][known])
-    if not stated or not sum(map(len, stated)):
+        return second.quality[ERROR][at][known], np.hypot(*(second.displacement - wanted))[at][known]
+
+    reads = [partial(seen, place) for place in chosen]
+    told = [pair for pair in worked(reads, errors, at_once, apart=True) if pair is not None]
+    if not sum(len(stated) for stated, _ in told):
         return None
-    return Check(np.concatenate(stated), np.concatenate(made), len(stated))
+    stated, made = (np.concatenate(parts) for parts in zip(*told, strict=True))
+    return Check(stated, made, len(told))

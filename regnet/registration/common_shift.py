@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from regnet.registration.agreement import mean_fit
+from regnet.registration.ahead import worked
 from regnet.registration.calibration import shift_doubt_px
 from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Match, Matcher, Reader, corners
@@ -129,6 +132,7 @@ def find_common_shift(
     shape: tuple[int, int],
     options: WindowOptions,
     spread_px: float = 0.0,
+    at_once: int = 1,
 ) -> CommonShift:
     """Look at windows all over a pair for the shift that they have in common, at few of them where it is beyond doubt.
 
@@ -138,14 +142,25 @@ def find_common_shift(
         shape: (H, W) of the pair, px.
         options: size and overlap of the windows.
         spread_px: least doubt, that a model learned from several pairs; how badly the images agree may tell of more.
+        at_once: how many windows are matched at the same time.
     """
+
+    def looked(patch: Patch) -> tuple[float, Match]:
+        match, known = matcher(patch), patch.fixed_valid & patch.moving_valid
+        few = Match(match.displacement[EVERY], (match.quality[:1] * known)[EVERY])
+        return mean_fit(patch, torch.from_numpy(match.displacement)), few
+
     matches: list[Match] = []
     fits: list[float] = []
-    for patch in _windows(read, shape, options):
-        known = patch.fixed_valid & patch.moving_valid
-        match = matcher(patch)
-        fits.append(mean_fit(patch, torch.from_numpy(match.displacement)))
-        matches.append(Match(match.displacement[EVERY], (match.quality[:1] * known)[EVERY]))
-        if not spread_px and len(matches) >= FEW_WINDOWS and shift_doubt_px(float(np.mean(fits))) < SURE_PX:
-            break
+    reads = (partial(_same, patch) for patch in _windows(read, shape, options))
+    with closing(worked(reads, looked, at_once, apart=True)) as seen:
+        for fit, match in seen:
+            fits.append(fit)
+            matches.append(match)
+            if not spread_px and len(matches) >= FEW_WINDOWS and shift_doubt_px(float(np.mean(fits))) < SURE_PX:
+                break
     return common_shift(matches, max(spread_px, shift_doubt_px(float(np.mean(fits))))) if matches else NO_SHIFT
+
+
+def _same(patch: Patch) -> Patch:
+    return patch

@@ -117,6 +117,7 @@ class _Ready:
         adapted: what became of training on the pair; None if that was not asked for.
         mosaic: the windows of `aligned`, and the judged matcher of them.
         samples: windows small enough to look at many places.
+        several: how many of the samples are matched at once.
     """
 
     options: RegisterOptions
@@ -128,6 +129,7 @@ class _Ready:
     adapted: Mapping[str, Any] | None
     mosaic: Mosaic
     samples: WindowOptions
+    several: int
 
 
 def _prepare(
@@ -147,11 +149,13 @@ def _prepare(
     network = NetworkMatcher(model, detail_px)
     windows, at_once = side_by_side(options.windows, reader.shape, options.memory_mb, network.pixel_bytes, threads)
     samples = _samples(windows)
-    common = ranks.told(_common_shift(overall, network, reader, samples) if ranks.main else NO_SHIFT)
+    # As many samples as take no more memory than the windows do.
+    several = min(threads, at_once * windows.window_px**2 // samples.window_px**2)
+    common = ranks.told(_common_shift(overall, network, reader, samples, several) if ranks.main else NO_SHIFT)
     common = replace(common, trusted=options.trust_shift)
     matcher = JudgedMatcher(network, common, network.trained, network.backward, unseen_px(detail_px))
     mosaic = Mosaic(matcher, aligned.read_images, aligned.shape, windows, CHANNELS, at_once)
-    return _Ready(options, reader, aligned, overall, common, model, adapted, mosaic, samples)
+    return _Ready(options, reader, aligned, overall, common, model, adapted, mosaic, samples, several)
 
 
 def _finish(ready: _Ready, output_dir: Path, progress: Progress, stamp: Mapping[str, Any], start: float) -> float:
@@ -175,8 +179,10 @@ def _write(ready: _Ready, folder: Path, progress: Progress, start: float) -> flo
         block_cache(options.memory_mb // WINDOWS_SHARE),
         create_field(folder / DISPLACEMENT, reader.grid) as target,
     ):
+        give_back()  # what looking at the whole pair took: windows take other arrays, and their processes none of it
         tally, ties = write_field(mosaic, reader.grid, options, ready.overall, ready.common, target, progress)
-    check = check_errors(mosaic.matcher, mosaic.read, mosaic.shape, ready.samples, options.check_windows)
+    samples, several = ready.samples, ready.several
+    check = check_errors(mosaic.matcher, mosaic.read, mosaic.shape, samples, options.check_windows, several)
     # Windows are over; the files and the report take other arrays.
     give_back()
     points = familiar.onto(ties.frame()) if familiar else ties.frame()
@@ -259,11 +265,13 @@ def _beyond_doubt(overall: Overall, network: NetworkMatcher, reader: PairReader,
     return replace(overall, matrix=still, found=False, reason=reason)
 
 
-def _common_shift(overall: Overall, network: NetworkMatcher, reader: PairReader, samples: WindowOptions) -> CommonShift:
+def _common_shift(
+    overall: Overall, network: NetworkMatcher, reader: PairReader, samples: WindowOptions, several: int
+) -> CommonShift:
     """The shift of the whole pair; what is left beside a similarity that was found is not in doubt."""
     if overall.found:
         return NO_SHIFT
-    return find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px)
+    return find_common_shift(network, reader.read_images, reader.shape, samples, network.pair_spread_px, several)
 
 
 def _familiarity(

@@ -23,6 +23,8 @@ ALIGN_PX = 16
 # Memory of the process beside the windows (libraries, GDAL's cache, the global stage), and what a pixel of a row of
 # windows and of a strip takes at the peak.
 BASE_MB, ROW_BYTES, STRIP_BYTES = 750, 44, 150
+COPY_BYTES = 200
+"""What a pixel of a window takes in copies, on its way to the process that matches it and back."""
 GAPS = 1.15
 """The heap grows to so many times what windows take, since others' blocks lie between their arrays."""
 FAIR_PX = 512
@@ -147,12 +149,11 @@ class Mosaic:
         overlap = self.options.overlap_px
         height, (cols, width) = layout(self.shape[0], self.options)[1], layout(self.shape[1], self.options)
         weight = np.outer(_ramp(height, overlap), _ramp(width, overlap)).astype(np.float32)
-        buffer = np.empty((3 + self.channels, height, cols[-1] + width), np.float32)
+        buffer = np.zeros((3 + self.channels, height, cols[-1] + width), np.float32)  # takes no memory until written to
         reads = [partial(self.read, row, col, height, width) for row in rows for col in cols]
         bar = tqdm(total=len(reads), desc=shown, unit="window", disable=not shown)
-        with bar, closing(worked(reads, partial(_matched, self.matcher), self.at_once)) as matches:
+        with bar, closing(worked(reads, partial(_matched, self.matcher), self.at_once, apart=True)) as matches:
             for _ in rows:
-                buffer[:] = 0
                 for col, match in zip(cols, matches, strict=False):
                     if match is not None:
                         target = buffer[:, :, col : col + width]
@@ -161,6 +162,7 @@ class Mosaic:
                         target[-1] += weight
                     bar.update()
                 yield buffer
+                buffer[:] = 0
 
 
 def _matched(matcher: Matcher, patch: Patch) -> Match | None:
@@ -245,7 +247,7 @@ def side_by_side(
     """
     for at_once in range(threads, 1, -1):
         with suppress(ConfigError):
-            windows = bounded(options, shape[1], memory_mb, at_once * pixel_bytes)
+            windows = bounded(options, shape[1], memory_mb, at_once * (pixel_bytes + COPY_BYTES))
             if windows.window_px >= min(options.window_px, FAIR_PX) and len(corners(shape, windows)[0]) >= at_once:
                 return windows, at_once
     return bounded(options, shape[1], memory_mb, pixel_bytes), 1

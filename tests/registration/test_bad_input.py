@@ -29,7 +29,7 @@ from regnet.registration import register as module
 from regnet.registration.options import RegisterOptions
 from regnet.registration.progress import Progress
 from regnet.registration.register import register
-from regnet.registration.windows import FAIR_PX, Mosaic, WindowOptions, bounded, side_by_side
+from regnet.registration.windows import COPY_BYTES, FAIR_PX, Mosaic, WindowOptions, bounded, side_by_side
 from tests.conftest import full_disk
 from tests.registration.conftest import CRS, ORIGIN, TRUE, texture, write_raster
 from tests.registration.test_windows import local_mean, reader
@@ -360,7 +360,7 @@ def test_as_many_windows_at_once_as_the_memory_leaves_a_fair_size():
     assert at_once == 2
     assert FAIR_PX <= windows.window_px < bounded(wanted, 10_000, 1800, 900).window_px
     windows, at_once = side_by_side(wanted, shape, 1800, 900, 64)
-    assert windows == bounded(wanted, 10_000, 1800, 900 * at_once)
+    assert windows == bounded(wanted, 10_000, 1800, (900 + COPY_BYTES) * at_once)
     assert 2 <= at_once < 16
     assert side_by_side(wanted, (900, 900), 8000, 900, 8)[1] == 1  # a single window
     with pytest.raises(ConfigError, match=r"memory_mb=700 is too little"):
