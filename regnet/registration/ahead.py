@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from regnet.registration.forked import Begin, can_fork, forked
+from regnet.registration.forked import can_fork, forked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,11 +42,10 @@ def worked(
     pending: deque[Callable[[], Result]] = deque()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)  # for threads to come; the workers have told torch otherwise
-        if at_once == 1:
-            begin: Begin[Item, Result] = partial(partial, work)
-        elif apart and can_fork():
-            begin = stack.enter_context(forked(work, at_once))
-        else:
+        begin: Callable[[Item], Callable[[], Result]] = partial(partial, work)
+        if at_once > 1:
+            if apart and can_fork():
+                work = stack.enter_context(forked(work, at_once))
             begin = stack.enter_context(_threads(work, at_once))
         reader = stack.enter_context(_closing(ThreadPoolExecutor(1)))
         for read in reads:
@@ -58,7 +57,7 @@ def worked(
 
 
 @contextmanager
-def _threads(work: Callable[[Item], Result], count: int) -> Iterator[Begin[Item, Result]]:
+def _threads(work: Callable[[Item], Result], count: int) -> Iterator[Callable[[Item], Callable[[], Result]]]:
     with _closing(ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))) as pool:
         yield lambda item: pool.submit(work, item).result
 
@@ -72,7 +71,7 @@ def _closing(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _begun(begin: Begin[Item, Result], read: Callable[[], Item]) -> Callable[[], Result]:
+def _begun(begin: Callable[[Item], Callable[[], Result]], read: Callable[[], Item]) -> Callable[[], Result]:
     return begin(read())
 
 

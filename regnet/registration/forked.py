@@ -6,10 +6,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -20,11 +21,7 @@ from regnet.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Begin = Callable[[Item], Callable[[], Result]]
-"""Takes an item to work on and returns at once, with what waits for the result."""
 _PR_SET_PDEATHSIG = 1
-_work: Callable[[Any], Any] | None = None
-"""In a copy, what it does to each item."""
 
 
 def can_fork() -> bool:
@@ -34,59 +31,71 @@ def can_fork() -> bool:
 
 
 @contextmanager
-def forked(work: Callable[[Item], Result], count: int) -> Iterator[Begin[Item, Result]]:
-    """So many copies, with one thread each, that do some work to whatever they are given.
+def forked(work: Callable[[Item], Result], count: int) -> Iterator[Callable[[Item], Result]]:
+    """Have some work done by copies of this process, with one thread each.
 
     They have what the work refers to as it is now; items and results are pickled on their way. They end with the
-    context, or with this process however that ends.
+    context, in the middle of their work if need be, or with this process however that ends.
 
     Args:
         work: what is to be done to an item.
         count: of the copies.
 
     Yields:
-        What takes an item and returns at once, with what waits for the result.
+        The work, to be called by so many threads at a time. What it raises is raised there.
 
     Raises:
-        InputError: where a result is waited for: a copy was killed.
+        InputError: by the work: a copy was killed.
     """
-    copies = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (work, os.getpid()))
-    # The first item makes all copies, here rather than in a thread beside which others hold locks.
-    copies.submit(int).result()
+    context, parent = multiprocessing.get_context("fork"), os.getpid()
+    free: SimpleQueue[Connection] = SimpleQueue()
+    copies = []
 
-    def begin(item: Item) -> Callable[[], Result]:
-        result: Future[Result] = copies.submit(_done, item)
-
-        def wait() -> Result:
-            try:
-                return result.result()
-            except BrokenProcessPool as error:
-                raise InputError(
-                    "a process that matches windows was killed, most likely since the memory ran out; give a smaller "
-                    "memory_mb, or threads=1; what is finished is kept"
-                ) from error
-
-        return wait
+    def elsewhere(item: Item) -> Result:
+        copy = free.get()
+        try:
+            copy.send(item)
+            done, result = copy.recv()
+        except (EOFError, ConnectionError) as error:
+            raise InputError(
+                "a process that matches windows was killed, most likely since the memory ran out; give a smaller "
+                "memory_mb, or threads=1; what is finished is kept"
+            ) from error
+        finally:
+            free.put(copy)
+        if not done:
+            raise result
+        return result  # type: ignore[no-any-return]
 
     try:
-        yield begin
+        for _ in range(count):
+            here, there = context.Pipe()
+            copies.append(context.Process(target=_serve, args=(work, there, parent), daemon=True))
+            copies[-1].start()
+            there.close()  # or the end of that copy would not be noticed
+            free.put(here)
+        yield elsewhere
     finally:
-        copies.shutdown(cancel_futures=True)
+        for process in copies:
+            process.kill()
+        for process in copies:
+            process.join()
 
 
-def _begin(work: Callable[[Any], Any], parent: int) -> None:
-    """Prepare a copy."""
-    global _work
-    _work = work
+def _serve(work: Callable[[Any], Any], orders: Connection, parent: int) -> None:
+    """In a copy: do the work to one item after another."""
     # Of an interruption the parent tells, in its own time.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     clib.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)
+        return
     torch.set_num_threads(1)
-
-
-def _done(item: Any) -> Any:
-    assert _work is not None
-    return _work(item)
+    while True:
+        item = orders.recv()
+        try:
+            answer = True, work(item)
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            answer = False, error
+        orders.send(answer)

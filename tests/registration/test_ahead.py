@@ -97,7 +97,7 @@ import os, time
 from regnet.registration.ahead import worked
 
 def work(item):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(120)
 
 list(worked([int] * 2, work, 2, apart=True))
@@ -117,6 +117,34 @@ def test_processes_end_with_the_one_that_they_work_for(sent):
             return
         time.sleep(0.1)
     pytest.fail("a worker is left")
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from contextlib import closing
+from regnet.registration.ahead import worked
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def interrupt():
+    time.sleep(1)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    with closing(worked([int] * 50, lambda item: time.sleep(0.7), 2, apart=True)) as results:
+        list(results)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@needs_fork
+def test_an_interruption_while_another_is_cleared_up_after_leaves_nothing_waiting():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n"
 
 
 def runs(process):

@@ -75,19 +75,19 @@ def test_windows_all_over_the_pair_are_looked_at_where_the_images_agree_badly():
     """Every window answers by where it lies; other noise agrees with nothing."""
     patch, other = pair(), pair(seed=1)
     patch = Patch(patch.fixed, other.moving, patch.fixed_valid, patch.moving_valid, patch.structure)
-    asked = []
+    windows = []
 
     def read(row, col, height, width):
-        asked.append((row, col))
-        return PatchReader(patch)(row, col, height, width)
+        windows.append((row, col, PatchReader(patch)(row, col, height, width)))
+        return windows[-1][2]
 
     def matcher(window):
-        row, col = asked[-1]
+        ((row, col),) = [(row, col) for row, col, read in windows if read is window]
         return Match(field(row, col, window.structure.shape), np.ones((1, *window.structure.shape), np.float32))
 
     found = find_common_shift(matcher, read, SHAPE, OPTIONS)
     rows, cols = (layout(side, OPTIONS)[0] for side in SHAPE)
-    assert sorted(asked) == [(row, col) for row in rows for col in cols]
+    assert sorted((row, col) for row, col, _ in windows) == [(row, col) for row in rows for col in cols]
     inside = [np.minimum(64, side - np.array(starts)) for side, starts in zip(SHAPE, (rows, cols), strict=True)]
     assert np.allclose(
         found.found_px, [np.average(starts, weights=w) for starts, w in zip((rows, cols), inside, strict=True)]
