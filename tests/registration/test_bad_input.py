@@ -283,7 +283,7 @@ def test_a_killed_registration_goes_on_where_it_was(tmp_path, small, monkeypatch
     out.mkdir()
     (out / "displacement.tif").write_text("of an earlier run")
     arguments = [f"fixed={small[0]}", f"moving={small[1]}", f"output_dir={out}", "global_stage=false"]
-    arguments += ["windows={window_px: 64, overlap_px: 32}", "max_error_px=100"]
+    arguments += ["windows={window_px: 64, overlap_px: 32}", "max_error_px=100", f"threads={torch.get_num_threads()}"]
     code = (
         "import sys, time\nfrom regnet.registration import progress, register\nfrom regnet.cli import main\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
