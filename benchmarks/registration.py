@@ -37,6 +37,7 @@ from benchmarks.pairs import FAMILIES, SOURCES, STRIP_PX, write_case
 from regnet import metrics
 from regnet.baselines.registry import METHODS, find_method
 from regnet.errors import InputError
+from regnet.evaluation.memory import peak_memory
 from regnet.tiles.patch import Patch
 
 OURS = {"regnet": [], "regnet_adapt": ["adapt=true"]}
@@ -50,7 +51,7 @@ MOST_PIXELS = 4_000_000
 def run_method(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Run somebody else's method on a case in this process; the field lands in `<tool>.npy`."""
     cv2.setNumThreads(threads)
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu, peak_mb = time.perf_counter(), time.process_time(), peak_memory()
     result: dict[str, Any] = {}
     try:
         (fixed, fixed_valid), (moving, moving_valid) = _read(folder / "fixed.tif"), _read(folder / "moving.tif")
@@ -59,7 +60,7 @@ def run_method(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
     except InputError as error:
         result["failure"] = str(error)
     result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    return result | {"peak_mb": _peak_mb()}
+    return result | {"peak_mb": peak_mb()}
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -91,12 +92,6 @@ def run_regnet(tool: str, folder: Path, threads: int = 1) -> dict[str, Any]:
         return result | {"failure": (folder / f"{tool}.log").read_text().splitlines()[-1]}
     summary = json.loads((folder / tool / "summary.json").read_text())
     return result | {"share_registered": summary["share_registered"], "adapt": summary["adapt"]}
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process; `getrusage` would count what the parent held when it started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _held_mb(process: int) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -40,40 +40,24 @@ def worked(
     """
     threads = torch.get_num_threads()
     pending: deque[Callable[[], Result]] = deque()
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)  # for threads to come; the workers have told torch otherwise
-        begin: Callable[[Item], Callable[[], Result]] = partial(partial, work)
-        if at_once > 1:
-            if apart and can_fork():
-                work = stack.enter_context(forked(work, at_once))
-            begin = stack.enter_context(_threads(work, at_once))
-        reader = stack.enter_context(_closing(ThreadPoolExecutor(1)))
-        for read in reads:
-            pending.append(partial(_result, reader.submit(_begun, begin, read)))
-            if len(pending) > at_once:
+    with forked(work, at_once) if apart and at_once > 1 and can_fork() else nullcontext(work) as done:
+        reader, workers = (
+            ThreadPoolExecutor(1),
+            ThreadPoolExecutor(at_once, initializer=partial(torch.set_num_threads, 1)),
+        )
+        try:
+            for read in reads:
+                later = partial(_work_on, done, reader.submit(read))
+                pending.append(workers.submit(later).result if at_once > 1 else later)
+                if len(pending) > at_once:
+                    yield pending.popleft()()
+            while pending:
                 yield pending.popleft()()
-        while pending:
-            yield pending.popleft()()
+        finally:
+            for pool in (reader, workers):
+                pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # for threads to come; the workers have told torch otherwise
 
 
-@contextmanager
-def _threads(work: Callable[[Item], Result], count: int) -> Iterator[Callable[[Item], Callable[[], Result]]]:
-    with _closing(ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))) as pool:
-        yield lambda item: pool.submit(work, item).result
-
-
-@contextmanager
-def _closing(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """What has not begun never will once the context ends."""
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begun(begin: Callable[[Item], Callable[[], Result]], read: Callable[[], Item]) -> Callable[[], Result]:
-    return begin(read())
-
-
-def _result(begun: Future[Callable[[], Result]]) -> Result:
-    return begun.result()()
+def _work_on(work: Callable[[Item], Result], item: Future[Item]) -> Result:
+    return work(item.result())

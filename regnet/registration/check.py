@@ -13,17 +13,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from regnet.displacement import compose, random_field
 from regnet.registration.ahead import worked
 from regnet.registration.calibration import BOUND_90
-from regnet.registration.judgement import ERROR, VALID
+from regnet.registration.judgement import ERROR, VALID, Values
 from regnet.registration.options import WindowOptions
 from regnet.registration.windows import Matcher, Reader, corners
 from regnet.tiles.patch import Patch, displaced
-
-Values = NDArray[np.float32]
 
 PEAK_PX, SIGMA_PX = 4.0, 60.0
 """The field that is added: smooth, and no larger than what a pair in need of registration is off by."""
